@@ -189,7 +189,7 @@ def dropout_mask(
     Returns:
         float32 (B, H, N).
     """
-    word = dict(dtype=torch.int64, device=seed.device)
+    word = {"dtype": torch.int64, "device": seed.device}
     shape = ((rows + 3) // 4, trunks, columns)
     quad = torch.arange(shape[0], **word)[:, None, None]
     trunk = torch.arange(trunks, **word)[:, None]

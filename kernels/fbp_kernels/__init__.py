@@ -1,0 +1,39 @@
+"""Fused factorized bilinear pooling and what goes with it: operators, modules and `accelerate`."""
+
+from . import reference
+from .accelerate import Replacement, accelerate
+from .backends import BackendStatus, available_backends
+from .modules import (
+    AdaptiveMultiLevelFBP,
+    AttentionPool,
+    FactorizedBilinearPooling,
+    LocalResponseNorm,
+    TrunkFactorizedBilinearPooling,
+)
+from .ops import (
+    am_fbp,
+    attention_pool,
+    fbp,
+    local_response_norm,
+    power_normalize,
+    trunk_fbp,
+)
+
+__all__ = [
+    "AdaptiveMultiLevelFBP",
+    "AttentionPool",
+    "BackendStatus",
+    "FactorizedBilinearPooling",
+    "LocalResponseNorm",
+    "Replacement",
+    "TrunkFactorizedBilinearPooling",
+    "accelerate",
+    "am_fbp",
+    "attention_pool",
+    "available_backends",
+    "fbp",
+    "local_response_norm",
+    "power_normalize",
+    "reference",
+    "trunk_fbp",
+]

@@ -1,0 +1,105 @@
+"""Which backend runs an operator: one registry, one rule for choosing, one way to ask what is there.
+
+An operator's file registers itself with `register`; a backend's module (`native`) says why it
+cannot run at all, if so.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import native
+
+BACKENDS = ("native", "triton", "reference")  # in order of preference
+ENVIRONMENT = "FBP_BACKEND"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The fused forward and backward of one operator in one backend, called as the schema says."""
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether one backend runs one operator on one kind of device; `reason` says why not."""
+
+    operator: str
+    backend: str
+    available: bool
+    reason: str = ""
+
+
+_kernels: dict[str, dict[str, Kernel]] = {}
+
+
+def register(operator: str, **kernels: Kernel) -> None:
+    """Enters an operator and its fused kernels by backend name; the reference runs every operator."""
+    _kernels[operator] = kernels
+
+
+def kernel(operator: str, backend: str) -> Kernel:
+    """The kernels that `resolve` chose."""
+    return _kernels[operator][backend]
+
+
+def available_backends(device: torch.device | str = "cpu") -> list[BackendStatus]:
+    """What can run on a device, operator by operator.
+
+    Args:
+        device: a device or its type, such as "cpu" or "cuda".
+
+    Returns:
+        One entry for each operator and backend, the preferred backend of an operator first.
+    """
+    device_type = torch.device(device).type
+    return [
+        BackendStatus(operator, backend, not reason, reason)
+        for operator in _kernels
+        for backend in BACKENDS
+        for reason in [_why_not(operator, backend, device_type)]
+    ]
+
+
+def resolve(operator: str, backend: str | None, device_type: str) -> str:
+    """The backend that runs a call.
+
+    Args:
+        operator: such as "fbp".
+        backend: a name, or None for the one in the environment variable FBP_BACKEND, else the best.
+        device_type: where the tensors are, such as "cpu".
+
+    Raises:
+        ValueError: there is no backend of that name.
+        RuntimeError: the backend asked for cannot run this operator here; the message says why.
+    """
+    asked = backend or os.environ.get(ENVIRONMENT)
+    if not asked:
+        return next(b for b in BACKENDS if not _why_not(operator, b, device_type))
+    if asked not in BACKENDS:
+        source = "backend" if backend else f"the environment variable {ENVIRONMENT}"
+        raise ValueError(f"{source} is {asked!r}, expected one of {', '.join(sorted(BACKENDS))}")
+    reason = _why_not(operator, asked, device_type)
+    if reason:
+        raise RuntimeError(f"{operator} cannot run on backend {asked!r}: {reason}")
+    return asked
+
+
+def _why_not(operator: str, backend: str, device_type: str) -> str:
+    """Why a backend cannot run an operator, or an empty string where it can."""
+    if backend == "reference":
+        return ""
+    if backend == "native" and native.MISSING:
+        return native.MISSING
+    if backend not in _kernels[operator]:
+        return f"this version has no {backend} kernel for {operator}"
+    if backend == "native" and device_type != "cpu":
+        return (
+            f"the native kernels of this version run on the CPU, the tensors are on {device_type}"
+        )
+    return ""

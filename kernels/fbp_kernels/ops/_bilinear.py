@@ -1,0 +1,99 @@
+"""What `fbp`, `trunk_fbp` and `am_fbp` share."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _check
+
+KEEP_LIMIT = 64 * 2**20  # bytes
+
+
+def keeps_projections(
+    explicit: bool | None, elements: int, inputs: tuple[Tensor | None, ...]
+) -> bool:
+    """Whether the forward keeps the two projections for the backward or leaves it to recompute them.
+
+    Kept, the backward saves a third of its arithmetic; recomputed, the call holds on to its inputs only.
+    The default keeps them while the two together take at most 64 MiB, which covers every training batch of
+    the emotion models; `explicit` overrides it. Nothing is kept where no gradient is due.
+
+    Args:
+        explicit: the caller's choice, or None for the default.
+        elements: B * H * N, elements of one projection.
+        inputs: the differentiable inputs.
+    """
+    there = [t for t in inputs if t is not None]
+    if not torch.is_grad_enabled() or not any(t.requires_grad for t in there):
+        return False
+    if explicit is not None:
+        return explicit
+    return bool(2 * elements * there[0].element_size() <= KEEP_LIMIT)
+
+
+def projections(a: Tensor, trunks: int, columns: int, keep: bool) -> tuple[Tensor, Tensor]:
+    """The two projections as the fake forward gives them: (H, B, N) each, or empty."""
+    shape = (trunks, a.shape[0], columns) if keep else (0,)
+    return a.new_empty(shape), a.new_empty(shape)
+
+
+def add_trunk(per_row: tuple[Tensor, ...], shared: tuple[Tensor | None, ...]) -> list[Any]:
+    """Views with a trunk dimension of 1: to the kernels, global pooling is pooling over one trunk.
+
+    Args:
+        per_row: tensors with a batch dimension, which the trunk follows.
+        shared: weights and biases, which the trunk leads.
+    """
+    rows = [t.unsqueeze(1) for t in per_row]
+    return rows + [None if t is None else t.unsqueeze(0) for t in shared]
+
+
+def like_inputs(gradients: Any, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+    """Takes the trunk dimension off the gradients again; those not computed are empty and stay so."""
+    return tuple(
+        g if t is None or g.numel() != t.numel() else g.view(t.shape)
+        for g, t in zip(gradients, inputs, strict=True)
+    )
+
+
+def check_global(
+    operator: str, a: Tensor, v: Tensor, p: Tensor, q: Tensor, *biases: tuple[str, Tensor | None]
+) -> None:
+    """Shapes of global pooling: a (B, C), v (B, D), p (C, N), q (D, N), biases (N,).
+
+    Raises:
+        ValueError: a shape does not fit.
+    """
+    _check.shape(operator, "a", a, B=None, C=None)
+    _check.shape(operator, "v", v, B=a.shape[0], D=None)
+    _check.shape(operator, "p", p, C=a.shape[1], N=None)
+    _check.shape(operator, "q", q, D=v.shape[1], N=p.shape[1])
+    for name, bias in biases:
+        if bias is not None:
+            _check.shape(operator, name, bias, N=p.shape[1])
+
+
+def check_trunks(
+    operator: str,
+    rows: int | None,
+    a: tuple[str, Tensor],
+    v: tuple[str, Tensor],
+    p: tuple[str, Tensor],
+    q: tuple[str, Tensor],
+    *biases: tuple[str, Tensor | None],
+) -> None:
+    """Shapes of per-trunk pooling: a (B, H, C), v (B, H, D), p (H, C, N), q (H, D, N), biases (H, N).
+
+    Raises:
+        ValueError: a shape does not fit.
+    """
+    _check.shape(operator, *a, B=rows, H=None, C=None)
+    B, H, C = a[1].shape
+    _check.shape(operator, *v, B=B, H=H, D=None)
+    _check.shape(operator, *p, H=H, C=C, N=None)
+    N = p[1].shape[2]
+    _check.shape(operator, *q, H=H, D=v[1].shape[2], N=N)
+    for name, bias in biases:
+        if bias is not None:
+            _check.shape(operator, name, bias, H=H, N=N)

@@ -1,0 +1,94 @@
+"""Checks of arguments: every error names the argument, what came and what was expected."""
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def tensors(operator: str, **arguments: Tensor | None) -> None:
+    """One supported dtype and one device for all.
+
+    Raises:
+        TypeError: not a tensor, an unsupported dtype, or dtypes that differ.
+        ValueError: devices that differ.
+    """
+    first_name, first = next((n, t) for n, t in arguments.items() if t is not None)
+    for name, tensor in arguments.items():
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{operator}: {name} is a {type(tensor).__name__}, expected a tensor")
+        if tensor.dtype not in DTYPES:
+            expected = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
+            raise TypeError(f"{operator}: {name} is {tensor.dtype}, expected one of {expected}")
+        if tensor.dtype != first.dtype:
+            raise TypeError(
+                f"{operator}: {name} is {tensor.dtype}, expected {first.dtype} as {first_name} is"
+            )
+        if tensor.device != first.device:
+            raise ValueError(
+                f"{operator}: {name} is on {tensor.device}, expected {first.device} as {first_name} is"
+            )
+
+
+def shape(operator: str, name: str, tensor: Tensor, **expected: int | None) -> None:
+    """The rank and, where given, the sizes, by the name of each dimension.
+
+    Raises:
+        ValueError: another rank or size.
+    """
+    sizes = ", ".join(n if s is None else f"{n}={s}" for n, s in expected.items())
+    if tensor.dim() != len(expected) or any(
+        want is not None and have != want
+        for have, want in zip(tensor.shape, expected.values(), strict=True)
+    ):
+        raise ValueError(f"{operator}: {name} has shape {tuple(tensor.shape)}, expected ({sizes})")
+
+
+def factor(operator: str, name: str, value: int, columns: int) -> None:
+    """K divides the number of columns.
+
+    Raises:
+        ValueError: it is below 1 or does not divide.
+    """
+    if value < 1 or columns % value:
+        raise ValueError(
+            f"{operator}: {name} is {value}, expected a divisor of the {columns} columns of the weights"
+        )
+
+
+def probability(operator: str, value: float) -> None:
+    """Dropout is in [0, 1].
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not 0 <= value <= 1:
+        raise ValueError(f"{operator}: dropout is {value}, expected a probability from 0 to 1")
+
+
+def lengths(
+    operator: str, value: Tensor | None, rows: int, most: int, device: torch.device
+) -> None:
+    """Integers (B,) from 0 to the number of trunks or frames, on the device of the rest.
+
+    The values are looked at only where that costs no wait for a GPU and breaks no trace.
+
+    Raises:
+        TypeError: not an integer tensor.
+        ValueError: another shape, another device, or values out of range.
+    """
+    if value is None:
+        return
+    if not isinstance(value, Tensor) or value.dtype not in (torch.int32, torch.int64):
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{operator}: lengths is {kind}, expected an int64 or int32 tensor")
+    shape(operator, "lengths", value, B=rows)
+    if value.device != device:
+        raise ValueError(f"{operator}: lengths is on {value.device}, expected {device}")
+    if device.type != "cpu" or torch.compiler.is_compiling() or rows == 0:
+        return
+    low, high = value.min().item(), value.max().item()
+    if low < 0 or high > most:
+        raise ValueError(f"{operator}: lengths go from {low} to {high}, expected from 0 to {most}")

@@ -1,0 +1,142 @@
+"""How an operator enters PyTorch: one schema, one fake kernel and one autograd formula for all backends.
+
+An operator here is a pair, `fbp_kernels::name` and `fbp_kernels::name_backward`, derived from one declaration. The
+first result of the forward is what users see; the others are what it may keep for the backward. Both end in a
+`backend` argument, which picks the kernel when they run; tracing looks into neither.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backends
+
+LIBRARY = torch.library.Library("fbp_kernels", "DEF")
+
+
+@dataclass(frozen=True)
+class Operator:
+    """The declaration of an operator; arguments as a schema has them, in this order.
+
+    A forward kernel is called with (*inputs, *extras, *attributes, keep) and returns the result and what was
+    kept; a backward kernel with (dz, *inputs, *extras, *kept, *attributes, needs) and returns one gradient for
+    each input. `needs` has bit i set where input i needs its gradient. Schemas have no optional results: what was
+    not kept or not needed is an empty tensor.
+
+    Attributes:
+        name: the public name.
+        inputs: the differentiable tensors.
+        extras: other tensors.
+        attributes: everything that is no tensor.
+        kept: how many tensors the forward may keep, 0 where it has no `keep` argument.
+        fake: shapes of the forward's results; called as a forward kernel is.
+        fake_gradient: what the gradient of an input looks like, contiguous by default.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    attributes: tuple[str, ...]
+    fake: Callable[..., Any]
+    extras: tuple[str, ...] = ()
+    kept: int = 0
+    fake_gradient: Callable[[Tensor], Tensor] = lambda t: t.new_empty(t.shape)
+
+    def register(self, **kernels: backends.Kernel) -> None:
+        """Registers schema, fake kernels and autograd with PyTorch, and the kernels by backend."""
+        backends.register(self.name, **kernels)
+        keep = ("bool keep",) if self.kept else ()
+        kept = tuple(f"Tensor? kept{i}" for i in range(self.kept))
+        tensors = self.inputs + self.extras
+        _define(
+            self.name,
+            tensors + self.attributes + keep,
+            1 + self.kept,
+            lambda backend: backends.kernel(self.name, backend).forward,
+            self.fake,
+        )
+        _define(
+            f"{self.name}_backward",
+            ("Tensor dz", *tensors, *kept, *self.attributes, "int needs"),
+            len(self.inputs),
+            lambda backend: backends.kernel(self.name, backend).backward,
+            self._fake_backward,
+        )
+        torch.library.register_autograd(
+            f"fbp_kernels::{self.name}",
+            self._gradient,
+            setup_context=self._setup_context,
+            lib=LIBRARY,
+        )
+
+    def _fake_backward(self, dz: Tensor, *arguments: Any) -> Any:
+        needs = arguments[-1]
+        gradients = tuple(
+            dz.new_empty(0) if t is None or not needs >> i & 1 else self.fake_gradient(t)
+            for i, t in enumerate(arguments[: len(self.inputs)])
+        )
+        return gradients if len(gradients) > 1 else gradients[0]
+
+    def _setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        tensors = len(self.inputs) + len(self.extras)
+        attributes = inputs[tensors:-1]  # the last is the backend
+        kept: tuple[Tensor | None, ...] = ()
+        if self.kept:
+            kept = output[1:]
+            ctx.mark_non_differentiable(*kept)
+            *attributes, keep = attributes
+            kept = kept if keep else (None,) * self.kept
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[:tensors], *kept)
+        ctx.attributes = tuple(attributes)
+        ctx.backend = inputs[-1]
+        ctx.arguments = len(inputs)
+
+    def _gradient(self, ctx: Any, dz: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if dz is None:
+            return (None,) * ctx.arguments
+        needs = sum(1 << i for i in range(len(self.inputs)) if ctx.needs_input_grad[i])
+        gradients = getattr(torch.ops.fbp_kernels, f"{self.name}_backward")(
+            dz, *ctx.saved_tensors, *ctx.attributes, needs, ctx.backend
+        )
+        gradients = [gradients] if isinstance(gradients, Tensor) else gradients
+        needed = (g if needs >> i & 1 else None for i, g in enumerate(gradients))
+        return (*needed, *(None,) * (ctx.arguments - len(self.inputs)))
+
+
+def _define(
+    name: str,
+    arguments: tuple[str, ...],
+    results: int,
+    select: Callable[[str], Callable[..., Any]],
+    fake: Callable[..., Any],
+) -> None:
+    def run(*args: Any) -> Any:
+        return select(args[-1])(*args[:-1])
+
+    result = f"({', '.join(['Tensor'] * results)})" if results > 1 else "Tensor"
+    schema = f"{name}({', '.join(arguments)}, str backend) -> {result}"
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fbp_kernels::{name}", lambda *a: fake(*a[:-1]), lib=LIBRARY)
+
+
+def draw_seed(dropout: float, training: bool, device: torch.device) -> Tensor | None:
+    """A seed for the dropout mask from torch's generator of the device, or None where nothing drops."""
+    if not training or dropout == 0:
+        return None
+    return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """What autocast does to a matrix product: tensors in its dtype, where it is enabled."""
+    first = next((t for t in tensors if isinstance(t, Tensor)), None)
+    if first is None or not torch.is_autocast_enabled(first.device.type):
+        return tensors
+    dtype = torch.get_autocast_dtype(first.device.type)
+    narrowed = (torch.float32, torch.float16, torch.bfloat16)
+    return tuple(
+        t.to(dtype) if isinstance(t, Tensor) and t.dtype in narrowed else t for t in tensors
+    )

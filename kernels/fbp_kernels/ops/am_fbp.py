@@ -1,0 +1,131 @@
+"""Adaptive, multi-level factorized bilinear pooling: global and per-trunk in one call."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backends, native, reference
+from . import _bilinear, _check, _operator
+
+
+def am_fbp(
+    a: Tensor,
+    v: Tensor,
+    a_trunks: Tensor,
+    v_trunks: Tensor,
+    p: Tensor,
+    q: Tensor,
+    p_trunks: Tensor,
+    q_trunks: Tensor,
+    factor: int,
+    trunk_factor: int,
+    *,
+    adaptive: bool = True,
+    lengths: Tensor | None = None,
+    dropout: float = 0.0,
+    training: bool = False,
+    backend: str | None = None,
+    keep_projections: bool | None = None,
+) -> Tensor:
+    """Adaptive, multi-level FBP: `fbp` and `trunk_fbp` side by side.
+
+    AM-FBP of Zhou, Du et al. 2021 (https://arxiv.org/abs/2111.08910).
+
+    Args:
+        a: (B, C), float32, float64, bfloat16 or float16, as all tensors here; any strides.
+        v: (B, D).
+        a_trunks: (B, H, C'), usually C' = C.
+        v_trunks: (B, H, D').
+        p: (C, O_G * K_G).
+        q: (D, O_G * K_G).
+        p_trunks: (H, C', O_M * K_M).
+        q_trunks: (H, D', O_M * K_M).
+        factor: K_G.
+        trunk_factor: K_M.
+        adaptive: as in `fbp`, for the global part.
+        lengths: as in `trunk_fbp`.
+        dropout: as in `fbp`; one draw from the generator gives the masks of both parts.
+        training: whether dropout applies.
+        backend: as in `fbp`.
+        keep_projections: as in `fbp`, the limit applying to the projections of both parts together.
+
+    Returns:
+        (B, O_G + O_M), of the inputs' dtype; accumulated in float32 at least.
+
+    Raises:
+        TypeError: dtypes that are not supported or differ; lengths that are no integers.
+        ValueError: shapes, devices, factors, lengths, dropout or backend that do not fit.
+        RuntimeError: the backend asked for cannot run here.
+    """
+    inputs: tuple[Any, ...] = (a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks)
+    inputs = _operator.autocast(*inputs)
+    _check.tensors("am_fbp", **dict(zip(_INPUTS, inputs, strict=True)))
+    a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks = inputs
+    _bilinear.check_global("am_fbp", a, v, p, q)
+    trunk_inputs = zip(_INPUTS[2:4] + _INPUTS[6:], inputs[2:4] + inputs[6:], strict=True)
+    _bilinear.check_trunks("am_fbp", a.shape[0], *trunk_inputs)
+    _check.factor("am_fbp", "factor", factor, p.shape[1])
+    _check.factor("am_fbp", "trunk_factor", trunk_factor, p_trunks.shape[2])
+    _check.probability("am_fbp", dropout)
+    _check.lengths("am_fbp", lengths, a.shape[0], a_trunks.shape[1], a.device)
+    chosen = backends.resolve("am_fbp", backend, a.device.type)
+    seed = _operator.draw_seed(dropout, training, a.device)
+    if chosen == "reference":
+        return reference.am_fbp(
+            *inputs, factor, trunk_factor,
+            adaptive=adaptive, lengths=lengths, dropout=dropout, seed=seed,
+        )  # fmt: skip
+    columns = p.shape[1] + p_trunks.shape[0] * p_trunks.shape[2]
+    keep = _bilinear.keeps_projections(keep_projections, a.shape[0] * columns, inputs)
+    results = torch.ops.fbp_kernels.am_fbp(
+        *inputs, lengths, seed, factor, trunk_factor, adaptive, dropout, keep, chosen
+    )
+    pooled: Tensor = results[0]
+    return pooled
+
+
+_INPUTS = ("a", "v", "a_trunks", "v_trunks", "p", "q", "p_trunks", "q_trunks")
+
+
+def _fake(*arguments: Any) -> tuple[Tensor, ...]:
+    a, _, _, _, p, _, p_trunks, _, _, _, factor, trunk_factor, _, _, keep = arguments
+    N, (H, _, N_trunks) = p.shape[1], p_trunks.shape
+    return (
+        a.new_empty(a.shape[0], N // factor + N_trunks // trunk_factor),
+        *_bilinear.projections(a, 1, N, keep),
+        *_bilinear.projections(a, H, N_trunks, keep),
+    )
+
+
+def _one_trunk(inputs: list[Any]) -> list[Any]:
+    a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks = inputs
+    a, v, p, q = _bilinear.add_trunk((a, v), (p, q))
+    return [a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks]
+
+
+def _native(*arguments: Any) -> Any:
+    *tensors, factor, trunk_factor, adaptive, dropout, keep = arguments
+    inputs, extras = tensors[:8], tensors[8:]
+    return native.raw("am_forward")(
+        *_one_trunk(inputs), *extras, factor, trunk_factor, dropout, adaptive, keep
+    )
+
+
+def _native_backward(dz: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    *tensors, factor, trunk_factor, adaptive, dropout, needs = arguments
+    inputs, extras = tensors[:8], tensors[8:]
+    gradients = native.raw("am_backward")(
+        dz, *_one_trunk(inputs), *extras, factor, trunk_factor, dropout, adaptive, needs
+    )
+    return _bilinear.like_inputs(gradients, tuple(inputs))
+
+
+_operator.Operator(
+    "am_fbp",
+    inputs=tuple(f"Tensor {name}" for name in _INPUTS),
+    extras=("Tensor? lengths", "Tensor? seed"),
+    attributes=("SymInt factor", "SymInt trunk_factor", "bool adaptive", "float dropout"),
+    kept=4,
+    fake=_fake,
+).register(native=backends.Kernel(_native, _native_backward))

@@ -1,0 +1,108 @@
+"""Global factorized bilinear pooling."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backends, native, reference
+from . import _bilinear, _check, _operator
+
+
+def fbp(
+    a: Tensor,
+    v: Tensor,
+    p: Tensor,
+    q: Tensor,
+    factor: int,
+    *,
+    p_bias: Tensor | None = None,
+    q_bias: Tensor | None = None,
+    adaptive: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    backend: str | None = None,
+    keep_projections: bool | None = None,
+) -> Tensor:
+    """Global factorized bilinear pooling: the sum over K of (a p + p_bias) * (v q + q_bias).
+
+    MFB of Yu et al. 2017 (https://arxiv.org/abs/1708.01471); `adaptive` is AG-FBP of Zhou, Du et al. 2021
+    (https://arxiv.org/abs/2111.08910). With N = O * K, column o * K + k is factor k of output o.
+
+    Args:
+        a: (B, C), float32, float64, bfloat16 or float16, as all tensors here; any strides.
+        v: (B, D).
+        p: (C, N).
+        q: (D, N).
+        factor: K.
+        p_bias: (N,), added to the projection of a.
+        q_bias: (N,), added to the projection of v.
+        adaptive: replace a by mu a and v by eta v, where mu = |a| / (|a| + |v|) and
+            eta = |v| / (|a| + |v|) by rows; gradients flow through both.
+        dropout: probability with which an element of the product is dropped before the sum over K, in
+            training; the rest is scaled by 1 / (1 - dropout). The mask follows from torch's generator.
+        training: whether dropout applies.
+        backend: "native", "triton", "reference", or None for the environment variable FBP_BACKEND, else the
+            best that is there.
+        keep_projections: keep both projections for the backward (True), recompute them there (False), or
+            None for the default, which keeps them up to 64 MiB. The reference leaves this to PyTorch.
+
+    Returns:
+        (B, O), of the inputs' dtype; accumulated in float32 at least.
+
+    Raises:
+        TypeError: dtypes that are not supported or differ.
+        ValueError: shapes, devices, factor, dropout or backend that do not fit.
+        RuntimeError: the backend asked for cannot run here.
+    """
+    a, v, p, q, p_bias, q_bias = _operator.autocast(a, v, p, q, p_bias, q_bias)  # type: ignore[assignment]
+    _check.tensors("fbp", a=a, v=v, p=p, q=q, p_bias=p_bias, q_bias=q_bias)
+    _bilinear.check_global("fbp", a, v, p, q, ("p_bias", p_bias), ("q_bias", q_bias))
+    _check.factor("fbp", "factor", factor, p.shape[1])
+    _check.probability("fbp", dropout)
+    chosen = backends.resolve("fbp", backend, a.device.type)
+    seed = _operator.draw_seed(dropout, training, a.device)
+    if chosen == "reference":
+        return reference.fbp(
+            a, v, p, q, factor,
+            p_bias=p_bias, q_bias=q_bias, adaptive=adaptive, dropout=dropout, seed=seed,
+        )  # fmt: skip
+    inputs = (a, v, p, q, p_bias, q_bias)
+    keep = _bilinear.keeps_projections(keep_projections, a.shape[0] * p.shape[1], inputs)
+    results = torch.ops.fbp_kernels.fbp(*inputs, seed, factor, adaptive, dropout, keep, chosen)
+    pooled: Tensor = results[0]
+    return pooled
+
+
+def _fake(*arguments: Any) -> tuple[Tensor, ...]:
+    a, _, p, _, _, _, _, factor, _, _, keep = arguments
+    N = p.shape[1]
+    return a.new_empty(a.shape[0], N // factor), *_bilinear.projections(a, 1, N, keep)
+
+
+def _native(*arguments: Any) -> Any:
+    a, v, *shared, seed, factor, adaptive, dropout, keep = arguments
+    tensors = _bilinear.add_trunk((a, v), tuple(shared))
+    return native.raw("bilinear_forward")(
+        *tensors, None, seed, factor, dropout, reference.GLOBAL_STREAM, adaptive, keep
+    )
+
+
+def _native_backward(dz: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    a, v, *shared, seed, u, w, factor, adaptive, dropout, needs = arguments
+    tensors = _bilinear.add_trunk((a, v), tuple(shared))
+    gradients = native.raw("bilinear_backward")(
+        dz, *tensors, None, seed, u, w,
+        factor, dropout, reference.GLOBAL_STREAM, adaptive, needs,
+    )  # fmt: skip
+    return _bilinear.like_inputs(gradients, (a, v, *shared))
+
+
+_operator.Operator(
+    "fbp",
+    inputs=("Tensor a", "Tensor v", "Tensor p", "Tensor q", "Tensor? p_bias", "Tensor? q_bias"),
+    extras=("Tensor? seed",),
+    attributes=("SymInt factor", "bool adaptive", "float dropout"),
+    kept=2,
+    fake=_fake,
+).register(native=backends.Kernel(_native, _native_backward))

@@ -1,0 +1,34 @@
+"""Signed square root and L2 normalisation."""
+
+from torch import Tensor
+
+from .. import backends, reference
+from . import _check
+
+
+def power_normalize(z: Tensor, eps: float = 1e-12, *, backend: str | None = None) -> Tensor:
+    """sign(z) sqrt(|z|), then every row divided by its L2 norm, as MFB ends.
+
+    Yu et al. 2017 (https://arxiv.org/abs/1708.01471), with a gradient of 0 at z = 0, where the root's own is infinite.
+
+    Args:
+        z: (*, O), rows along the last dimension; float32, float64, bfloat16 or float16.
+        eps: the least norm to divide by.
+        backend: as in `fbp`.
+
+    Returns:
+        Like z.
+
+    Raises:
+        TypeError: a dtype that is not supported.
+        ValueError: no dimension, or an unknown backend.
+        RuntimeError: the backend asked for cannot run here.
+    """
+    _check.tensors("power_normalize", z=z)
+    if z.dim() < 1:
+        raise ValueError("power_normalize: z is a scalar, expected at least one dimension (*, O)")
+    backends.resolve("power_normalize", backend, z.device.type)
+    return reference.power_normalize(z, eps)
+
+
+backends.register("power_normalize")

@@ -1,0 +1,105 @@
+"""Per-trunk factorized bilinear pooling."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backends, native, reference
+from . import _bilinear, _check, _operator
+
+
+def trunk_fbp(
+    a: Tensor,
+    v: Tensor,
+    p: Tensor,
+    q: Tensor,
+    factor: int,
+    *,
+    p_bias: Tensor | None = None,
+    q_bias: Tensor | None = None,
+    lengths: Tensor | None = None,
+    dropout: float = 0.0,
+    training: bool = False,
+    backend: str | None = None,
+    keep_projections: bool | None = None,
+) -> Tensor:
+    """Per-trunk factorized bilinear pooling: over trunks h, the sum of SumPool_K((a_h p_h) * (v_h q_h)).
+
+    M-FBP of Zhou, Du et al. 2021 (https://arxiv.org/abs/2111.08910). Every trunk has weights of its own.
+
+    Args:
+        a: (B, H, C), float32, float64, bfloat16 or float16, as all tensors here; any strides.
+        v: (B, H, D).
+        p: (H, C, N), N = O * K.
+        q: (H, D, N).
+        factor: K.
+        p_bias: (H, N), added to the projections of a.
+        q_bias: (H, N), added to the projections of v.
+        lengths: int64 or int32 (B,): only the first lengths[b] trunks of row b count, whatever the others
+            hold; None counts all.
+        dropout: as in `fbp`.
+        training: whether dropout applies.
+        backend: as in `fbp`.
+        keep_projections: as in `fbp`.
+
+    Returns:
+        (B, O), of the inputs' dtype; accumulated in float32 at least.
+
+    Raises:
+        TypeError: dtypes that are not supported or differ; lengths that are no integers.
+        ValueError: shapes, devices, factor, lengths, dropout or backend that do not fit.
+        RuntimeError: the backend asked for cannot run here.
+    """
+    a, v, p, q, p_bias, q_bias = _operator.autocast(a, v, p, q, p_bias, q_bias)  # type: ignore[assignment]
+    _check.tensors("trunk_fbp", a=a, v=v, p=p, q=q, p_bias=p_bias, q_bias=q_bias)
+    _bilinear.check_trunks(
+        "trunk_fbp", None, ("a", a), ("v", v), ("p", p), ("q", q),
+        ("p_bias", p_bias), ("q_bias", q_bias),
+    )  # fmt: skip
+    _check.factor("trunk_fbp", "factor", factor, p.shape[2])
+    _check.probability("trunk_fbp", dropout)
+    _check.lengths("trunk_fbp", lengths, a.shape[0], a.shape[1], a.device)
+    chosen = backends.resolve("trunk_fbp", backend, a.device.type)
+    seed = _operator.draw_seed(dropout, training, a.device)
+    if chosen == "reference":
+        return reference.trunk_fbp(
+            a, v, p, q, factor,
+            p_bias=p_bias, q_bias=q_bias, lengths=lengths, dropout=dropout, seed=seed,
+        )  # fmt: skip
+    inputs = (a, v, p, q, p_bias, q_bias)
+    elements = a.shape[0] * p.shape[0] * p.shape[2]
+    keep = _bilinear.keeps_projections(keep_projections, elements, inputs)
+    results = torch.ops.fbp_kernels.trunk_fbp(*inputs, lengths, seed, factor, dropout, keep, chosen)
+    pooled: Tensor = results[0]
+    return pooled
+
+
+def _fake(*arguments: Any) -> tuple[Tensor, ...]:
+    a, _, p, _, _, _, _, _, factor, _, keep = arguments
+    H, _, N = p.shape
+    return a.new_empty(a.shape[0], N // factor), *_bilinear.projections(a, H, N, keep)
+
+
+def _native(*arguments: Any) -> Any:
+    *tensors, factor, dropout, keep = arguments
+    return native.raw("bilinear_forward")(
+        *tensors, factor, dropout, reference.TRUNK_STREAM, False, keep
+    )
+
+
+def _native_backward(*arguments: Any) -> Any:
+    *tensors, factor, dropout, needs = arguments
+    return native.raw("bilinear_backward")(
+        *tensors, factor, dropout, reference.TRUNK_STREAM, False, needs
+    )
+
+
+_operator.Operator(
+    "trunk_fbp",
+    inputs=("Tensor a", "Tensor v", "Tensor p", "Tensor q", "Tensor? p_bias", "Tensor? q_bias"),
+    extras=("Tensor? lengths", "Tensor? seed"),
+    attributes=("SymInt factor", "float dropout"),
+    kept=2,
+    fake=_fake,
+).register(native=backends.Kernel(_native, _native_backward))
