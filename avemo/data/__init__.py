@@ -1,0 +1,1 @@
+"""From media files to batches: decoding, faces, features, the cache, the data module."""

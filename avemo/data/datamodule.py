@@ -1,0 +1,230 @@
+"""Batches for Lightning, the same after an interruption as without one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from avemo.data.augment import AugmentConfig, augment
+from avemo.data.batch import Batch
+from avemo.data.cache import ClipCache
+from avemo.data.features import Clip, FeatureConfig
+from avemo.data.inputs import Sample, collate, to_sample
+
+Key = tuple[int, int]
+"""Epoch and place in the cache: all that a training sample depends on, apart from the seed."""
+
+
+class ClipDataModule(L.LightningDataModule):
+    """The splits of a prepared corpus.
+
+    Training clips are shuffled, cropped and changed by (seed, epoch, clip) alone. The training
+    loader keeps its place in the checkpoint, so a run that resumes in the middle of an epoch sees
+    the batches that an unbroken one would have seen.
+
+    Args:
+        cache: folder written by `avemo prepare`.
+        batch_size: clips per batch.
+        seed: of shuffling and augmentation.
+        max_seconds: longer clips are cropped, at a random place in training and in the middle
+            otherwise; None keeps them whole.
+        augment: changes to training clips; the default changes nothing.
+        drop_last: leave out the last batch of a training epoch if it is not full.
+        num_workers: processes that read ahead; 0 reads in the main one, which is enough, as a clip
+            costs a copy.
+
+    Attributes:
+        cache: the opened :class:`ClipCache`.
+        classes: the labels, sorted.
+        features: the settings of the cache.
+
+    Raises:
+        FileNotFoundError: there is no finished cache.
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        cache: Path,
+        *,
+        batch_size: int = 16,
+        seed: int = 0,
+        max_seconds: float | None = 10.0,
+        augment: AugmentConfig | None = None,
+        drop_last: bool = False,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if max_seconds is not None and max_seconds <= 0:
+            raise ValueError(f"max_seconds must be positive, got {max_seconds}")
+        if seed < 0 or num_workers < 0:
+            raise ValueError(
+                f"seed and num_workers must not be negative, got {seed} and {num_workers}"
+            )
+        self.cache = ClipCache(cache)
+        self.classes = self.cache.classes
+        self.features = self.cache.features
+        self.batch_size = batch_size
+        self.seed = seed
+        self.max_seconds = max_seconds
+        self.augment = augment or AugmentConfig()
+        self.drop_last = drop_last
+        self.num_workers = num_workers
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled batches of the training split."""
+        indices = self._indices("train")
+        dataset = _TrainingClips(self.cache, self.seed, self.max_seconds, self.augment)
+        return ResumableLoader(
+            dataset, EpochSampler(indices, self.seed), **self._options(self.drop_last)
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the validation split, in the manifest's order."""
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the test split, in the manifest's order."""
+        return self._evaluation_loader("test")
+
+    def evaluation_dataloader(self, split: str) -> DataLoader[Batch]:
+        """Batches of any split as evaluation sees it: unchanged, in the manifest's order."""
+        return self._evaluation_loader(split)
+
+    def _evaluation_loader(self, split: str) -> DataLoader[Batch]:
+        dataset = _EvaluationClips(self.cache, self._indices(split), self.max_seconds)
+        return DataLoader(dataset, **self._options(drop_last=False))
+
+    def _indices(self, split: str) -> NDArray[np.int64]:
+        indices = self.cache.select(split)
+        if not len(indices):
+            raise ValueError(f"the cache {self.cache.path} has no clips of the split {split!r}")
+        return indices
+
+    def _options(self, drop_last: bool) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "drop_last": drop_last,
+            "num_workers": self.num_workers,
+            "collate_fn": collate,
+        }
+
+
+class EpochSampler(Sampler[Key]):
+    """Training keys in an order that follows from seed and epoch alone.
+
+    Lightning calls :meth:`set_epoch` before each epoch.
+
+    Args:
+        indices: places in the cache.
+        seed: of the order.
+    """
+
+    def __init__(self, indices: NDArray[np.int64], seed: int) -> None:
+        self.indices = indices
+        self.seed = seed
+        self.epoch = 0
+        self.skip = 0  # keys of the next pass that were seen before
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch of the next pass."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[Key]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.indices)
+        for index in order[self.skip :]:
+            yield self.epoch, int(index)
+
+
+class ResumableLoader(DataLoader[Batch]):
+    """A loader whose place in the epoch goes into the checkpoint and comes back from it."""
+
+    def __init__(self, dataset: Dataset[Any], sampler: EpochSampler, **options: Any) -> None:
+        super().__init__(dataset, sampler=sampler, **options)
+        self._order = sampler
+        self._place = {"epoch": 0, "batches": 0}
+        self._resume: dict[str, int] | None = None
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and number of batches given out in it."""
+        return dict(self._place)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Makes the next pass, if it is of that epoch, begin after those batches."""
+        self._resume = dict(state)
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        # A generator: nothing is read before the first batch is wanted, by when the epoch has been
+        # set.
+        epoch, resume = self._order.epoch, self._resume
+        self._resume = None
+        first = resume["batches"] if resume and resume["epoch"] == epoch else 0
+        if first >= len(self):  # saved at the very end of an epoch
+            first = 0
+        self._order.skip = first * (self.batch_size or 1)
+        self._place = {"epoch": epoch, "batches": first}
+        for batch in super().__iter__():
+            self._place["batches"] += 1
+            yield batch
+
+
+class _TrainingClips(Dataset[Any]):
+    def __init__(
+        self, cache: ClipCache, seed: int, max_seconds: float | None, config: AugmentConfig
+    ) -> None:
+        self.cache, self.seed, self.max_seconds, self.config = cache, seed, max_seconds, config
+
+    def __getitem__(self, key: Key) -> Sample:
+        epoch, index = key
+        rng = np.random.default_rng([self.seed, epoch, index])
+        clip = crop_clip(self.cache[index], self.cache.features, self.max_seconds, rng.random())
+        return augment(_sample(self.cache, index, clip), self.config, rng)
+
+
+class _EvaluationClips(Dataset[Any]):
+    def __init__(
+        self, cache: ClipCache, indices: NDArray[np.int64], max_seconds: float | None
+    ) -> None:
+        self.cache, self.indices, self.max_seconds = cache, indices, max_seconds
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> Sample:
+        index = int(self.indices[place])
+        clip = crop_clip(self.cache[index], self.cache.features, self.max_seconds, 0.5)
+        return _sample(self.cache, index, clip)
+
+
+def _sample(cache: ClipCache, index: int, clip: Clip) -> Sample:
+    return to_sample(clip, cache.features, cache.label(index), cache.clips[index].path)
+
+
+def crop_clip(clip: Clip, config: FeatureConfig, max_seconds: float | None, place: float) -> Clip:
+    """Cuts a clip that is too long, both streams alike.
+
+    Args:
+        clip: the clip.
+        config: its settings.
+        max_seconds: the longest to keep; None keeps all.
+        place: 0 keeps the beginning, 1 the end, 0.5 the middle.
+    """
+    if max_seconds is None or len(clip.video) <= max_seconds * config.fps:
+        return clip
+    count = max(1, int(max_seconds * config.fps))
+    first = round(place * (len(clip.video) - count))
+    a, b = (round(n / config.fps * config.audio_fps) for n in (first, first + count))
+    return Clip(
+        clip.audio[a : b + 1], clip.video[first : first + count], clip.valid[first : first + count]
+    )

@@ -1,0 +1,295 @@
+"""Finds the face of a clip, follows it and cuts it out.
+
+A detector looks at every few frames only, and at each frame around the places where it lost the
+face. Its boxes are linked by overlap, the most persistent and largest chain is the face, and its
+boxes are interpolated and smoothed over all frames.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avemo.data.media import MediaError
+
+LOOK_SECONDS = 0.32
+"""Time between the frames that the detector looks at; a head hardly moves by its own width in
+that."""
+
+LINK_OVERLAP = 0.2
+"""Intersection over union at which two boxes are of the same face."""
+
+SEEN_SHARE = 0.3
+"""A clip whose face is seen in less than this share of its frames counts as having none."""
+
+SMOOTH_SECONDS = 0.24
+"""Standard deviation of the Gaussian that takes the detector's jitter out of the boxes."""
+
+DETECTION_SIDES = (240, 640)
+"""The detector looks at frames scaled down to the first; if no frame shows a face there, to the
+second."""
+
+SMALLEST_FACE = 0.15
+"""Side of the smallest face looked for, as a share of the shorter side of the frame."""
+
+
+class Box(NamedTuple):
+    """A square: centre and side, pixels."""
+
+    x: float
+    y: float
+    side: float
+
+
+class FaceDetector(Protocol):
+    """Finds faces in one grey frame."""
+
+    name: str
+
+    def __call__(self, frame: NDArray[np.uint8]) -> list[Box]:
+        """Boxes of all faces in a uint8 (H, W) frame, framed like the Haar cascade does: brows to
+        chin."""
+        ...
+
+
+class HaarDetector:
+    """OpenCV's bundled frontal-face cascade (Viola and Jones, 2001)."""
+
+    name = "haar"
+
+    def __init__(self) -> None:
+        self._cascade = _haar_cascade("haarcascade_frontalface_default.xml")
+
+    def __call__(self, frame: NDArray[np.uint8]) -> list[Box]:
+        smallest = max(24, round(SMALLEST_FACE * min(frame.shape)))
+        found = self._cascade.detectMultiScale(
+            frame, scaleFactor=1.15, minNeighbors=4, minSize=(smallest, smallest)
+        )
+        return [
+            Box(x + w / 2, y + h / 2, (w + h) / 2)
+            for x, y, w, h in np.asarray(found, float).reshape(-1, 4)
+        ]
+
+
+class YuNetDetector:
+    """A YuNet model (Wu et al., 2023), as OpenCV's model zoo gives it.
+
+    Args:
+        model: the `.onnx` file.
+
+    Raises:
+        ValueError: it cannot be read, or is no YuNet model.
+    """
+
+    SCORE = 0.7
+
+    def __init__(self, model: Path) -> None:
+        import cv2
+
+        try:
+            digest = hashlib.sha256(model.read_bytes()).hexdigest()[:16]
+            self._net = cv2.FaceDetectorYN.create(
+                str(model), "", (320, 320), score_threshold=self.SCORE
+            )
+            self._net.detect(np.zeros((320, 320, 3), np.uint8))
+        except (OSError, cv2.error) as error:
+            raise ValueError(
+                f"detector must be a readable YuNet .onnx file, got {str(model)!r}: {error}"
+            ) from error
+        self.name = f"yunet:{digest}"
+
+    def __call__(self, frame: NDArray[np.uint8]) -> list[Box]:
+        import cv2
+
+        height, width = frame.shape
+        self._net.setInputSize((width, height))
+        _, found = self._net.detect(cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR))
+        # YuNet's boxes are tall, from the hairline to the chin; the square around their centre
+        # matches Haar's.
+        rows = np.zeros((0, 15)) if found is None else found
+        return [
+            Box(float(x + w / 2), float(y + h / 2), float((w + h) / 2))
+            for x, y, w, h in rows[:, :4]
+        ]
+
+
+def load_detector(model: Path | None) -> FaceDetector:
+    """The detector of a YuNet model file, or OpenCV's Haar cascade for None.
+
+    Raises:
+        ValueError: the file is no YuNet model.
+    """
+    return HaarDetector() if model is None else YuNetDetector(model)
+
+
+def find_faces(
+    frames: NDArray[np.uint8], detector: FaceDetector, *, fps: float, size: int, margin: float
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Cuts the face out of every frame.
+
+    Args:
+        frames: uint8 (T, H, W).
+        detector: finds faces in a frame.
+        fps: frames per second.
+        size: S, side of the crops.
+        margin: added to each side of the detector's box, as a share of its side.
+
+    Returns:
+        The crops, uint8 (T, S, S), and whether the face was seen, bool (T,): detected in the frame
+        itself, or in both of the looks before and after it. Elsewhere the crop is where the face is
+        likely to be.
+
+    Raises:
+        MediaError: the face is seen in too few frames.
+    """
+    step = max(1, round(LOOK_SECONDS * fps))
+    for side in DETECTION_SIDES:
+        look = _Looks(frames, detector, side)
+        track, seen = _follow(look, len(frames), step)
+        if track or max(frames.shape[1:]) <= side:
+            break
+    if not track:
+        raise MediaError("no face")
+    if seen.mean() < SEEN_SHARE:
+        raise MediaError(f"no face: seen in {seen.mean():.0%} of the frames")
+    boxes = smooth_boxes(interpolate_boxes(track, len(frames)), SMOOTH_SECONDS * fps)
+    return np.stack(
+        [crop(f, Box(*b), size, margin) for f, b in zip(frames, boxes, strict=True)]
+    ), seen
+
+
+class _Looks:
+    """The detector's boxes per frame, in pixels of the frame, each frame looked at once at most."""
+
+    def __init__(self, frames: NDArray[np.uint8], detector: FaceDetector, side: int) -> None:
+        self.frames, self.detector = frames, detector
+        self.scale = min(1.0, side / max(frames.shape[1:]))
+        self.known: dict[int, list[Box]] = {}
+
+    def __call__(self, index: int) -> list[Box]:
+        import cv2
+
+        if index not in self.known:
+            frame = self.frames[index]
+            if self.scale < 1:
+                frame = cv2.resize(
+                    frame, None, fx=self.scale, fy=self.scale, interpolation=cv2.INTER_AREA
+                )
+            self.known[index] = [
+                Box(*(v / self.scale for v in box)) for box in self.detector(frame)
+            ]
+        return self.known[index]
+
+
+def _follow(look: _Looks, count: int, step: int) -> tuple[dict[int, Box], NDArray[np.bool_]]:
+    """Detected boxes of the one face, by frame, and the frames that it is seen in."""
+    looks = sorted({*range(0, count, step), count - 1})
+    track = link_boxes({i: look(i) for i in looks})
+    seen = np.zeros(count, bool)
+    if not track:
+        return {}, seen
+    lost = [(a, b) for a, b in itertools.pairwise(looks) if a not in track or b not in track]
+    if lost:
+        between = {i for a, b in lost for i in range(a + 1, b)}
+        track = link_boxes({i: look(i) for i in sorted({*looks, *between})})
+    seen[list(track)] = True
+    for a, b in itertools.pairwise(looks):
+        if a in track and b in track:
+            seen[a:b] = True
+    return track, seen
+
+
+def link_boxes(found: dict[int, list[Box]]) -> dict[int, Box]:
+    """Chains boxes of successive frames by overlap and gives the chain with the largest sum of
+    sides.
+
+    A chain goes on over frames without a face: the same place later is the same person.
+    """
+    chains: list[dict[int, Box]] = []
+    for index in sorted(found):
+        free = list(found[index])
+        for chain in sorted(chains, key=_weight, reverse=True):
+            last = chain[max(chain)]
+            best = max(free, key=lambda box: overlap(last, box), default=None)
+            if best is not None and overlap(last, best) >= LINK_OVERLAP:
+                chain[index] = best
+                free.remove(best)
+        chains += [{index: box} for box in free]
+    return max(chains, key=_weight, default={})
+
+
+def _weight(chain: dict[int, Box]) -> float:
+    return sum(box.side for box in chain.values())
+
+
+def overlap(a: Box, b: Box) -> float:
+    """Intersection over union of two squares."""
+    width = min(a.x + a.side / 2, b.x + b.side / 2) - max(a.x - a.side / 2, b.x - b.side / 2)
+    height = min(a.y + a.side / 2, b.y + b.side / 2) - max(a.y - a.side / 2, b.y - b.side / 2)
+    if width <= 0 or height <= 0:
+        return 0.0
+    return width * height / (a.side**2 + b.side**2 - width * height)
+
+
+def interpolate_boxes(track: dict[int, Box], count: int) -> NDArray[np.float64]:
+    """Boxes of all frames, float64 (count, 3), linear between the known ones and constant beyond
+    them."""
+    at = sorted(track)
+    known = np.array([track[i] for i in at], float)
+    return np.stack([np.interp(np.arange(count), at, known[:, j]) for j in range(3)], axis=1)
+
+
+def smooth_boxes(boxes: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
+    """Smooths boxes (T, 3) over time by a Gaussian of `sigma` frames."""
+    from scipy.ndimage import gaussian_filter1d
+
+    return np.asarray(gaussian_filter1d(boxes, sigma, axis=0, mode="nearest"))
+
+
+def crop(frame: NDArray[np.uint8], box: Box, size: int, margin: float) -> NDArray[np.uint8]:
+    """Cuts a square out of a frame at sub-pixel places, repeating the border outside of it.
+
+    Args:
+        frame: uint8 (H, W).
+        box: the square.
+        size: side of the result.
+        margin: added to each side of the box, as a share of its side.
+
+    Returns:
+        uint8 (size, size).
+    """
+    import cv2
+
+    side = box.side * (1 + 2 * margin)
+    shrink = max(1.0, side / size)
+    # Sample densely enough first, then average: plain bilinear sampling would alias when it scales
+    # down.
+    dense = size * int(np.ceil(shrink))
+    step = side / dense
+    matrix = np.array(
+        [[step, 0, box.x - side / 2 + step / 2 - 0.5], [0, step, box.y - side / 2 + step / 2 - 0.5]]
+    )
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    patch: Any = cv2.warpAffine(
+        frame, matrix, (dense, dense), flags=flags, borderMode=cv2.BORDER_REPLICATE
+    )
+    return patch if dense == size else cv2.resize(patch, (size, size), interpolation=cv2.INTER_AREA)
+
+
+@cache
+def _haar_cascade(name: str) -> Any:
+    import cv2
+
+    path = Path(cv2.__file__).parent / "data" / name
+    cascade = cv2.CascadeClassifier(str(path))
+    if cascade.empty():
+        raise RuntimeError(
+            f"OpenCV does not bring {name}; version 4.x is needed, this is {cv2.__version__}"
+        )
+    return cascade

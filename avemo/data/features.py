@@ -1,0 +1,274 @@
+"""What the networks are fed: a log spectrogram and normalised face crops of one clip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avemo.data.faces import FaceDetector, HaarDetector, find_faces
+from avemo.data.media import Footage, MediaError, read_footage
+
+FULL_BINS = 200
+"""Bins from 0 to 4 kHz at 20 Hz; fewer are averages of neighbours."""
+
+SILENCE_PEAK = 1e-4
+"""-80 dBFS, three steps of 16-bit sound: below it a clip has a sound track but no sound."""
+
+FACE_MEAN, FACE_STD = 128.0, 48.0
+"""Mean and deviation of the stored grey values of a clip, so that +-2.6 deviations fit into a
+byte."""
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """How clips become arrays; stored with every cache and every checkpoint.
+
+    Attributes:
+        sample_rate: of the sound, Hz.
+        window_ms: length of the Hamming window.
+        hop_ms: from one frame of the spectrogram to the next.
+        bin_hz: spacing of the transform's bins; the window is padded with zeros to reach it.
+        bins: frequency bins kept of 0 to 4 kHz; divides 200, and fewer than 200 average adjacent
+            ones' power.
+        db_min: lower end of the stored levels, dB below a sine at full scale.
+        db_max: upper end of the stored levels.
+        fps: face frames per second.
+        face_size: side of the square face crops, pixels.
+        face_margin: added to each side of the detector's box, as a share of its side.
+        detector: `haar`, or `yunet:` and the beginning of the model file's SHA-256.
+        version: of the extraction; caches of another version are not mixed.
+    """
+
+    sample_rate: int = 16000
+    window_ms: float = 40.0
+    hop_ms: float = 10.0
+    bin_hz: int = 20
+    bins: int = FULL_BINS
+    db_min: float = -100.0
+    db_max: float = 0.0
+    fps: float = 12.5
+    face_size: int = 64
+    face_margin: float = 0.15
+    detector: str = "haar"
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        if self.bins < 1 or FULL_BINS % self.bins:
+            raise ValueError(f"bins must divide {FULL_BINS}, got {self.bins}")
+        if self.sample_rate % self.bin_hz or self.sample_rate < 2 * FULL_BINS * self.bin_hz:
+            raise ValueError(
+                f"sample_rate must be a multiple of bin_hz={self.bin_hz} and at least "
+                f"{2 * FULL_BINS * self.bin_hz} Hz, got {self.sample_rate}"
+            )
+        if not 0 < self.window_length <= self.n_fft:
+            raise ValueError(
+                f"window_ms must lie in (0, {1000 / self.bin_hz:g}], got {self.window_ms}"
+            )
+        if self.hop_length < 1:
+            raise ValueError(f"hop_ms must be at least one sample, got {self.hop_ms}")
+        if not self.db_min < self.db_max:
+            raise ValueError(f"db_min must be below db_max, got {self.db_min} and {self.db_max}")
+        if not 0 < self.fps <= 240:
+            raise ValueError(f"fps must lie in (0, 240], got {self.fps}")
+        if not 8 <= self.face_size <= 1024:
+            raise ValueError(f"face_size must lie in 8..1024, got {self.face_size}")
+        if not 0 <= self.face_margin <= 1:
+            raise ValueError(f"face_margin must lie in [0, 1], got {self.face_margin}")
+
+    @property
+    def n_fft(self) -> int:
+        """Length of the transform, samples."""
+        return self.sample_rate // self.bin_hz
+
+    @property
+    def window_length(self) -> int:
+        """Length of the window, samples."""
+        return round(self.sample_rate * self.window_ms / 1000)
+
+    @property
+    def hop_length(self) -> int:
+        """Samples between frames of the spectrogram."""
+        return round(self.sample_rate * self.hop_ms / 1000)
+
+    @property
+    def audio_fps(self) -> float:
+        """Frames of the spectrogram per second."""
+        return self.sample_rate / self.hop_length
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary that JSON can hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> FeatureConfig:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: a setting is unknown, or out of range.
+        """
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown feature settings: {', '.join(unknown)}")
+        return cls(**values)
+
+
+class Clip(NamedTuple):
+    """The stored form of one clip; :mod:`avemo.data.inputs` makes network inputs of it.
+
+    Attributes:
+        audio: log spectrogram, uint8 (T_a, F): 0 is `db_min`, 255 is `db_max`.
+        video: grey face crops, uint8 (T_v, S, S), standardised over the clip.
+        valid: bool (T_v,): a face was seen in this frame, or right before and after it.
+    """
+
+    audio: NDArray[np.uint8]
+    video: NDArray[np.uint8]
+    valid: NDArray[np.bool_]
+
+
+def extract(
+    path: Path,
+    config: FeatureConfig,
+    detector: FaceDetector | None = None,
+    *,
+    max_seconds: float | None = 120.0,
+) -> Clip:
+    """Makes the features of one media file.
+
+    Args:
+        path: any audio-video file.
+        config: the settings.
+        detector: finds faces; the default is OpenCV's Haar cascade. Its name must be
+            `config.detector`.
+        max_seconds: longer clips are refused, so that memory stays bounded (see
+            :func:`extract_windows`).
+
+    Returns:
+        The clip's arrays.
+
+    Raises:
+        MediaError: the clip cannot be used; the message says why.
+        ValueError: the detector is not the one that the settings name.
+    """
+    detector = _checked(detector, config)
+    (footage,) = read_footage(
+        path, sample_rate=config.sample_rate, fps=config.fps, max_seconds=max_seconds
+    )
+    return features_of(footage, config, detector)
+
+
+def extract_windows(
+    path: Path, config: FeatureConfig, detector: FaceDetector | None = None, *, seconds: float
+) -> Iterator[tuple[float, float, Clip | MediaError]]:
+    """Makes the features of a clip of any length, in equal windows no longer than `seconds`.
+
+    Yields:
+        Start and duration of the window in seconds, and its arrays, or why there are none.
+
+    Raises:
+        MediaError: the file as a whole cannot be used.
+        ValueError: the detector is not the one that the settings name.
+    """
+    detector = _checked(detector, config)
+    for footage in read_footage(
+        path, sample_rate=config.sample_rate, fps=config.fps, window_seconds=seconds
+    ):
+        duration = len(footage.frames) / config.fps
+        try:
+            yield footage.start, duration, features_of(footage, config, detector)
+        except MediaError as error:
+            yield footage.start, duration, error
+
+
+def features_of(footage: Footage, config: FeatureConfig, detector: FaceDetector) -> Clip:
+    """Makes the features of decoded media.
+
+    Raises:
+        MediaError: there is no sound or no face in it.
+    """
+    if footage.waveform.size == 0 or np.abs(footage.waveform).max() < SILENCE_PEAK:
+        raise MediaError("silent audio")
+    crops, valid = find_faces(
+        footage.frames, detector, fps=config.fps, size=config.face_size, margin=config.face_margin
+    )
+    audio = quantize(log_spectrogram(footage.waveform, config), config)
+    return Clip(audio, standardize(crops, valid), valid)
+
+
+def log_spectrogram(waveform: NDArray[np.float32], config: FeatureConfig) -> NDArray[np.float32]:
+    """Levels of a waveform over time and frequency.
+
+    Frame t is centred on sample `t * hop_length` (zeros beyond the ends), so it lines up with the
+    video frame of the same time. Power is divided by that of a sine at full scale, whose bin is
+    thus at 0 dB.
+
+    Args:
+        waveform: float (N,).
+        config: the settings.
+
+    Returns:
+        float32 (1 + N // hop_length, bins), dB, clipped to `db_min`..`db_max`.
+    """
+    import librosa
+
+    spectrum = librosa.stft(
+        waveform,
+        n_fft=config.n_fft,
+        hop_length=config.hop_length,
+        win_length=config.window_length,
+        window="hamming",
+        center=True,
+        pad_mode="constant",
+    )[:FULL_BINS]
+    window = librosa.filters.get_window("hamming", config.window_length)
+    power = np.square(np.abs(spectrum)) / np.float32((window.sum() / 2) ** 2)
+    power = power.reshape(config.bins, FULL_BINS // config.bins, -1).mean(axis=1)
+    floor = np.float32(10 ** (config.db_min / 10))
+    level = 10 * np.log10(np.maximum(power, floor))
+    return np.clip(level, config.db_min, config.db_max).T.astype(np.float32)
+
+
+def quantize(level: NDArray[np.float32], config: FeatureConfig) -> NDArray[np.uint8]:
+    """Stores dB in a byte: steps of 0.4 dB for the default range of 100 dB, far below what a voice
+    varies by."""
+    scale = 255 / (config.db_max - config.db_min)
+    return np.rint((level - config.db_min) * scale).astype(np.uint8)
+
+
+def dequantize(audio: NDArray[np.uint8], config: FeatureConfig) -> NDArray[np.float32]:
+    """The inverse of :func:`quantize`, dB."""
+    scale = np.float32((config.db_max - config.db_min) / 255)
+    return audio.astype(np.float32) * scale + np.float32(config.db_min)
+
+
+def standardize(crops: NDArray[np.uint8], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Brings the grey values of a clip's face to one mean and deviation, as bytes.
+
+    Over the clip, not per frame: lighting and camera go, but what changes from frame to frame (the
+    expression) keeps its contrast. Histogram equalisation would amplify noise in flat faces and
+    flicker over time.
+
+    Args:
+        crops: uint8 (T, S, S).
+        valid: bool (T,), the frames that statistics are taken from.
+    """
+    seen = crops[valid] if valid.any() else crops
+    mean, std = float(seen.mean()), max(float(seen.std()), 1.0)
+    table = np.clip(np.rint((np.arange(256) - mean) / std * FACE_STD + FACE_MEAN), 0, 255).astype(
+        np.uint8
+    )
+    return table[crops]
+
+
+def _checked(detector: FaceDetector | None, config: FeatureConfig) -> FaceDetector:
+    detector = detector or HaarDetector()
+    if detector.name != config.detector:
+        raise ValueError(
+            f"detector must be {config.detector!r} as in the features' settings, got {detector.name!r}"
+        )
+    return detector
