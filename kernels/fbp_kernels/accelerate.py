@@ -80,10 +80,17 @@ def _plan(name: str, module: nn.Module, backend: str | None, device_type: str) -
     except RuntimeError as error:
         return Replacement(*entry, "reference", str(error))
     if chosen == "reference" and backend != "reference":
-        return Replacement(
-            *entry, "reference", f"{operator} has no fused kernel on {device_type} yet"
-        )
+        return Replacement(*entry, "reference", _why_reference(operator, device_type))
     return Replacement(*entry, chosen)
+
+
+def _why_reference(operator: str, device_type: str) -> str:
+    missing = (
+        f"{status.backend}: {status.reason}"
+        for status in backends.available_backends(device_type)
+        if status.operator == operator and not status.available
+    )
+    return "; ".join(missing) or f"the environment variable {backends.ENVIRONMENT} asks for it"
 
 
 def _switch(module: nn.Module, backend: str) -> None:

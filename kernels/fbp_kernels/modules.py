@@ -1,7 +1,7 @@
 """The operators as modules, with parameters in the standard layout.
 
-Every module takes `backend` ("native", "triton", "reference" or None for the best there is) and keeps it as an attribute;
-`fbp_kernels.accelerate` sets it on a whole model.
+Every module takes `backend` ("native", "triton", "reference" or None for the best there is) and keeps
+it as an attribute; `fbp_kernels.accelerate` sets it on a whole model.
 """
 
 import math

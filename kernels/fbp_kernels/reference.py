@@ -189,12 +189,10 @@ def dropout_mask(
     Returns:
         float32 (B, H, N).
     """
-    word = {"dtype": torch.int64, "device": seed.device}
     shape = ((rows + 3) // 4, trunks, columns)
-    quad = torch.arange(shape[0], **word)[:, None, None]
-    trunk = torch.arange(trunks, **word)[:, None]
-    column = torch.arange(columns, **word)
-    counter = [c.expand(shape) for c in (column, trunk, quad, torch.full((), stream, **word))]
+    quad, trunk, column = (torch.arange(size, device=seed.device) for size in shape)
+    words = (column, trunk[:, None], quad[:, None, None], torch.full_like(seed, stream))
+    counter = [word.expand(shape) for word in words]
     bits = torch.stack(_philox(counter, (seed & _LOW, seed >> 32 & _LOW)), 1)  # (B/4, 4, H, N)
     keep = bits.flatten(0, 1)[:rows] >= int(dropout * 2**32)
     return keep * (1.0 / (1.0 - dropout) if dropout < 1 else 0.0)

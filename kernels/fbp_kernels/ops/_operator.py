@@ -81,13 +81,12 @@ class Operator:
 
     def _setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         tensors = len(self.inputs) + len(self.extras)
-        attributes = inputs[tensors:-1]  # the last is the backend
+        attributes = list(inputs[tensors:-1])  # the last is the backend
         kept: tuple[Tensor | None, ...] = ()
         if self.kept:
             kept = output[1:]
             ctx.mark_non_differentiable(*kept)
-            *attributes, keep = attributes
-            kept = kept if keep else (None,) * self.kept
+            kept = kept if attributes.pop() else (None,) * self.kept
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:tensors], *kept)
         ctx.attributes = tuple(attributes)
@@ -130,7 +129,7 @@ def draw_seed(dropout: float, training: bool, device: torch.device) -> Tensor | 
     return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
 
 
-def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def autocast(*tensors: Any) -> tuple[Any, ...]:
     """What autocast does to a matrix product: tensors in its dtype, where it is enabled."""
     first = next((t for t in tensors if isinstance(t, Tensor)), None)
     if first is None or not torch.is_autocast_enabled(first.device.type):

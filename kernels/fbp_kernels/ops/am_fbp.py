@@ -58,8 +58,7 @@ def am_fbp(
         ValueError: shapes, devices, factors, lengths, dropout or backend that do not fit.
         RuntimeError: the backend asked for cannot run here.
     """
-    inputs: tuple[Any, ...] = (a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks)
-    inputs = _operator.autocast(*inputs)
+    inputs = _operator.autocast(a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks)
     _check.tensors("am_fbp", **dict(zip(_INPUTS, inputs, strict=True)))
     a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks = inputs
     _bilinear.check_global("am_fbp", a, v, p, q)
@@ -73,7 +72,7 @@ def am_fbp(
     seed = _operator.draw_seed(dropout, training, a.device)
     if chosen == "reference":
         return reference.am_fbp(
-            *inputs, factor, trunk_factor,
+            a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks, factor, trunk_factor,
             adaptive=adaptive, lengths=lengths, dropout=dropout, seed=seed,
         )  # fmt: skip
     columns = p.shape[1] + p_trunks.shape[0] * p_trunks.shape[2]

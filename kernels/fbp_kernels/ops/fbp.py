@@ -55,7 +55,7 @@ def fbp(
         ValueError: shapes, devices, factor, dropout or backend that do not fit.
         RuntimeError: the backend asked for cannot run here.
     """
-    a, v, p, q, p_bias, q_bias = _operator.autocast(a, v, p, q, p_bias, q_bias)  # type: ignore[assignment]
+    a, v, p, q, p_bias, q_bias = _operator.autocast(a, v, p, q, p_bias, q_bias)
     _check.tensors("fbp", a=a, v=v, p=p, q=q, p_bias=p_bias, q_bias=q_bias)
     _bilinear.check_global("fbp", a, v, p, q, ("p_bias", p_bias), ("q_bias", q_bias))
     _check.factor("fbp", "factor", factor, p.shape[1])

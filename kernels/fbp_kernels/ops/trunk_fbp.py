@@ -51,7 +51,7 @@ def trunk_fbp(
         ValueError: shapes, devices, factor, lengths, dropout or backend that do not fit.
         RuntimeError: the backend asked for cannot run here.
     """
-    a, v, p, q, p_bias, q_bias = _operator.autocast(a, v, p, q, p_bias, q_bias)  # type: ignore[assignment]
+    a, v, p, q, p_bias, q_bias = _operator.autocast(a, v, p, q, p_bias, q_bias)
     _check.tensors("trunk_fbp", a=a, v=v, p=p, q=q, p_bias=p_bias, q_bias=q_bias)
     _bilinear.check_trunks(
         "trunk_fbp", None, ("a", a), ("v", v), ("p", p), ("q", q),
