@@ -1,0 +1,40 @@
+"""Emotion recognisers, by name. A new model is one file and one line in `MODELS`."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from avemo.models.am_fbp import AMFBP
+from avemo.models.config import ModelConfig
+from avemo.models.output import Output
+from avemo.models.single import AudioOnly, VideoOnly
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "am_fbp": AMFBP,
+    "audio": AudioOnly,
+    "video": VideoOnly,
+}
+
+
+def build_model(config: ModelConfig, *, bins: int, face_size: int, classes: int) -> nn.Module:
+    """The model that `config.name` names, newly initialised, in plain PyTorch.
+
+    Args:
+        config: the name and the sizes.
+        bins: frequency bins of the spectrograms that it will hear.
+        face_size: height and width of the face crops that it will see.
+        classes: number of emotions.
+
+    Returns:
+        A module called as `model(audio, audio_lengths, video, video_lengths)` that returns an
+        `Output`. Its operators run on the reference backend until `avemo.models.backend.use_backend`.
+
+    Raises:
+        ValueError: no model has that name, or a size does not fit.
+    """
+    if config.name not in MODELS:
+        raise ValueError(f"model.name must be one of {', '.join(MODELS)}; got {config.name!r}")
+    return MODELS[config.name](config, bins=bins, face_size=face_size, classes=classes)
+
+
+__all__ = ["MODELS", "ModelConfig", "Output", "build_model"]

@@ -1,0 +1,120 @@
+"""The fully convolutional audio encoder (1D-ABFCN).
+
+An AlexNet without its dense layers reads the log spectrogram; a last layer as high as what is left
+of the frequency axis collapses it, so that attention runs over time alone ("1D"). The layout
+follows the audio stream of Zhou et al. (2021), "Information Fusion in Attention Networks Using
+Adaptive and Multi-Level Factorized Bilinear Pooling for Audio-Visual Emotion Recognition".
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avemo.models.config import AudioEncoderConfig
+from fbp_kernels import LocalResponseNorm
+
+_POOL = 3  # frames (and bins) that a pooling window covers
+_POOL_STRIDE = 2
+
+
+class AudioEncoder(nn.Module):
+    """Encodes log spectrograms of any length from one frame up.
+
+    A clip's result does not depend on how far its batch is padded: what lies past its end is set
+    to zero before every layer, where a convolution of the clip alone pads with zeros too; and as
+    max-pooling follows a ReLU, zeros never win over a clip's own values.
+
+    Args:
+        bins: F, frequency bins of the input.
+        config: channels, stride and output width.
+
+    Raises:
+        ValueError: `bins` are too few to be pooled twice.
+    """
+
+    def __init__(self, bins: int, config: AudioEncoderConfig) -> None:
+        super().__init__()
+        c1, c2, c3, c4, c5 = config.channels
+        self.stride = config.stride
+        self.conv1 = nn.Conv2d(1, c1, 11, stride=config.stride, padding=5)
+        self.conv2 = nn.Conv2d(c1, c2, 5, padding=2)
+        self.conv3 = nn.Conv2d(c2, c3, 3, padding=1)
+        self.conv4 = nn.Conv2d(c3, c4, 3, padding=1)
+        self.conv5 = nn.Conv2d(c4, c5, 3, padding=1)
+        self.norm1 = LocalResponseNorm(relu=True, backend="reference")
+        self.norm2 = LocalResponseNorm(relu=True, backend="reference")
+        self.dropout = nn.Dropout2d(config.dropout)
+        heights = _strided(bins, config.stride[0])
+        for _ in range(2):
+            if heights < _POOL:
+                raise ValueError(
+                    f"bins must leave at least {_POOL} rows to each of the two poolings; "
+                    f"got {bins} bins with stride {config.stride[0]}"
+                )
+            heights = _pooled(heights)
+        self.collapse = nn.Conv2d(c5, config.out_features, (heights, 1))
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for conv in (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5):
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            _zero(conv.bias)
+        nn.init.xavier_normal_(self.collapse.weight)
+        _zero(self.collapse.bias)
+
+    def out_lengths(self, lengths: Tensor) -> Tensor:
+        """Encoded frames that clips of `lengths` frames give: int64 (B,) to int64 (B,)."""
+        lengths = _strided(lengths, self.stride[1])
+        return _pooled(_pooled(lengths))
+
+    def forward(self, spectrogram: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encodes a batch.
+
+        Args:
+            spectrogram: (B, F, T), padded at the end to the longest clip.
+            lengths: int64 (B,), frames of each clip, 1 to T.
+
+        Returns:
+            (B, T', C), zero past each clip's end, and int64 (B,), its encoded frames.
+        """
+        x = _mask(spectrogram.unsqueeze(1), lengths)
+        lengths = _strided(lengths, self.stride[1])
+        x = _mask(self.norm1(self.conv1(x)), lengths)
+        x, lengths = _max_pool(x), _pooled(lengths)
+        x = _mask(self.norm2(self.conv2(_mask(x, lengths))), lengths)
+        x, lengths = _max_pool(x), _pooled(lengths)
+        x = _mask(x, lengths)
+        for conv in (self.conv3, self.conv4, self.conv5):
+            x = _mask(F.relu(conv(x)), lengths)
+        x = _mask(self.collapse(self.dropout(x)), lengths)
+        return x.squeeze(2).transpose(1, 2), lengths
+
+
+def _zero(bias: Tensor | None) -> None:
+    assert bias is not None
+    nn.init.zeros_(bias)
+
+
+def _strided(length, stride):  # type: ignore[no-untyped-def]  # int or Tensor
+    """Outputs of a convolution with an odd kernel, padded by half of it."""
+    return (length - 1) // stride + 1
+
+
+def _pooled(length):  # type: ignore[no-untyped-def]  # int or Tensor
+    """Outputs of a pooling without padding; what is shorter than its window gives one."""
+    pooled = (length - _POOL) // _POOL_STRIDE + 1
+    return pooled.clamp(min=1) if isinstance(pooled, Tensor) else max(pooled, 1)
+
+
+def _max_pool(x: Tensor) -> Tensor:
+    """Max-pools (B, C, F, T), at least one window over time; x is not negative."""
+    short = _POOL - x.shape[-1]
+    if short > 0:
+        x = F.pad(x, (0, short))
+    return F.max_pool2d(x, _POOL, _POOL_STRIDE)
+
+
+def _mask(x: Tensor, lengths: Tensor) -> Tensor:
+    """Zeroes what lies past each clip's end: x (B, C, F, T), lengths int64 (B,)."""
+    outside = torch.arange(x.shape[-1], device=x.device) >= lengths[:, None]
+    return x.masked_fill(outside[:, None, None, :], 0.0)

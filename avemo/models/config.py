@@ -1,0 +1,95 @@
+"""What a model is built from: every size is configuration."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class AudioEncoderConfig:
+    """The fully convolutional audio encoder (`avemo.models.audio.AudioEncoder`).
+
+    Attributes:
+        channels: output channels of the five convolutions.
+        stride: stride of the first convolution over (frequency, time).
+        out_features: C, features per frame of the result.
+        dropout: probability of dropping a whole channel before the last layer.
+    """
+
+    channels: tuple[int, int, int, int, int] = (96, 256, 384, 384, 256)
+    stride: tuple[int, int] = (4, 2)
+    out_features: int = 256
+    dropout: float = 0.2
+
+
+@dataclass(frozen=True)
+class VideoEncoderConfig:
+    """The face-frame encoder (`avemo.models.video.VideoEncoder`).
+
+    Attributes:
+        channels: output channels of the stages; each stage halves the picture.
+        out_features: D, features per frame of the result.
+        dropout: probability of dropping a whole channel before the last layer.
+    """
+
+    channels: tuple[int, ...] = (64, 128, 256, 512)
+    out_features: int = 512
+    dropout: float = 0.2
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Self-attention over the frames of a stream (`fbp_kernels.AttentionPool`).
+
+    Attributes:
+        hidden: A, width of the hidden layer of the score.
+        scale: lambda, what the scores are multiplied by before the softmax; the larger, the
+            sharper. A hyper-parameter as in the paper: it is not learned.
+    """
+
+    hidden: int = 128
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """Adaptive and multi-level factorized bilinear pooling of the two streams.
+
+    Attributes:
+        global_features: O_G, outputs of the global level.
+        global_factor: K_G, factors per output of the global level.
+        trunk_features: O_M, outputs of the intra-trunk level.
+        trunk_factor: K_M, factors per output of the intra-trunk level.
+        trunks: H, equal parts of a clip's duration.
+        adaptive: weigh the two global vectors by their norms (mu and eta).
+        dropout: probability of dropping an element of the product before the sum over factors.
+    """
+
+    global_features: int = 128
+    global_factor: int = 4
+    trunk_features: int = 128
+    trunk_factor: int = 4
+    trunks: int = 8
+    adaptive: bool = True
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model by name, and the sizes of its parts; a model takes no notice of parts it lacks.
+
+    Attributes:
+        name: one of `avemo.models.MODELS`.
+        audio: the audio encoder.
+        video: the video encoder.
+        audio_attention: attention over the audio frames.
+        video_attention: attention over the video frames.
+        fusion: the bilinear fusion of both streams.
+        dropout: probability of dropping a feature before the classifier.
+    """
+
+    name: str = "am_fbp"
+    audio: AudioEncoderConfig = field(default_factory=AudioEncoderConfig)
+    video: VideoEncoderConfig = field(default_factory=VideoEncoderConfig)
+    audio_attention: AttentionConfig = field(default_factory=AttentionConfig)
+    video_attention: AttentionConfig = field(default_factory=AttentionConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    dropout: float = 0.3

@@ -1,0 +1,41 @@
+"""The audio system and the video system: what fusion has to beat."""
+
+from torch import Tensor, nn
+
+from avemo.models.config import ModelConfig
+from avemo.models.output import Output
+from avemo.models.stream import AudioStream, VideoStream
+
+
+class AudioOnly(nn.Module):
+    """Audio encoder, attention over time, classifier; called like every model, deaf to `video`."""
+
+    def __init__(self, config: ModelConfig, *, bins: int, face_size: int, classes: int) -> None:
+        super().__init__()
+        self.audio = AudioStream(config, bins)
+        self.classifier = _classifier(self.audio.out_features, classes, config.dropout)
+
+    def forward(
+        self, audio: Tensor, audio_lengths: Tensor, video: Tensor, video_lengths: Tensor
+    ) -> Output:
+        pooled = self.audio(audio, audio_lengths)
+        return Output(self.classifier(pooled.vector), pooled.attention, None)
+
+
+class VideoOnly(nn.Module):
+    """Face-frame encoder, attention over time, classifier; called like every model, blind to `audio`."""
+
+    def __init__(self, config: ModelConfig, *, bins: int, face_size: int, classes: int) -> None:
+        super().__init__()
+        self.video = VideoStream(config, face_size)
+        self.classifier = _classifier(self.video.out_features, classes, config.dropout)
+
+    def forward(
+        self, audio: Tensor, audio_lengths: Tensor, video: Tensor, video_lengths: Tensor
+    ) -> Output:
+        pooled = self.video(video, video_lengths)
+        return Output(self.classifier(pooled.vector), None, pooled.attention)
+
+
+def _classifier(features: int, classes: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(features), nn.Dropout(dropout), nn.Linear(features, classes))

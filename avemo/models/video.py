@@ -1,0 +1,62 @@
+"""The face-frame encoder: one small convolutional network for every frame of every clip."""
+
+import torch
+from torch import Tensor, nn
+
+from avemo.models.config import VideoEncoderConfig
+
+
+class VideoEncoder(nn.Module):
+    """Encodes each face crop by itself; padded frames are skipped, not computed and thrown away.
+
+    Every stage is a 3x3 convolution with stride 2, batch normalisation and ReLU. A dense layer reads
+    what is left of the picture: where in the face a feature sits matters, so there is no average
+    over positions. Statistics of the batch normalisation see real frames only.
+
+    Args:
+        face_size: S, height and width of the crops.
+        config: channels and output width.
+
+    Raises:
+        ValueError: `face_size` is too small to be halved by every stage.
+    """
+
+    def __init__(self, face_size: int, config: VideoEncoderConfig) -> None:
+        super().__init__()
+        smallest = 1 << len(config.channels)
+        if face_size < smallest:
+            raise ValueError(
+                f"face_size must be at least {smallest} for {len(config.channels)} stages; "
+                f"got {face_size}"
+            )
+        side = -(-face_size // smallest)
+        stages: list[nn.Module] = []
+        channels = 1
+        for out in config.channels:
+            stages += [
+                nn.Conv2d(channels, out, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(out),
+                nn.ReLU(inplace=True),
+            ]
+            channels = out
+        # The layout that convolutions with many small pictures are fastest in, on CPUs and GPUs.
+        self.stages = nn.Sequential(*stages).to(memory_format=torch.channels_last)
+        self.dropout = nn.Dropout2d(config.dropout)
+        self.project = nn.Linear(channels * side * side, config.out_features)
+
+    def forward(self, faces: Tensor, lengths: Tensor) -> Tensor:
+        """Encodes a batch.
+
+        Args:
+            faces: (B, T, S, S), grey, padded at the end to the longest clip.
+            lengths: int64 (B,), frames of each clip, 1 to T.
+
+        Returns:
+            (B, T, D), zero past each clip's end.
+        """
+        inside = torch.arange(faces.shape[1], device=faces.device) < lengths[:, None]
+        x = self.stages(faces[inside].unsqueeze(1))
+        x = self.project(self.dropout(x).flatten(1))
+        encoded = x.new_zeros(*faces.shape[:2], x.shape[1])
+        encoded[inside] = x
+        return encoded

@@ -1,0 +1,115 @@
+"""Trained models on disk: one .safetensors file that holds all that using the model needs.
+
+The weights are tensors and nothing else; the configuration, the classes and the features that the
+model was trained on are JSON in the file's metadata. Nothing in the file is executed when it is
+read, so that a checkpoint from a stranger can do no harm.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from avemo.data.features import FeatureConfig
+from avemo.models import build_model
+from avemo.training.config import TrainConfig, from_dict, to_json
+
+_FORMAT = "avemo-checkpoint"
+_VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """A file is no checkpoint of ours, is damaged, or was written by another version."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model and what it was trained on.
+
+    Attributes:
+        model: in evaluation mode, on the CPU, its operators on the reference backend.
+        config: how it was trained.
+        classes: the emotions, in the order of the logits.
+        features: what its inputs must be extracted with.
+    """
+
+    model: nn.Module
+    config: TrainConfig
+    classes: tuple[str, ...]
+    features: FeatureConfig
+
+
+def save(
+    path: Path | str,
+    model: nn.Module,
+    config: TrainConfig,
+    classes: tuple[str, ...],
+    features: FeatureConfig,
+) -> None:
+    """Writes a checkpoint; a reader sees the old file or the new one, never a part of it.
+
+    Args:
+        path: the .safetensors file.
+        model: its state dict is written, from whatever device and backend.
+        config: how it was trained.
+        classes: the emotions, in the order of the logits.
+        features: what its inputs were extracted with.
+    """
+    path = Path(path)
+    metadata = {
+        "format": _FORMAT,
+        "version": str(_VERSION),
+        "config": to_json(config),
+        "classes": json.dumps(classes),
+        "features": json.dumps(features.to_dict()),
+    }
+    weights = {name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".part")
+    save_file(weights, unfinished, metadata)
+    os.replace(unfinished, path)
+
+
+def load(path: Path | str) -> Checkpoint:
+    """Reads a checkpoint and builds its model.
+
+    Args:
+        path: a .safetensors file that `save` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is not a checkpoint that this version can read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
+    if metadata.get("format") != _FORMAT:
+        raise CheckpointError(f"{path} holds tensors, but is not a checkpoint of a trained model")
+    if metadata.get("version") != str(_VERSION):
+        raise CheckpointError(
+            f"{path} has checkpoint version {metadata.get('version')}, expected {_VERSION}"
+        )
+    try:
+        config = from_dict(TrainConfig, json.loads(metadata["config"]))
+        features = FeatureConfig.from_dict(json.loads(metadata["features"]))
+        classes = tuple(json.loads(metadata["classes"]))
+        model = build_model(
+            config.model,
+            bins=features.bins,
+            face_size=features.face_size,
+            classes=len(classes),
+        )
+        model.load_state_dict(weights)
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not describe a model: {error}") from error
+    return Checkpoint(model.eval(), config, classes, features)

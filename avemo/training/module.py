@@ -1,0 +1,92 @@
+"""One training and one validation step, the optimiser and its schedule."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avemo.data.batch import Batch
+from avemo.evaluation import metrics
+from avemo.training.config import OptimizerConfig
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+class EmotionModule(pl.LightningModule):
+    """Trains a model of `avemo.models` to name the emotion of a clip.
+
+    Args:
+        model: called as `model(audio, audio_lengths, video, video_lengths)`.
+        classes: number of emotions.
+        config: the optimiser.
+        seed: dropout in epoch e follows from `seed` and e alone, so that a resumed run draws
+            the same masks as an unbroken one.
+    """
+
+    def __init__(self, model: nn.Module, classes: int, config: OptimizerConfig, seed: int) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.seed = seed
+        self.val_confusion = metrics.confusion_matrix(classes)
+
+    def on_train_epoch_start(self) -> None:
+        torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        loss = self.loss(batch)
+        if not torch.isfinite(loss):
+            raise TrainingDivergedError(
+                f"the loss became {loss.item()} in step {self.global_step} of epoch "
+                f"{self.current_epoch}; try a lower --optimizer.learning_rate"
+            )
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.labels))
+        return loss
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        logits = self.model(*batch[:4]).logits
+        loss = F.cross_entropy(logits, batch.labels)
+        self.val_confusion.update(logits.argmax(1), batch.labels)
+        self.log("val/loss", loss, on_epoch=True, batch_size=len(batch.labels))
+
+    def on_validation_epoch_end(self) -> None:
+        confusion = self.val_confusion.compute()
+        self.val_confusion.reset()
+        self.log("val/accuracy", metrics.accuracy(confusion))
+        self.log("val/ua", metrics.unweighted_accuracy(confusion), prog_bar=True)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Cross-entropy of a batch with smoothed labels, a scalar."""
+        logits = self.model(*batch[:4]).logits
+        return F.cross_entropy(logits, batch.labels, label_smoothing=self.config.label_smoothing)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = build_optimizer(self.model, self.config)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=self.config.learning_rate,
+            total_steps=int(self.trainer.estimated_stepping_batches),
+            pct_start=self.config.warmup,
+            cycle_momentum=False,
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW that decays matrices and kernels, but neither biases nor normalisations."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    return torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+    )
