@@ -18,15 +18,19 @@ def use_backend(model: nn.Module, backend: BackendName | None = None) -> str:
         backend: by name, or None for the best there is for each operator.
 
     Returns:
-        One line that says which operator runs where and why.
+        One line that says which operator runs where.
 
     Raises:
-        RuntimeError: the backend asked for by name can run none of the operators here.
+        ValueError: the backend asked for by name can run none of the operators here.
     """
-    swapped = sorted(fbp_kernels.accelerate(model, backend), key=lambda r: (r.backend, r.operator))
+    try:
+        report = fbp_kernels.accelerate(model, backend)
+    except RuntimeError as error:
+        raise ValueError(f"backend {backend!r} cannot be used: {error}") from error
+    swapped = sorted(report, key=lambda r: (r.backend, r.operator))
     parts = [
         f"{name}: {', '.join(sorted({r.operator for r in group}))}"
         for name, group in groupby(swapped, key=lambda r: r.backend)
     ]
-    reasons = sorted({r.reason for r in swapped if r.reason})
-    return "; ".join(parts) + (f" ({'; '.join(reasons)})" if reasons else "")
+    left = any(r.reason for r in swapped)
+    return "; ".join(parts) + (" (why: `python -m fbp_kernels doctor`)" if left else "")

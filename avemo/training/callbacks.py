@@ -1,9 +1,10 @@
-"""What is written to disk while training runs."""
+"""What training writes to disk and shows on the console."""
 
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from tqdm import tqdm
 
 from avemo.data.features import FeatureConfig
 from avemo.training import checkpoint
@@ -55,3 +56,33 @@ class ModelCheckpoints(pl.Callback):
     def _save(self, name: str, module: pl.LightningModule) -> None:
         path = self.folder / f"{name}.safetensors"
         checkpoint.save(path, module.model, self.config, self.classes, self.features)
+
+
+class StepProgress(pl.callbacks.ProgressBar):
+    """One bar over all steps of all epochs, with the latest losses and validation accuracy."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.bar = tqdm(
+            total=int(trainer.estimated_stepping_batches),
+            initial=trainer.global_step,
+            desc="training",
+            unit="step",
+            dynamic_ncols=True,
+        )
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.bar.update(trainer.global_step - self.bar.n)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        reached = trainer.callback_metrics
+        self.bar.set_postfix(
+            epoch=trainer.current_epoch,
+            loss=f"{reached['train/loss'].item():.3f}",
+            val_loss=f"{reached['val/loss'].item():.3f}",
+            val_ua=f"{reached['val/ua'].item():.1%}",
+            refresh=False,
+        )
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if hasattr(self, "bar"):
+            self.bar.close()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import nn
 
 from avemo.data.features import FeatureConfig
@@ -70,7 +70,7 @@ def save(
     weights = {name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".part")
-    save_file(weights, unfinished, metadata)
+    unfinished.write_bytes(serialize(weights, metadata))  # save_file would hide it from other users
     os.replace(unfinished, path)
 
 

@@ -12,7 +12,7 @@ from avemo.evaluation import metrics
 from avemo.training.config import OptimizerConfig
 
 
-class TrainingDivergedError(RuntimeError):
+class TrainingDivergedError(FloatingPointError):
     """The loss is no longer a finite number."""
 
 
@@ -23,8 +23,8 @@ class EmotionModule(pl.LightningModule):
         model: called as `model(audio, audio_lengths, video, video_lengths)`.
         classes: number of emotions.
         config: the optimiser.
-        seed: dropout in epoch e follows from `seed` and e alone, so that a resumed run draws
-            the same masks as an unbroken one.
+        seed: dropout in a step follows from `seed` and the step's number alone, so that a resumed
+            run draws the same masks as an unbroken one.
     """
 
     def __init__(self, model: nn.Module, classes: int, config: OptimizerConfig, seed: int) -> None:
@@ -34,17 +34,15 @@ class EmotionModule(pl.LightningModule):
         self.seed = seed
         self.val_confusion = metrics.confusion_matrix(classes)
 
-    def on_train_epoch_start(self) -> None:
-        torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
-
     def training_step(self, batch: Batch, index: int) -> Tensor:
+        seed_step(self.seed, self.global_step)
         loss = self.loss(batch)
         if not torch.isfinite(loss):
             raise TrainingDivergedError(
                 f"the loss became {loss.item()} in step {self.global_step} of epoch "
                 f"{self.current_epoch}; try a lower --optimizer.learning_rate"
             )
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.labels))
+        self.log("train/loss", loss, batch_size=len(batch.labels))
         return loss
 
     def validation_step(self, batch: Batch, index: int) -> None:
@@ -57,7 +55,7 @@ class EmotionModule(pl.LightningModule):
         confusion = self.val_confusion.compute()
         self.val_confusion.reset()
         self.log("val/accuracy", metrics.accuracy(confusion))
-        self.log("val/ua", metrics.unweighted_accuracy(confusion), prog_bar=True)
+        self.log("val/ua", metrics.unweighted_accuracy(confusion))
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy of a batch with smoothed labels, a scalar."""
@@ -77,6 +75,11 @@ class EmotionModule(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seeds PyTorch on all devices for one training step."""
+    torch.manual_seed((seed << 32) + step)
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

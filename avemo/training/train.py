@@ -68,21 +68,21 @@ def train(
 
     Raises:
         FileExistsError: `out` holds a run and `resume` is not set.
-        ValueError: `resume` is set, but the run in `out` has another configuration.
-        RuntimeError: the backend asked for cannot run here.
+        ValueError: the backend asked for cannot run here; or `resume` is set, but the run in
+            `out` has another configuration.
         TrainingDivergedError: the loss is no longer a finite number.
     """
     config = TrainConfig(data, model, optimizer, trainer, seed)
-    resume_file = _claim(out, config, resume)
-    _quieten()
+    resume_file = _resume_file(out, config) if resume else _nothing_there(out)
 
     import lightning.pytorch as pl
 
     from avemo.data.datamodule import ClipDataModule
     from avemo.models import build_model
-    from avemo.training.callbacks import ModelCheckpoints
+    from avemo.training.callbacks import ModelCheckpoints, StepProgress
     from avemo.training.module import EmotionModule
 
+    _quieten()
     clips = ClipDataModule(**vars(data), seed=seed)
     pl.seed_everything(seed, verbose=False)
     network = build_model(
@@ -94,6 +94,8 @@ def train(
     parameters = sum(p.numel() for p in network.parameters())
     print(f"model {model.name}: {parameters:,} parameters, {len(clips.classes)} classes")
     print(f"operators by backend: {use_backend(network, backend)}")
+    out.mkdir(parents=True, exist_ok=True)
+    save_config(config, out / _CONFIG)
     checkpoints = ModelCheckpoints(out, config, clips.classes, clips.features)
     pl.Trainer(
         max_epochs=trainer.epochs,
@@ -110,7 +112,7 @@ def train(
                 save_on_train_epoch_end=True,
                 enable_version_counter=False,
             ),
-            pl.callbacks.TQDMProgressBar(),
+            StepProgress(),
             pl.callbacks.LearningRateMonitor("step"),
         ],
         logger=pl.loggers.TensorBoardLogger(out, name=None, version="tensorboard"),
@@ -123,7 +125,8 @@ def train(
         ckpt_path=resume_file,
         weights_only=True,
     )
-    assert checkpoints.best is not None and checkpoints.best_epoch is not None
+    assert checkpoints.best is not None
+    assert checkpoints.best_epoch is not None
     result = TrainResult(
         best=out / "best.safetensors",
         last=out / "last.safetensors",
@@ -137,26 +140,25 @@ def train(
     return result
 
 
-def _claim(out: Path, config: TrainConfig, resume: bool) -> Path | None:
-    """Makes `out` this run's folder; returns the file to resume from, if there is one.
-
-    A run that was killed before the end of its first epoch has none, and starts anew.
-    """
-    saved = out / _CONFIG
-    if saved.is_file() and not resume:
+def _nothing_there(out: Path) -> None:
+    """Refuses to write over another run."""
+    if (out / _CONFIG).exists():
         raise FileExistsError(
             f"{out} holds a training run; go on with it by --resume, or choose another --out"
         )
-    if saved.is_file():
-        changed = _differences(load_config(saved), config)
-        if changed:
-            raise ValueError(
-                f"cannot resume the run in {out} with another configuration: {'; '.join(changed)}"
-            )
-    out.mkdir(parents=True, exist_ok=True)
-    save_config(config, saved)
-    resume_file = out / _RESUME
-    return resume_file if resume_file.is_file() else None
+
+
+def _resume_file(out: Path, config: TrainConfig) -> Path | None:
+    """The file to resume from; a run that was killed in its first epoch has none and starts anew."""
+    file = out / _RESUME
+    if not file.is_file():
+        return None
+    changed = _differences(load_config(out / _CONFIG), config)
+    if changed:
+        raise ValueError(
+            f"cannot resume the run in {out} with another configuration: {'; '.join(changed)}"
+        )
+    return file
 
 
 def _differences(old: TrainConfig, new: TrainConfig) -> list[str]:

@@ -1,0 +1,176 @@
+"""The command line `avemo`. A command is a typed function and one line in `COMMANDS`."""
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_USAGE_ERROR = 2
+
+
+class Command(NamedTuple):
+    """A command of the command line.
+
+    Attributes:
+        target: "module:function", imported when the command is called. The function's signature is
+            the command's: what is required and not keyword-only is positional, the rest are
+            options; the docstring is the help.
+        summary: its line in `avemo --help`.
+        configurable: takes `--config FILE`, also by the name of a configuration that comes with
+            the package, such as `small`.
+    """
+
+    target: str
+    summary: str
+    configurable: bool = False
+
+
+COMMANDS = {
+    "synth": Command("avemo.synth:synthesize", "write a labelled corpus of synthetic clips"),
+    "prepare": Command("avemo.data.prepare:prepare", "turn media files into a training cache"),
+    "train": Command("avemo.training.train:train", "train a model on a cache", configurable=True),
+    "evaluate": Command("avemo.evaluation.evaluate:evaluate", "score a model on a cache"),
+    "predict": Command("avemo.evaluation.predict:predict", "name the emotion in media files"),
+    "demo": Command("avemo.demo:demo", "run all of the above on a small synthetic corpus"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; what the user can put right is told in one line.
+
+    Args:
+        argv: arguments without the program's name; those of the process by default.
+
+    Returns:
+        The exit status: 0, or 2 after an error of usage.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments or bool(os.environ.get("AVEMO_DEBUG"))
+    arguments = [a for a in arguments if a != "--debug"]
+    try:
+        run(arguments)
+    except (OSError, ValueError, ArithmeticError) as error:
+        if debug:
+            raise
+        print(f"avemo: error: {_first_line(error)}", file=sys.stderr)
+        return _USAGE_ERROR
+    return 0
+
+
+def run(arguments: Sequence[str]) -> Any:
+    """Runs one command and returns what its function returns.
+
+    Args:
+        arguments: the command's name and its arguments.
+
+    Raises:
+        SystemExit: help was asked for, or the arguments are wrong.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        raise SystemExit(0 if arguments else _USAGE_ERROR)
+    name, *rest = arguments
+    if name == "--version":
+        from importlib.metadata import version
+
+        print(version("avemo"))
+        raise SystemExit(0)
+    if name not in COMMANDS:
+        raise ValueError(f"there is no command {name!r}; expected one of {', '.join(COMMANDS)}")
+    command = COMMANDS[name]
+    module, function = command.target.split(":")
+    target = getattr(importlib.import_module(module), function)
+    return _call(target, name, rest, command.configurable)
+
+
+def _call(target: Callable[..., Any], name: str, arguments: list[str], configurable: bool) -> Any:
+    """Parses arguments by a function's signature and calls it."""
+    from jsonargparse import ArgumentParser
+
+    parameters = inspect.signature(target).parameters.values()
+    positional = [p.name.upper() for p in parameters if _is_positional(p)]
+    usage = " ".join([f"avemo {name}", *positional, "[options]"])
+    parser = ArgumentParser(prog=f"avemo {name}", usage=usage, description=_summary(target))
+    if configurable:
+        parser.add_argument("--config", action="config", help="YAML file, or the name of ours")
+        arguments = _resolve_configs(arguments)
+    parser.add_function_arguments(target, as_group=False, as_positional=True)
+    flags = {f"--{p.name}" for p in parameters if p.annotation in (bool, "bool")}
+    arguments = _spell_out(flags, arguments)
+    values = parser.instantiate_classes(parser.parse_args(arguments))
+    if configurable:
+        del values["config"]
+    return target(**values)
+
+
+def _is_positional(parameter: inspect.Parameter) -> bool:
+    required = parameter.default is parameter.empty
+    return required and parameter.kind is not parameter.KEYWORD_ONLY
+
+
+def _spell_out(flags: set[str], arguments: list[str]) -> list[str]:
+    """Gives a bare flag the value that jsonargparse wants: `--resume` becomes `--resume=true`."""
+    following = [*arguments[1:], "--"]
+    return [
+        f"{argument}=true" if argument in flags and after.startswith("-") else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
+
+
+def _resolve_configs(arguments: list[str]) -> list[str]:
+    """Puts the paths of the package's configurations in place of their names."""
+    joined = "--config="
+    resolved = list(arguments)
+    for i, argument in enumerate(arguments):
+        if argument.startswith(joined):
+            resolved[i] = joined + find_config(argument.removeprefix(joined))
+        elif i and arguments[i - 1] == "--config":
+            resolved[i] = find_config(argument)
+    return resolved
+
+
+def find_config(name: str) -> str:
+    """The path of a configuration file.
+
+    Args:
+        name: a path, or the name of a configuration that comes with the package, such as `small`.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    folder = Path(__file__).parent / "configs"
+    for path in (Path(name), folder / name, folder / f"{name}.yaml"):
+        if path.is_file():
+            return str(path)
+    ours = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+    raise FileNotFoundError(
+        f"no configuration {name!r}: it is no file, and not one of ours ({ours})"
+    )
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: avemo [-h] [--version] [--debug] COMMAND ...",
+            "",
+            "Audio-visual emotion recognition with factorized bilinear pooling.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`avemo COMMAND --help` lists a command's arguments; --debug shows where an error came from.",
+        ]
+    )
+
+
+def _summary(target: Callable[..., Any]) -> str:
+    return (target.__doc__ or "").split("\n\n    Args:")[0]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
