@@ -53,7 +53,7 @@ class FeatureConfig:
     db_max: float = 0.0
     fps: float = 12.5
     face_size: int = 64
-    face_margin: float = 0.15
+    face_margin: float = 0.05
     detector: str = "haar"
     version: int = 1
 
