@@ -117,13 +117,12 @@ def render_video(plan: ClipPlan, media: Format) -> list[np.ndarray]:
         pose = Pose(yaw[k], pitch[k], roll[k], (shift[k, 0], shift[k, 1]))
         speech = Speech(float(np.clip(jaw[k], 0, 1.3)), rounding[k], (gaze[k, 0], gaze[k, 1]))
         if degrade.missed(time):
-            frame, landmarks = renderer.empty(), {}
+            frame = renderer.empty()
         else:
-            frame, landmarks = (
-                renderer.render(units, pose, speech),
-                renderer.landmarks(units, pose, speech),
-            )
-        frames.append(degrade(frame, time, landmarks))
+            frame = renderer.render(units, pose, speech)
+        if degrade.occluded(time):
+            frame = degrade.occlude(frame, time, renderer.landmarks(units, pose, speech))
+        frames.append(degrade.expose(frame))
     return frames
 
 
@@ -155,7 +154,7 @@ def encode(path: Path, frames: list[np.ndarray], sound: np.ndarray, media: Forma
         video = container.add_stream("libx264", rate=media.fps)
         video.width = video.height = media.size
         video.pix_fmt = "yuv420p"
-        video.options = {"preset": "veryfast", "crf": "20", "threads": "1", "bf": "0"}
+        video.options = {"preset": "ultrafast", "crf": "20", "threads": "1", "bf": "0"}
         video.codec_context.thread_count = 1
         audio = container.add_stream("aac", rate=media.sample_rate, layout="mono")
         audio.bit_rate = 64000

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import shlex
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -85,7 +84,8 @@ def plan(parameters: Parameters) -> list[ClipPlan]:
     """
     names = CLASSES[parameters.classes]
     sizes = apportion(parameters.clips, SPLITS, len(names))
-    plans, speakers = [], 0
+    plans: list[ClipPlan] = []
+    speakers = 0
     for split, size in sizes.items():
         count = max(1, min(size // len(names), round(size / CLIPS_PER_SPEAKER)))
         order = _generator(parameters.seed, 0, len(plans))
@@ -336,19 +336,9 @@ def _write_csv(path: Path, rows: list[dict[str, str]]) -> None:
 def _readme(parameters: Parameters, plans: list[ClipPlan]) -> str:
     """README.md of the corpus."""
     p = parameters
-    command = shlex.join(
-        ["avemo", "synth", "--out", "DIR", "--clips", str(p.clips), "--classes", str(p.classes)]
-        + [
-            "--seed",
-            str(p.seed),
-            "--noise",
-            str(p.noise),
-            "--size",
-            str(p.size),
-            "--fps",
-            str(p.fps),
-        ]
-        + ["--sample_rate", str(p.sample_rate)]
+    options = {name: str(value) for name, value in asdict(p).items() if name != "version"}
+    command = " ".join(
+        ["avemo synth --out DIR", *(f"--{name} {value}" for name, value in options.items())]
     )
     rows = []
     for split in SPLITS:

@@ -4,6 +4,7 @@ The two modalities are hit independently, so that a clip may have a good picture
 both or neither.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ NOISES = ("white", "pink", "babble", "hum")
 OCCLUSIONS = ("mouth", "eyes", "half")
 
 Span = tuple[float, float]  # seconds
+_ENTRY = 0.12  # s that an occluding object takes to come in or to leave
 
 
 @dataclass(frozen=True)
@@ -181,14 +183,19 @@ class VideoDegrader:
         """Whether the face is out of the frame at `time` (s)."""
         return any(begin <= time < end for begin, end in self.degradation.missed)
 
-    def __call__(
+    def occluded(self, time: float) -> bool:
+        """Whether something is in front of the face at `time` (s)."""
+        begin, end = self.degradation.occluded
+        return self.degradation.occlusion != "none" and begin <= time < end
+
+    def occlude(
         self, frame: np.ndarray, time: float, landmarks: dict[str, np.ndarray]
     ) -> np.ndarray:
-        """Degrades one frame.
+        """Hides a part of the face behind a slanted bar that comes in from the side and leaves again.
 
         Args:
             frame: uint8 (size, size, 3), RGB; not changed.
-            time: of the frame, s.
+            time: of the frame, s, inside the occluded span.
             landmarks: of the face in it, as FaceRenderer.landmarks gives them.
 
         Returns:
@@ -196,12 +203,33 @@ class VideoDegrader:
         """
         import cv2
 
+        begin, end = self.degradation.occluded
+        entered = min(1.0, (time - begin) / _ENTRY, (end - time) / _ENTRY)
+        eyes, lips = landmarks["eyes"], landmarks["lips"].mean(0)
+        middle = eyes.mean(0)
+        apart = float(np.linalg.norm(eyes[0] - eyes[1]))
+        side = 1 if self._slant > 0 else -1
+        x, y, width, height = {
+            "mouth": (*lips, 2.4 * apart, 0.9 * apart),
+            "eyes": (*(middle - (0, 0.15 * apart)), 2.6 * apart, 0.85 * apart),
+            "half": (*(0.5 * (middle + lips) + (side * 0.62 * apart, 0)), 1.2 * apart, 3.2 * apart),
+        }[self.degradation.occlusion]
+        away = (1 - entered) * self._size
+        bar = (
+            (float(x + side * away), float(y + 0.3 * away)),
+            (width, height),
+            math.degrees(self._slant),
+        )
+        frame = frame.copy()
+        corners = np.rint(cv2.boxPoints(bar) * 8).astype(np.int32)
+        cv2.fillPoly(frame, [corners], self._object, cv2.LINE_AA, 3)
+        return frame
+
+    def expose(self, frame: np.ndarray) -> np.ndarray:
+        """What the camera makes of `frame` (uint8 (size, size, 3)): blur, low light, grain."""
+        import cv2
+
         d = self.degradation
-        begin, end = d.occluded
-        if d.occlusion != "none" and begin <= time < end:
-            frame = self._occlude(
-                frame, landmarks, min(1.0, (time - begin) / 0.12, (end - time) / 0.12)
-            )
         if d.blur:
             frame = cv2.GaussianBlur(frame, (0, 0), d.blur * self._size)
         if d.light != 1:
@@ -210,31 +238,4 @@ class VideoDegrader:
             y, x = self._rng.integers(0, 32, 2)
             grain = self._grain[y : y + self._size, x : x + self._size]
             frame = cv2.add(frame, grain, dtype=cv2.CV_8U)
-        return frame
-
-    def _occlude(
-        self, frame: np.ndarray, landmarks: dict[str, np.ndarray], entered: float
-    ) -> np.ndarray:
-        """Draws a slanted bar over a part of the face; `entered` in [0, 1] says how far it has come in."""
-        import cv2
-
-        eyes, lips = landmarks["eyes"], landmarks["lips"].mean(0)
-        middle = eyes.mean(0)
-        apart = np.linalg.norm(eyes[0] - eyes[1])
-        side = 1 if self._slant > 0 else -1
-        centre, width, height = {
-            "mouth": (lips + (0, 0.05 * apart), 2.4 * apart, 0.9 * apart),
-            "eyes": (middle - (0, 0.15 * apart), 2.6 * apart, 0.85 * apart),
-            "half": (0.5 * (middle + lips) + (side * 0.62 * apart, 0), 1.2 * apart, 3.2 * apart),
-        }[self.degradation.occlusion]
-        centre = centre + np.array([side, 0.3]) * (1 - entered) * self._size
-        box = cv2.boxPoints(
-            (
-                (float(centre[0]), float(centre[1])),
-                (float(width), float(height)),
-                float(np.degrees(self._slant)),
-            )
-        )
-        frame = frame.copy()
-        cv2.fillPoly(frame, [np.round(box * 8).astype(np.int32)], self._object, cv2.LINE_AA, 3)
         return frame

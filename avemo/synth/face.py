@@ -16,7 +16,7 @@ SUPERSAMPLING = 2
 _SUBPIXEL = 3  # fractional bits of polygon corners
 _NEUTRAL_SHADE = 128  # value of the shading map that leaves a colour as it is
 
-Colour = tuple[float, float, float]  # red, green, blue in 0..255
+Colour = tuple[float, ...]  # red, green, blue in 0..255
 
 
 @dataclass(frozen=True)
@@ -551,18 +551,18 @@ class FaceRenderer:
         import cv2
 
         i = self.identity
-        half = self._canvas // 2  # it is soft, so half the resolution is enough
+        coarse = self._canvas // 4  # it is soft, so a quarter of the resolution is enough
         view, flat = (
-            self._view(pose, half),
-            self._view(Pose(roll=pose.roll, shift=pose.shift), half),
+            self._view(pose, coarse),
+            self._view(Pose(roll=pose.roll, shift=pose.shift), coarse),
         )
         corners = np.array(
             [(-1.2, -1.2 * i.height), (1.2, -1.2 * i.height), (-1.2, 1.2 * i.height)]
         )
         target = flat.project(corners).astype(np.float32)
         matrix = cv2.getAffineTransform(np.array([(0, 0), (95, 0), (0, 95)], np.float32), target)
-        light = cv2.warpAffine(self._light, matrix, (half, half), borderValue=_NEUTRAL_SHADE)
-        soft = np.full((half, half), _NEUTRAL_SHADE, np.uint8)
+        light = cv2.warpAffine(self._light, matrix, (coarse, coarse), borderValue=_NEUTRAL_SHADE)
+        soft = np.full((coarse, coarse), _NEUTRAL_SHADE, np.uint8)
 
         def at(unit: int) -> float:
             return min(1.0, units.get(unit, 0.0) + i.resting.get(unit, 0.0))
@@ -681,7 +681,9 @@ class FaceRenderer:
                 corners = np.array([(cx - w, cy - w), (cx + w, cy - w), (cx - w, cy + w)])
                 corners = corners + 0.25 * w * np.asarray(speech.gaze)
                 target = (view.project(corners) - (x, y)).astype(np.float32)
-                matrix = cv2.getAffineTransform(np.float32([(0, 0), (63, 0), (0, 63)]), target)
+                matrix = cv2.getAffineTransform(
+                    np.array([(0, 0), (63, 0), (0, 63)], np.float32), target
+                )
                 ball = cv2.warpAffine(
                     self._eye_patch,
                     matrix,
@@ -704,9 +706,8 @@ class FaceRenderer:
         crease = top * (1.0, 1.0) - (0, 0.06)
         view.stroke(canvas, crease, tuple(0.66 * c for c in i.skin), 0.018)
         if i.glasses:
-            angle = np.linspace(0, 2 * np.pi, 21)
-            rim = _ellipse(cx, cy + 0.03, 0.31, 0.24)
-            view.stroke(canvas, rim, (40, 36, 36), 0.025, 0.1)
+            rim = _ellipse(cx, cy + 0.03, 0.31, 0.24, 20)
+            view.stroke(canvas, np.concatenate([rim, rim[:1]]), (40, 36, 36), 0.025, 0.1)
             view.stroke(
                 canvas, np.array([(side * 0.12, cy), (0, cy - 0.02)]), (40, 36, 36), 0.025, 0.2
             )

@@ -6,6 +6,7 @@ every 5 ms; filters carry their state from one to the next.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -252,7 +253,7 @@ def speak(
     step = 2  # control values per filter: 10 ms, with the formants already smooth
     edges = np.round(np.arange(0, len(sections) + step, step) * HOP * rate).astype(int)
     edges[-1] = samples
-    for i, (begin, end) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for i, (begin, end) in enumerate(pairwise(edges)):
         if end > begin:
             spoken[begin:end], state = sosfilt(sections[i * step], source[begin:end], zi=state)
     grid, fine = np.arange(len(tracks.f0)) * HOP, np.arange(samples) / rate
