@@ -1,0 +1,45 @@
+# The two commands of the README, and what they are made of. Second runs skip what is done.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.made
+
+.PHONY: help setup demo test lint wheel-test clean
+
+help:
+	@echo "make demo        set up, then: make a corpus, prepare, train, evaluate, predict"
+	@echo "make test        set up, then run all tests"
+	@echo "make lint        format, lint and type checks, as CI does"
+	@echo "make wheel-test  build a wheel and try it in an environment of its own"
+	@echo "make clean       remove the environment, builds and caches"
+
+setup: $(STAMPS)/install
+
+$(STAMPS)/toolchain: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch scikit-build-core cmake ninja
+	mkdir -p $(STAMPS) && touch $@
+
+# No build isolation: the extension is compiled against the torch that it will run with.
+$(STAMPS)/install: $(STAMPS)/toolchain pyproject.toml CMakeLists.txt $(wildcard kernels/csrc/*)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation --editable '.[build,test,lint]'
+	touch $@
+
+demo: setup
+	$(BIN)/avemo demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(wildcard kernels/csrc/*.h kernels/csrc/*.cpp)
+
+wheel-test: setup
+	$(BIN)/python -m pytest -m packaging
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,149 @@
+"""Hypothesis strategies: operator calls of every shape, stride, dtype and option."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+import fbp_kernels as fk
+
+from .checks import strided
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+LAYOUTS = ("contiguous", "transposed", "sliced", "batch_last")
+
+batch = st.integers(0, 13) | st.sampled_from([16, 33, 67])
+width = st.integers(1, 40) | st.sampled_from([64, 129])
+outputs = st.integers(1, 20) | st.sampled_from([37, 64])
+factor = st.integers(1, 7)
+trunks = st.integers(1, 5)
+dropout = st.sampled_from([0.0, 0.0, 0.1, 0.5, 1.0])
+
+
+@dataclass
+class Case:
+    operator: Callable[..., Tensor]
+    inputs: list[Tensor | None]
+    arguments: dict[str, Any]
+    outputs: tuple[int, ...]
+
+
+class Draw:
+    """Draws tensors of one dtype, each in a layout of its own."""
+
+    def __init__(self, data: st.DataObject) -> None:
+        self.data = data
+        self.dtype = data.draw(st.sampled_from(DTYPES), label="dtype")
+        self.generator = torch.Generator().manual_seed(
+            data.draw(st.integers(0, 2**31), label="seed")
+        )
+
+    def tensor(self, *shape: int, scale: float = 1.0) -> Tensor:
+        layout = self.data.draw(st.sampled_from(LAYOUTS)) if len(shape) > 1 else "contiguous"
+        values = torch.randn(shape, generator=self.generator, dtype=torch.float64) * scale
+        return strided(values.to(self.dtype), layout)
+
+    def bias(self, *shape: int) -> Tensor | None:
+        return self.tensor(*shape) if self.data.draw(st.booleans(), label="bias") else None
+
+    def lengths(self, rows: int, most: int) -> Tensor | None:
+        if not self.data.draw(st.booleans(), label="ragged"):
+            return None
+        lengths = torch.randint(0, most + 1, (rows,), generator=self.generator)
+        return lengths.to(self.data.draw(st.sampled_from([torch.int64, torch.int32])))
+
+
+def keyword(operator: Callable[..., Tensor], names: tuple[str, ...]) -> Callable[..., Tensor]:
+    """The operator with some of its tensor keywords as positional arguments, so that all are inputs."""
+
+    def call(*tensors: Tensor | None, **arguments: Any) -> Tensor:
+        split = len(tensors) - len(names)
+        named = dict(zip(names, tensors[split:], strict=True))
+        return operator(*tensors[:split], **named, **arguments)
+
+    call.__name__ = operator.__name__
+    return call
+
+
+def fbp(data: st.DataObject) -> Case:
+    draw = Draw(data)
+    B, C, D, O, K = (data.draw(s) for s in (batch, width, width, outputs, factor))
+    N = O * K
+    inputs = [
+        draw.tensor(B, C), draw.tensor(B, D),
+        draw.tensor(C, N, scale=C**-0.5), draw.tensor(D, N, scale=D**-0.5),
+        draw.bias(N), draw.bias(N),
+    ]  # fmt: skip
+    arguments = {
+        "factor": K,
+        "adaptive": data.draw(st.booleans(), label="adaptive"),
+        "dropout": data.draw(dropout, label="dropout"),
+        "training": True,
+    }
+    return Case(keyword(fk.fbp, ("p_bias", "q_bias")), inputs, arguments, (B, O))
+
+
+def trunk_fbp(data: st.DataObject) -> Case:
+    draw = Draw(data)
+    B, H, C, D, O, K = (data.draw(s) for s in (batch, trunks, width, width, outputs, factor))
+    N = O * K
+    inputs = [
+        draw.tensor(B, H, C), draw.tensor(B, H, D),
+        draw.tensor(H, C, N, scale=C**-0.5), draw.tensor(H, D, N, scale=D**-0.5),
+        draw.bias(H, N), draw.bias(H, N),
+    ]  # fmt: skip
+    arguments = {
+        "factor": K,
+        "lengths": draw.lengths(B, H),
+        "dropout": data.draw(dropout, label="dropout"),
+        "training": True,
+    }
+    return Case(keyword(fk.trunk_fbp, ("p_bias", "q_bias")), inputs, arguments, (B, O))
+
+
+def am_fbp(data: st.DataObject) -> Case:
+    draw = Draw(data)
+    B, H, C, D = (data.draw(s) for s in (batch, trunks, width, width))
+    O_G, K_G, O_M, K_M = (data.draw(s) for s in (outputs, factor, outputs, factor))
+    inputs: list[Tensor | None] = [
+        draw.tensor(B, C), draw.tensor(B, D), draw.tensor(B, H, C), draw.tensor(B, H, D),
+        draw.tensor(C, O_G * K_G, scale=C**-0.5), draw.tensor(D, O_G * K_G, scale=D**-0.5),
+        draw.tensor(H, C, O_M * K_M, scale=C**-0.5), draw.tensor(H, D, O_M * K_M, scale=D**-0.5),
+    ]  # fmt: skip
+    arguments = {
+        "factor": K_G,
+        "trunk_factor": K_M,
+        "adaptive": data.draw(st.booleans(), label="adaptive"),
+        "lengths": draw.lengths(B, H),
+        "dropout": data.draw(dropout, label="dropout"),
+        "training": True,
+    }
+    return Case(fk.am_fbp, inputs, arguments, (B, O_G + O_M))
+
+
+def local_response_norm(data: st.DataObject) -> Case:
+    draw = Draw(data)
+    shape = (data.draw(st.integers(0, 3)), data.draw(st.integers(1, 40)))
+    shape += tuple(data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=3)))
+    x = draw.tensor(*shape, scale=data.draw(st.sampled_from([1.0, 30.0])))
+    if len(shape) == 4 and data.draw(st.booleans(), label="channels_last"):
+        x = x.contiguous(memory_format=torch.channels_last)
+    arguments = {
+        "size": data.draw(st.integers(1, 9)),
+        "alpha": data.draw(st.sampled_from([1e-4, 0.5])),
+        "beta": data.draw(st.sampled_from([0.75, 0.5, 1.3])),
+        "k": data.draw(st.sampled_from([1.0, 2.0])),
+        "relu": data.draw(st.booleans()),
+    }
+    return Case(fk.local_response_norm, [x], arguments, shape)
+
+
+CASES = {
+    "fbp": fbp,
+    "trunk_fbp": trunk_fbp,
+    "am_fbp": am_fbp,
+    "local_response_norm": local_response_norm,
+}

@@ -1,0 +1,187 @@
+"""Every fused backend against the float64 reference, over drawn shapes, strides, dtypes and options."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import fbp_kernels as fk
+from bench.shapes import SHAPES
+
+from .cases import CASES
+from .checks import FUSED, assert_parity
+
+EXAMPLES = settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("operator", CASES)
+@EXAMPLES
+@given(data=st.data())
+def test_result_and_gradients_match_float64(
+    operator: str, backend: str, data: st.DataObject
+) -> None:
+    case = CASES[operator](data)
+    assert_parity(case.operator, case.inputs, case.arguments, case.outputs, backend)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["clip", "batch"])
+def test_the_shapes_everybody_measures(name: str, dtype: torch.dtype, backend: str) -> None:
+    shape = SHAPES[name]
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*sizes: int) -> torch.Tensor:
+        return (torch.randn(sizes, generator=generator) / sizes[-2] ** 0.5).to(dtype)
+
+    B, C, D, H = shape.B, shape.C, shape.D, shape.H
+    inputs = [
+        draw(B, C), draw(B, D), draw(B, H, C), draw(B, H, D),
+        draw(C, shape.O_G * shape.K_G), draw(D, shape.O_G * shape.K_G),
+        draw(H, C, shape.O_M * shape.K_M), draw(H, D, shape.O_M * shape.K_M),
+    ]  # fmt: skip
+    arguments = {"factor": shape.K_G, "trunk_factor": shape.K_M}
+    assert_parity(fk.am_fbp, inputs, arguments, (B, shape.O_G + shape.O_M), backend)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("operator", CASES)
+def test_bit_identical_from_run_to_run_and_for_any_number_of_threads(
+    operator: str, backend: str
+) -> None:
+    a, v = torch.randn(70, 3, 50), torch.randn(70, 3, 90)
+    p, q = torch.randn(3, 50, 65), torch.randn(3, 90, 65)
+    calls = {
+        "fbp": (
+            lambda a, v, p, q: fk.fbp(
+                a[:, 0], v[:, 0], p[0], q[0], 5, adaptive=True, backend=backend
+            )
+        ),
+        "trunk_fbp": lambda *t: fk.trunk_fbp(*t, 5, backend=backend),
+        "am_fbp": lambda a, v, p, q: fk.am_fbp(
+            a[:, 0], v[:, 0], a, v, p[0], q[0], p, q, 5, 13, backend=backend
+        ),
+        "local_response_norm": lambda a, *_: fk.local_response_norm(a, backend=backend),
+    }
+
+    def run() -> list[torch.Tensor]:
+        leaves = [t.detach().requires_grad_() for t in (a, v, p, q)]
+        result = calls[operator](*leaves)
+        gradients = torch.autograd.grad(result.square().sum(), leaves, allow_unused=True)
+        return [result, *(g for g in gradients if g is not None)]
+
+    threads = torch.get_num_threads()
+    first = run()
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        try:
+            again = run()
+        finally:
+            torch.set_num_threads(threads)
+        for x, y in zip(first, again, strict=True):
+            torch.testing.assert_close(x, y, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_am_fbp_is_the_concatenation_of_its_parts(backend: str) -> None:
+    a, v, at, vt = torch.randn(9, 6), torch.randn(9, 7), torch.randn(9, 4, 6), torch.randn(9, 4, 7)
+    p, q, pt, qt = (
+        torch.randn(6, 10),
+        torch.randn(7, 10),
+        torch.randn(4, 6, 9),
+        torch.randn(4, 7, 9),
+    )
+    lengths = torch.tensor([0, 1, 2, 3, 4, 4, 0, 1, 2])
+    options = {"dropout": 0.3, "training": True, "backend": backend}
+    torch.manual_seed(5)
+    both = fk.am_fbp(a, v, at, vt, p, q, pt, qt, 5, 3, lengths=lengths, **options)
+    torch.manual_seed(5)
+    pooled = fk.fbp(a, v, p, q, 5, adaptive=True, **options)
+    torch.manual_seed(5)
+    trunk_pooled = fk.trunk_fbp(at, vt, pt, qt, 3, lengths=lengths, **options)
+    torch.testing.assert_close(both, torch.cat([pooled, trunk_pooled], 1), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", [*FUSED, "reference"])
+def test_what_stands_in_dead_trunks_does_not_count(backend: str) -> None:
+    a, v = torch.randn(4, 3, 6), torch.randn(4, 3, 7)
+    p, q, bias = torch.randn(3, 6, 8), torch.randn(3, 7, 8), torch.randn(3, 8)
+    lengths = torch.tensor([0, 1, 2, 3])
+    dead = torch.arange(3) >= lengths[:, None]
+    results = []
+    for filler in (0.0, float("nan")):
+        inputs = [a.clone(), v.clone(), p, q]
+        inputs[0][dead] = filler
+        inputs[1][dead] = filler
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        z = fk.trunk_fbp(*leaves, 2, p_bias=bias, q_bias=bias, lengths=lengths, backend=backend)
+        results.append([z, *torch.autograd.grad(z.sum(), leaves)])
+    for clean, poisoned in zip(*results, strict=True):
+        torch.testing.assert_close(clean, poisoned, rtol=0, atol=0)
+    assert (results[0][0][0] == 0).all(), "no trunk, no output"
+    assert (results[0][1][dead] == 0).all(), "no gradient into dead trunks"
+
+
+@pytest.mark.parametrize("backend", [*FUSED, "reference"])
+@pytest.mark.parametrize("silent", ["a", "v", "both"])
+def test_adaptive_pooling_of_silent_rows_has_finite_gradients(backend: str, silent: str) -> None:
+    a, v = torch.randn(3, 5, dtype=torch.float64), torch.randn(3, 6, dtype=torch.float64)
+    if silent in ("a", "both"):
+        a[1] = 0
+    if silent in ("v", "both"):
+        v[1] = 0
+    p, q = torch.randn(5, 4, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+    bias = torch.randn(4, dtype=torch.float64)
+    leaves = [t.requires_grad_() for t in (a, v, p, q)]
+    z = fk.fbp(*leaves, 2, p_bias=bias, q_bias=bias, adaptive=True, backend=backend)
+    expected = (bias * bias).view(2, 2).sum(1) if silent == "both" else None
+    if expected is not None:
+        torch.testing.assert_close(z[1], expected)
+    truth = fk.reference.fbp(*leaves, 2, p_bias=bias, q_bias=bias, adaptive=True)
+    for got, want in zip(
+        torch.autograd.grad(z.sum(), leaves), torch.autograd.grad(truth.sum(), leaves), strict=True
+    ):
+        assert got.isfinite().all()
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("operator", CASES)
+def test_gradcheck(operator: str, backend: str) -> None:
+    draw = lambda *s: torch.randn(s, dtype=torch.float64, requires_grad=True)  # noqa: E731
+    lengths = torch.tensor([0, 3, 2, 1])
+    options = {"backend": backend}
+    a, v, at, vt = draw(4, 3), draw(4, 5), draw(4, 3, 3), draw(4, 3, 5)
+    p, q, pt, qt = draw(3, 6), draw(5, 6), draw(3, 3, 6), draw(3, 5, 6)
+    pb, qb, ptb, qtb = draw(6), draw(6), draw(3, 6), draw(3, 6)
+    checks = {
+        "fbp": (
+            lambda a, v, p, q, pb, qb: fk.fbp(
+                a, v, p, q, 3, p_bias=pb, q_bias=qb, adaptive=True, **options
+            ),
+            (a, v, p, q, pb, qb),
+        ),
+        "trunk_fbp": (
+            lambda a, v, p, q, pb, qb: fk.trunk_fbp(
+                a, v, p, q, 2, p_bias=pb, q_bias=qb, lengths=lengths, **options
+            ),
+            (at, vt, pt, qt, ptb, qtb),
+        ),
+        "am_fbp": (
+            lambda *t: fk.am_fbp(*t, 3, 2, lengths=lengths, **options),
+            (a, v, at, vt, p, q, pt, qt),
+        ),
+        "local_response_norm": (
+            lambda x: fk.local_response_norm(x, 3, 0.5, 0.75, relu=True, **options),
+            (draw(2, 5, 3),),
+        ),
+    }
+    function, inputs = checks[operator]
+    assert torch.autograd.gradcheck(function, inputs)

@@ -1,0 +1,243 @@
+"""The operators as PyTorch sees them: opcheck, compile, export, autocast, what is kept, dropout."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fbp_kernels as fk
+
+from .checks import FUSED
+
+BACKENDS = (*FUSED, "reference")
+
+
+def leaf(*shape: int) -> Tensor:
+    return torch.randn(shape, requires_grad=True)
+
+
+def call_fbp(backend: str, **options: Any) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    inputs = [leaf(5, 6), leaf(5, 7), leaf(6, 12), leaf(7, 12), leaf(12), leaf(12)]
+
+    def call(a: Tensor, v: Tensor, p: Tensor, q: Tensor, pb: Tensor, qb: Tensor) -> Tensor:
+        return fk.fbp(
+            a, v, p, q, 3, p_bias=pb, q_bias=qb, adaptive=True, backend=backend, **options
+        )
+
+    return call, inputs
+
+
+def call_trunk_fbp(backend: str, **options: Any) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    inputs = [leaf(5, 4, 6), leaf(5, 4, 7), leaf(4, 6, 12), leaf(4, 7, 12)]
+    lengths = torch.tensor([4, 0, 2, 1, 3])
+
+    def call(a: Tensor, v: Tensor, p: Tensor, q: Tensor) -> Tensor:
+        return fk.trunk_fbp(a, v, p, q, 4, lengths=lengths, backend=backend, **options)
+
+    return call, inputs
+
+
+def call_am_fbp(backend: str, **options: Any) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    inputs = [
+        leaf(5, 6), leaf(5, 7), leaf(5, 4, 6), leaf(5, 4, 7),
+        leaf(6, 10), leaf(7, 10), leaf(4, 6, 12), leaf(4, 7, 12),
+    ]  # fmt: skip
+
+    def call(*tensors: Tensor) -> Tensor:
+        return fk.am_fbp(*tensors, 5, 3, backend=backend, **options)
+
+    return call, inputs
+
+
+def call_local_response_norm(backend: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    return lambda x: fk.local_response_norm(x, relu=True, backend=backend), [leaf(2, 7, 3, 4)]
+
+
+BILINEAR = {"fbp": call_fbp, "trunk_fbp": call_trunk_fbp, "am_fbp": call_am_fbp}
+OPERATORS = {**BILINEAR, "local_response_norm": call_local_response_norm}
+
+
+def results(call: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
+    z = call(*inputs)
+    return [z, *torch.autograd.grad(z.square().sum(), inputs)]
+
+
+class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+    """Records the calls of the registered operators, as they reach the dispatcher."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "fbp_kernels":
+            self.calls.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_opcheck(operator: str, backend: str) -> None:
+    call, inputs = OPERATORS[operator](backend)
+    recorder = Recorder()
+    with recorder:
+        call(*inputs).sum().backward()
+    assert [func.name() for func, _ in recorder.calls] == [
+        f"fbp_kernels::{operator}",
+        f"fbp_kernels::{operator}_backward",
+    ]
+    # The forward with differentiable inputs; the backward, which has no formula of its own, without.
+    (forward, arguments), (backward, backward_arguments) = recorder.calls
+    again = [
+        t.detach().clone().requires_grad_()
+        if isinstance(t, Tensor) and t.is_floating_point()
+        else t
+        for t in arguments
+    ]
+    torch.library.opcheck(forward, tuple(again))
+    detached = [t.detach().clone() if isinstance(t, Tensor) else t for t in backward_arguments]
+    torch.library.opcheck(
+        backward,
+        tuple(detached),
+        test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_compiles_without_a_graph_break(operator: str, backend: str) -> None:
+    torch.compiler.reset()
+    call, inputs = OPERATORS[operator](backend)
+    compiled = torch.compile(call, fullgraph=True)
+    inputs = [t.detach().double().requires_grad_() for t in inputs]
+    for got, want in zip(results(compiled, inputs), results(call, inputs), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", FUSED)
+def test_a_compiled_call_serves_changing_batch_sizes(backend: str) -> None:
+    torch.compiler.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    p, q = leaf(6, 12), leaf(7, 12)
+    compiled = torch.compile(
+        lambda a, v: fk.fbp(a, v, p, q, 3, backend=backend), fullgraph=True, backend=counter
+    )
+    for B in (5, 9, 17, 33):
+        a, v = torch.randn(B, 6), torch.randn(B, 7)
+        torch.testing.assert_close(compiled(a, v), fk.fbp(a, v, p, q, 3, backend="reference"))
+    assert counter.frame_count <= 2, "one static graph, then one for any batch size"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_exports(backend: str) -> None:
+    module = fk.AdaptiveMultiLevelFBP(6, 7, 2, 5, 4, 3, 4, backend=backend).eval()
+    inputs = tuple(t.detach() for t in call_am_fbp(backend)[1][:4])
+    exported = torch.export.export(module, inputs)
+    torch.testing.assert_close(exported.module()(*inputs), module(*inputs))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("operator", BILINEAR)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_is_a_call_in_the_low_dtype(
+    operator: str, backend: str, dtype: torch.dtype
+) -> None:
+    call, inputs = BILINEAR[operator](backend)
+    with torch.autocast("cpu", dtype=dtype):
+        got = results(call, inputs)
+    assert got[0].dtype == dtype
+    assert all(g.dtype == torch.float32 for g in got[1:])
+    low = [t.detach().to(dtype).requires_grad_() for t in inputs]
+    tolerance = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 8 * torch.finfo(dtype).eps}
+    torch.testing.assert_close(got[0], call(*low), **tolerance)
+
+
+def saved_bytes(call: Callable[..., Tensor], inputs: list[Tensor]) -> int:
+    """Bytes kept for the backward beyond the inputs themselves."""
+    own = {t.untyped_storage().data_ptr() for t in inputs}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if tensor.is_floating_point() and storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        call(*inputs)
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("operator", BILINEAR)
+def test_what_is_kept_for_the_backward_is_what_was_chosen(operator: str, backend: str) -> None:
+    projections = {"fbp": 2 * 5 * 12, "trunk_fbp": 2 * 5 * 4 * 12, "am_fbp": 2 * 5 * (10 + 4 * 12)}
+    call, inputs = BILINEAR[operator](backend, keep_projections=True)
+    assert saved_bytes(call, inputs) == 4 * projections[operator]
+    call, _ = BILINEAR[operator](backend, keep_projections=False)
+    assert saved_bytes(call, inputs) == 0
+    kept = call_results = results(BILINEAR[operator](backend, keep_projections=True)[0], inputs)
+    for got, want in zip(results(call, inputs), kept, strict=True):
+        torch.testing.assert_close(got, want)
+    assert call_results[0].requires_grad
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_the_default_keeps_small_projections_and_recomputes_large_ones(backend: str) -> None:
+    limit = fk.ops._bilinear.KEEP_LIMIT
+    for rows, expected in ((64, True), (limit // (2 * 4 * 5120) + 1, False)):
+        inputs = [leaf(rows, 2), leaf(rows, 2), leaf(2, 5120), leaf(2, 5120)]
+        call = lambda *t: fk.fbp(*t, 5, backend=backend)  # noqa: E731
+        assert (saved_bytes(call, inputs) > 0) == expected
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_only_the_gradients_that_are_due_are_computed(backend: str) -> None:
+    inputs = [torch.randn(4, 3), leaf(4, 5), torch.randn(3, 6), leaf(5, 6)]
+    recorder = Recorder()
+    with recorder:
+        fk.fbp(*inputs, 2, backend=backend).sum().backward()
+    needs = recorder.calls[-1][1][-2]
+    assert needs == 0b1010
+    assert inputs[0].grad is None
+    assert inputs[1].grad is not None
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_no_gradient_no_projections(backend: str) -> None:
+    call, inputs = call_fbp(backend)
+    recorder = Recorder()
+    with recorder, torch.no_grad():
+        call(*inputs)
+    assert recorder.calls[0][1][-2] is False, "keep"
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_second_derivatives_are_refused_clearly(backend: str) -> None:
+    call, inputs = call_fbp(backend)
+    (gradient,) = torch.autograd.grad(call(*inputs).sum(), inputs[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="fbp_backward"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("operator", BILINEAR)
+def test_dropout_follows_the_generator_and_rests_in_evaluation(operator: str, backend: str) -> None:
+    def run(seed: int, training: bool = True) -> list[Tensor]:
+        torch.manual_seed(seed)
+        return results(BILINEAR[operator](backend, dropout=0.5, training=training)[0], inputs)
+
+    inputs = BILINEAR[operator](backend)[1]
+    same = zip(run(1), run(1), strict=True)
+    assert all(torch.equal(x, y) for x, y in same)
+    assert not torch.equal(run(1)[0], run(2)[0])
+    plain = results(BILINEAR[operator](backend)[0], inputs)
+    assert all(torch.equal(x, y) for x, y in zip(run(1, training=False), plain, strict=True))
+    resting, _ = BILINEAR[operator](backend, dropout=0.5, training=False)
+    state = torch.get_rng_state()
+    resting(*inputs)
+    assert torch.equal(state, torch.get_rng_state()), "evaluation draws nothing"
