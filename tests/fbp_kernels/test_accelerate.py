@@ -114,7 +114,7 @@ def test_the_same_loss_curve_as_the_plain_model() -> None:
     image, target = torch.randn(16, 1, 8, 8), torch.randn(16, 7)
     curves = []
     for m in (model, plain):
-        optimizer = torch.optim.SGD(m.parameters(), lr=0.05)
+        optimizer = torch.optim.SGD(m.parameters(), lr=1.0)
         losses = []
         for _ in range(100):
             loss = (m(image) - target).square().mean()
