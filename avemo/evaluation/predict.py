@@ -1,0 +1,184 @@
+"""Names the emotion in media files, and shows where the model looked and listened."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avemo.data.features import FULL_BINS, Clip, dequantize, extract_windows
+from avemo.data.media import MediaError
+
+if TYPE_CHECKING:
+    from avemo.data.faces import FaceDetector
+    from avemo.evaluation.plots import Stretch
+    from avemo.training.checkpoint import Checkpoint
+
+_WINDOW_SECONDS = 30.0
+_PICTURE_COLUMNS = 400  # of the spectrogram, per window
+_BAR = 30  # characters of a probability of 1
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one clip.
+
+    Attributes:
+        clip: the media file.
+        probabilities: by class, the likeliest first.
+        picture: the picture of the attention.
+        skipped: windows that had to be left out, by the category of the reason.
+    """
+
+    clip: Path
+    probabilities: dict[str, float]
+    picture: Path
+    skipped: dict[str, int]
+
+
+def predict(
+    checkpoint: Path,
+    clips: list[Path],
+    *,
+    out: Path = Path("predictions"),
+    detector: Path | None = None,
+) -> list[Prediction]:
+    """Prints the class probabilities of media files and saves pictures of the attention.
+
+    A clip longer than those that the model was trained with is cut into equal windows that are not
+    longer; the probabilities are the average over the windows, weighted by their duration. So
+    memory stays bounded for a recording of any length. A clip that cannot be used is reported with
+    the reason, and the others go on.
+
+    Args:
+        checkpoint: a trained model (.safetensors).
+        clips: media files of any kind.
+        out: folder for the pictures; made if needed.
+        detector: the YuNet model (.onnx) that the training cache was made with, if it was.
+
+    Returns:
+        The predictions of the clips that could be used.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+        ValueError: it is no checkpoint, the detector is another one than in training, or no clip
+            could be used.
+    """
+    from avemo.data.faces import load_detector
+    from avemo.training import checkpoint as checkpoints
+
+    if not clips:
+        raise ValueError("clips must name at least one media file")
+    trained = checkpoints.load(checkpoint)
+    finder = load_detector(detector)
+    if finder.name != trained.features.detector:
+        raise ValueError(
+            f"detector must be {trained.features.detector}, which the model was trained with, "
+            f"got {finder.name}"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    predictions: list[Prediction] = []
+    failed: Counter[str] = Counter()
+    for clip, picture in zip(clips, _picture_paths(clips, out), strict=True):
+        try:
+            prediction = _predict_clip(trained, clip, picture, finder)
+        except MediaError as error:
+            failed[error.category] += 1
+            print(f"{clip}: cannot be used: {error}", file=sys.stderr)
+            continue
+        predictions.append(prediction)
+        print(_table(prediction))
+    if failed:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(failed.items()))
+        print(f"{len(predictions)} of {len(clips)} clips predicted; errors: {reasons}")
+    if not predictions:
+        raise ValueError(f"none of the {len(clips)} clips could be used")
+    return predictions
+
+
+def _predict_clip(
+    trained: Checkpoint, path: Path, picture: Path, detector: FaceDetector
+) -> Prediction:
+    from avemo.evaluation.plots import save_attention
+
+    seconds = trained.config.data.max_seconds or _WINDOW_SECONDS
+    total = np.zeros(len(trained.classes))
+    stretches: list[Stretch] = []
+    reasons: list[MediaError] = []
+    for start, duration, clip in extract_windows(path, trained.features, detector, seconds=seconds):
+        if isinstance(clip, MediaError):
+            reasons.append(clip)
+            continue
+        probabilities, stretch = _run(trained, clip, start, duration)
+        total += duration * probabilities
+        stretches.append(stretch)
+    if not stretches:
+        raise reasons[0]
+    order = np.argsort(-total, kind="stable")
+    ranked = {trained.classes[i]: float(total[i] / total.sum()) for i in order}
+    best = next(iter(ranked))
+    save_attention(picture, f"{path.name}: {best}", list(ranked.items()), stretches)
+    return Prediction(path, ranked, picture, dict(Counter(r.category for r in reasons)))
+
+
+def _run(
+    trained: Checkpoint, clip: Clip, start: float, duration: float
+) -> tuple[NDArray[np.float64], Stretch]:
+    """The model's answer to one window, as probabilities and for the picture."""
+    import torch
+
+    from avemo.data.inputs import collate, to_sample
+    from avemo.evaluation.plots import Stretch
+
+    batch = collate([to_sample(clip, trained.features)])
+    with torch.inference_mode():
+        output = trained.model(batch.audio, batch.audio_lengths, batch.video, batch.video_lengths)
+    probabilities = output.logits[0].double().softmax(0).numpy()
+    audio, video = (
+        None if weights is None else weights[0].double().numpy()
+        for weights in (output.audio_attention, output.video_attention)
+    )
+    features = trained.features
+    return probabilities, Stretch(
+        start=start,
+        duration=duration,
+        spectrogram=_shrink(dequantize(clip.audio, features)),
+        top_hertz=FULL_BINS * features.bin_hz,
+        faces=clip.video,
+        seen=clip.valid,
+        audio_attention=audio,
+        video_attention=video,
+    )
+
+
+def _shrink(levels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Averages frames until a window has no more of them than a picture can show."""
+    parts = np.array_split(levels, min(len(levels), _PICTURE_COLUMNS))
+    return np.stack([part.mean(axis=0) for part in parts])
+
+
+def _picture_paths(clips: list[Path], out: Path) -> list[Path]:
+    """A name for each picture: the clip's, and a number where two clips share it."""
+    taken: Counter[str] = Counter()
+    paths = []
+    for clip in clips:
+        taken[clip.stem] += 1
+        count = taken[clip.stem]
+        paths.append(out / (f"{clip.stem}.png" if count == 1 else f"{clip.stem}-{count}.png"))
+    return paths
+
+
+def _table(prediction: Prediction) -> str:
+    width = max(map(len, prediction.probabilities))
+    lines = [str(prediction.clip)]
+    for name, value in prediction.probabilities.items():
+        lines.append(f"  {name:<{width}}  {value:6.1%}  {'#' * round(_BAR * value)}".rstrip())
+    for reason, count in sorted(prediction.skipped.items()):
+        lines.append(f"  windows left out: {count} ({reason})")
+    lines.append(f"  attention: {prediction.picture}")
+    return "\n".join(lines)
