@@ -1,0 +1,56 @@
+"""The face-frame encoder: each frame by itself, padding never computed."""
+
+import pytest
+import torch
+
+from avemo.models.config import VideoEncoderConfig
+from avemo.models.video import VideoEncoder
+from tests.avemo.models.tiny_model import FACE_SIZE, tiny_batch, tiny_config
+
+
+def encoder() -> VideoEncoder:
+    torch.manual_seed(0)
+    return VideoEncoder(FACE_SIZE, tiny_config().video)
+
+
+def test_each_frame_by_itself() -> None:
+    ours = encoder().eval().double()
+    _, _, faces, lengths = tiny_batch()
+    faces = faces.double()
+    encoded = ours(faces, lengths)
+    for row, n in enumerate(lengths.tolist()):
+        for t in range(n):
+            alone = ours(faces[row : row + 1, t : t + 1], torch.tensor([1]))
+            torch.testing.assert_close(encoded[row, t], alone[0, 0], rtol=1e-12, atol=1e-12)
+        assert not encoded[row, n:].any()
+
+
+def test_padding_is_neither_computed_nor_counted() -> None:
+    """Not even the statistics of the batch normalisation see padded frames."""
+    _, _, faces, lengths = tiny_batch()
+    seen = []
+    ours = encoder().train()
+    ours.stages.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
+    ours(faces, lengths)
+    assert seen[0].shape[0] == int(lengths.sum())
+    spoiled = faces.clone()
+    for row, n in enumerate(lengths):
+        spoiled[row, n:] = float("nan")
+    other = encoder().train()
+    other(spoiled, lengths)
+    for name, statistic in ours.named_buffers():
+        torch.testing.assert_close(other.get_buffer(name), statistic, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("face_size", [4, 5, 7, 13])
+def test_odd_sizes(face_size: int) -> None:
+    ours = VideoEncoder(face_size, tiny_config().video).eval()
+    faces = torch.randn(2, 3, face_size, face_size)
+    encoded = ours(faces, torch.tensor([3, 1]))
+    assert encoded.shape == (2, 3, 11)
+    assert encoded[0].any(dim=1).all()
+
+
+def test_too_small_faces_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 8"):
+        VideoEncoder(7, VideoEncoderConfig((2, 2, 2)))
