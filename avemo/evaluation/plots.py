@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FACES = 12
+FACES = 10
 MARKED = 3
 _ATTENDED = "#d62728"
 _FACES_COLOR, _SOUND_COLOR = "#1f77b4", "#ff7f0e"
@@ -29,7 +29,7 @@ class Stretch:
         duration: seconds.
         spectrogram: dB, float32 (T, F), evenly spread over the stretch.
         top_hertz: the frequency at the upper edge of the spectrogram.
-        faces: uint8 (T_v, S, S), evenly spread.
+        faces: some of its T_v video frames by their number, uint8 (S, S).
         seen: bool (T_v,), whether there was a face.
         audio_attention: float (T_a',), sums to 1; None if the model does not listen.
         video_attention: float (T_v,), sums to 1; None if the model does not look.
@@ -39,7 +39,7 @@ class Stretch:
     duration: float
     spectrogram: NDArray[np.float32]
     top_hertz: float
-    faces: NDArray[np.uint8]
+    faces: dict[int, NDArray[np.uint8]]
     seen: NDArray[np.bool_]
     audio_attention: NDArray[np.float64] | None
     video_attention: NDArray[np.float64] | None
@@ -65,7 +65,7 @@ def save_attention(
 
     figure = Figure(figsize=(12, 7.5), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(4, 2, width_ratios=(6, 1), height_ratios=(1.3, 1, 1, 1.8))
+    grid = figure.add_gridspec(4, 2, width_ratios=(6, 1), height_ratios=(1.05, 1, 1, 1.8))
     faces = figure.add_subplot(grid[0, 0])
     look, listen, sound = (figure.add_subplot(grid[row, 0], sharex=faces) for row in (1, 2, 3))
     figure.suptitle(title)
@@ -84,12 +84,23 @@ def save_attention(
     figure.savefig(path, dpi=110)
 
 
+def attended_frames(weights: NDArray[np.float64] | None, count: int) -> list[int]:
+    """Frames worth showing: the one of the highest attention in each of equal parts.
+
+    Args:
+        weights: attention, (count,), or None for an even one.
+        count: number of frames.
+    """
+    weights = np.ones(count) if weights is None else weights
+    parts = np.array_split(np.arange(count), min(count, FACES))
+    return [int(part[np.argmax(weights[part])]) for part in parts]
+
+
 def _draw_faces(axes: Axes, stretches: Sequence[Stretch]) -> None:
-    times = np.concatenate([_centres(s, len(s.faces)) for s in stretches])
-    height = np.concatenate([_relative(s.video_attention, len(s.faces)) for s in stretches])
-    frames = [(s, i) for s in stretches for i in range(len(s.faces))]
-    first, last = stretches[0].start, stretches[-1].start + stretches[-1].duration
-    edges = np.linspace(first, last, FACES + 1)
+    frames = [(s, i) for s in stretches for i in s.faces]
+    times = np.array([s.start + (i + 0.5) / len(s.seen) * s.duration for s, i in frames])
+    height = np.array([_relative(s.video_attention, len(s.seen))[i] for s, i in frames])
+    edges = np.linspace(stretches[0].start, stretches[-1].start + stretches[-1].duration, FACES + 1)
     width = edges[1] - edges[0]
     chosen = []
     for left, right in itertools.pairwise(edges):
@@ -187,7 +198,3 @@ def _beside(figure: Any, cell: Any) -> Any:
 
 def _relative(weights: NDArray[np.float64] | None, count: int) -> NDArray[np.float64]:
     return np.ones(count) if weights is None else weights * count
-
-
-def _centres(stretch: Stretch, count: int) -> NDArray[np.float64]:
-    return stretch.start + (np.arange(count) + 0.5) / count * stretch.duration

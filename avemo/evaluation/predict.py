@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from avemo.training.checkpoint import Checkpoint
 
 _WINDOW_SECONDS = 30.0
-_PICTURE_COLUMNS = 400  # of the spectrogram, per window
+_PICTURE_COLUMNS = 200  # of the spectrogram, per window
 _BAR = 30  # characters of a probability of 1
 
 
@@ -133,7 +133,7 @@ def _run(
     import torch
 
     from avemo.data.inputs import collate, to_sample
-    from avemo.evaluation.plots import Stretch
+    from avemo.evaluation.plots import Stretch, attended_frames
 
     batch = collate([to_sample(clip, trained.features)])
     with torch.inference_mode():
@@ -149,7 +149,7 @@ def _run(
         duration=duration,
         spectrogram=_shrink(dequantize(clip.audio, features)),
         top_hertz=FULL_BINS * features.bin_hz,
-        faces=clip.video,
+        faces={i: clip.video[i].copy() for i in attended_frames(video, len(clip.video))},
         seen=clip.valid,
         audio_attention=audio,
         video_attention=video,
