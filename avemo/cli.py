@@ -100,7 +100,7 @@ def _call(target: Callable[..., Any], name: str, arguments: list[str], configura
     parser.add_function_arguments(target, as_group=False, as_positional=True)
     flags = {f"--{p.name}" for p in parameters if p.annotation in (bool, "bool")}
     arguments = _spell_out(flags, arguments)
-    values = parser.instantiate_classes(parser.parse_args(arguments))
+    values = parser.instantiate(parser.parse_args(arguments))
     if configurable:
         del values["config"]
     return target(**values)

@@ -83,6 +83,11 @@ class StepProgress(pl.callbacks.ProgressBar):
             refresh=False,
         )
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if hasattr(self, "bar"):
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.bar.close()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        if hasattr(self, "bar"):  # it may have failed before the first step
             self.bar.close()

@@ -16,9 +16,9 @@ from torch import nn
 
 from avemo.data.features import FeatureConfig
 from avemo.models import build_model
-from avemo.training.config import TrainConfig, from_dict, to_json
+from avemo.training.config import TrainConfig, from_dict, to_dict
 
-_FORMAT = "avemo-checkpoint"
+_KEY = "avemo"  # of the metadata
 _VERSION = 1
 
 
@@ -60,13 +60,14 @@ def save(
         features: what its inputs were extracted with.
     """
     path = Path(path)
-    metadata = {
-        "format": _FORMAT,
-        "version": str(_VERSION),
-        "config": to_json(config),
-        "classes": json.dumps(classes),
-        "features": json.dumps(features.to_dict()),
+    description = {
+        "version": _VERSION,
+        "config": to_dict(config),
+        "classes": classes,
+        "features": features.to_dict(),
     }
+    # One key, since the order of several would differ from run to run.
+    metadata = {_KEY: json.dumps(description)}
     weights = {name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".part")
@@ -93,16 +94,15 @@ def load(path: Path | str) -> Checkpoint:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
-    if metadata.get("format") != _FORMAT:
+    if _KEY not in metadata:
         raise CheckpointError(f"{path} holds tensors, but is not a checkpoint of a trained model")
-    if metadata.get("version") != str(_VERSION):
-        raise CheckpointError(
-            f"{path} has checkpoint version {metadata.get('version')}, expected {_VERSION}"
-        )
     try:
-        config = from_dict(TrainConfig, json.loads(metadata["config"]))
-        features = FeatureConfig.from_dict(json.loads(metadata["features"]))
-        classes = tuple(json.loads(metadata["classes"]))
+        description = json.loads(metadata[_KEY])
+        if description["version"] != _VERSION:
+            raise ValueError(f"version {description['version']}, expected {_VERSION}")
+        config = from_dict(TrainConfig, description["config"])
+        features = FeatureConfig.from_dict(description["features"])
+        classes = tuple(description["classes"])
         model = build_model(
             config.model,
             bins=features.bins,
@@ -111,5 +111,6 @@ def load(path: Path | str) -> Checkpoint:
         )
         model.load_state_dict(weights)
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} does not describe a model: {error}") from error
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} does not describe a model: {reason}") from error
     return Checkpoint(model.eval(), config, classes, features)

@@ -96,7 +96,7 @@ def from_dict(cls: type[T], values: dict[str, Any]) -> T:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=cls)
     try:
-        return parser.instantiate_classes(parser.parse_object({"value": values})).value
+        return parser.instantiate(parser.parse_object({"value": values})).value
     except ArgumentError as error:
         raise ValueError(str(error)) from error
 
@@ -105,7 +105,7 @@ def save_config(config: TrainConfig, path: Path) -> None:
     """Writes a configuration as YAML that `avemo train --config` takes."""
     import yaml
 
-    path.write_text(yaml.safe_dump(json.loads(to_json(config)), sort_keys=False), "utf-8")
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), "utf-8")
 
 
 def load_config(path: Path) -> TrainConfig:
@@ -123,6 +123,7 @@ def load_config(path: Path) -> TrainConfig:
     return from_dict(TrainConfig, values)
 
 
-def to_json(config: TrainConfig) -> str:
-    """The configuration as JSON, which `from_dict` takes back."""
-    return json.dumps(asdict(config), default=str)
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as JSON and YAML can hold it; `from_dict` takes it back."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
+    return values
