@@ -400,7 +400,8 @@ class _Sound:
         if kind != self.input or gap:
             start = time if gap or self.until is None else self.until
             self.finish()
-            self.resampler = av.AudioResampler(format="flt", layout="mono", rate=self.sample_rate)
+            # Integers, as FFmpeg's downmix of floats to mono is louder than the channels are.
+            self.resampler = av.AudioResampler(format="s32", layout="mono", rate=self.sample_rate)
             self.input = kind
             self.segments.append(_Segment(start))
         self.until = time + duration if gap or self.until is None else self.until + duration
@@ -416,7 +417,7 @@ class _Sound:
     def _keep(self, frames: list[Any]) -> None:
         segment = self.segments[-1]
         for frame in frames:
-            chunk = frame.to_ndarray().reshape(-1)
+            chunk = (frame.to_ndarray().reshape(-1) * 2.0**-31).astype(np.float32)
             segment.chunks.append(chunk)
             segment.samples += chunk.size
 
@@ -436,5 +437,4 @@ class _Sound:
         self.segments = (
             kept[-1:] if kept and kept[-1].samples == 0 else [s for s in kept if s.samples]
         )
-        np.nan_to_num(waveform, copy=False, nan=0.0, posinf=0.0, neginf=0.0)  # broken float PCM
         return waveform

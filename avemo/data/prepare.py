@@ -154,6 +154,7 @@ class _Work:
             {
                 **features.to_dict(),
                 "max_seconds": max_seconds,
+                "shard_rows": _SHARD_ROWS,
                 "manifest": manifest.digest,
             }
         )
@@ -282,14 +283,20 @@ class _Work:
         else:  # nothing to keep: most likely a wrong root, and the next try starts afresh
             (self.out / _SETTINGS).unlink()
         self.done = len(clips)
-        shutil.rmtree(self.parts)
+        self._tidy()
 
     def finished(self) -> int:
         """Reads the numbers of a cache that was complete before; gives its number of rows."""
         index = json.loads((self.out / INDEX).read_text(encoding="utf-8"))
         self.done = len(index["clips"])
-        shutil.rmtree(self.parts, ignore_errors=True)
+        self._tidy()
         return len(self.rows)
+
+    def _tidy(self) -> None:
+        """Removes what is needed while the cache is made only."""
+        shutil.rmtree(self.parts, ignore_errors=True)
+        for unfinished in self.out.glob("*.part"):
+            unfinished.unlink()
 
     def error_counts(self) -> dict[str, int]:
         """Errors by the category of their reason."""
@@ -382,6 +389,7 @@ def _save_clips(path: Path, clips: list[Clip]) -> None:
 
 
 def _write(path: Path, content: bytes | str) -> None:
-    unfinished = path.with_name(path.name + ".part")
+    # Named by process: a worker of a killed run may still be writing its last clip.
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(unfinished, path)

@@ -1,0 +1,144 @@
+"""Following one face, with a detector whose answers are known."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from media_files import talking_head
+
+from avemo.data.faces import (
+    Box,
+    HaarDetector,
+    crop,
+    find_faces,
+    interpolate_boxes,
+    link_boxes,
+    load_detector,
+    overlap,
+    smooth_boxes,
+)
+from avemo.data.media import MediaError
+
+FPS = 12.5
+
+
+class Scripted:
+    """Answers by the frame's number, which is its grey value."""
+
+    name = "scripted"
+
+    def __init__(self, boxes: dict[int, list[Box]]) -> None:
+        self.boxes = boxes
+        self.asked: list[int] = []
+
+    def __call__(self, frame: np.ndarray) -> list[Box]:
+        number = int(frame[0, 0])
+        self.asked.append(number)
+        return self.boxes.get(number, [])
+
+
+def numbered(count: int) -> np.ndarray:
+    return np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None], (count, 100, 120))
+
+
+def find(detector: Scripted, count: int) -> tuple[np.ndarray, np.ndarray]:
+    return find_faces(numbered(count), detector, fps=FPS, size=16, margin=0.0)
+
+
+def test_steady_face_is_looked_at_rarely() -> None:
+    detector = Scripted({i: [Box(50, 50, 40)] for i in range(41)})
+    crops, seen = find(detector, 41)
+    assert seen.all()
+    assert len(detector.asked) == len(set(detector.asked)) == 11
+    np.testing.assert_array_equal(crops[:, 8, 8], np.arange(41))
+
+
+def test_missed_frames_are_marked_and_still_given() -> None:
+    detector = Scripted({i: [Box(50, 50, 40)] for i in range(41) if not 14 <= i <= 21})
+    crops, seen = find(detector, 41)
+    np.testing.assert_array_equal(np.flatnonzero(~seen), np.arange(14, 22))
+    assert len(crops) == 41
+
+
+def test_bystander_does_not_take_over() -> None:
+    speaker, bystander = Box(40, 50, 40), Box(95, 50, 30)
+    boxes = {i: [bystander, speaker] if i % 8 else [bystander] for i in range(33)}
+    boxes |= {0: [bystander, speaker]}
+    looks = {i: boxes[i] for i in range(33)}
+    assert set(link_boxes(looks).values()) == {speaker}
+
+
+def test_brief_large_blunder_does_not_take_over() -> None:
+    boxes = {i: [Box(40, 50, 30)] for i in range(10)} | {5: [Box(40, 50, 30), Box(60, 50, 90)]}
+    assert all(box.side == 30 for box in link_boxes(boxes).values())
+
+
+def test_no_face_and_too_few_faces() -> None:
+    with pytest.raises(MediaError, match=r"^no face$"):
+        find(Scripted({}), 25)
+    with pytest.raises(MediaError, match=r"^no face: seen in 20% of the frames"):
+        find(Scripted({i: [Box(50, 50, 40)] for i in range(5)}), 25)
+
+
+def test_overlap() -> None:
+    assert overlap(Box(0, 0, 2), Box(0, 0, 2)) == 1
+    assert overlap(Box(0, 0, 2), Box(1, 0, 2)) == pytest.approx(1 / 3)
+    assert overlap(Box(0, 0, 2), Box(5, 0, 2)) == 0
+
+
+def test_boxes_are_linear_between_and_constant_beyond() -> None:
+    boxes = interpolate_boxes({2: Box(10, 20, 30), 4: Box(20, 20, 34)}, 6)
+    np.testing.assert_allclose(boxes[:, 0], [10, 10, 10, 15, 20, 20])
+    np.testing.assert_allclose(boxes[:, 2], [30, 30, 30, 32, 34, 34])
+    jitter = np.random.default_rng(0).normal(0, 1, (200, 3))
+    assert smooth_boxes(jitter, 3.0).std() < 0.4
+    np.testing.assert_allclose(smooth_boxes(np.full((7, 3), 5.0), 3.0), 5.0)
+
+
+@pytest.mark.parametrize("side", [8.0, 16.0, 40.0, 61.7])
+def test_crop_geometry(side: float) -> None:
+    """On a ramp a crop is a ramp: pixel i of 16 is the mean of its share of the square."""
+    ramp = np.tile(np.arange(200, dtype=np.uint8), (200, 1))
+    box = Box(100.3, 100.0, side)
+    cut = crop(ramp, box, 16, 0.0).astype(float)
+    edges = box.x - side / 2 + side / 16 * (np.arange(16) + 0.5) - 0.5
+    assert np.abs(cut - edges[None]).max() <= 1.0
+    assert np.abs(cut.mean() - edges.mean()) < 0.3
+
+
+def test_crop_margin_and_border() -> None:
+    frame = np.zeros((50, 50), np.uint8)
+    frame[20:30, 20:30] = 255
+    assert crop(frame, Box(25, 25, 10), 10, 0.0).min() == 255
+    wide = crop(frame, Box(25, 25, 10), 20, 0.5)
+    assert wide[6:14, 6:14].min() == 255
+    assert wide[:4].max() == 0
+    assert (crop(np.full((50, 50), 77, np.uint8), Box(0, 0, 40), 16, 0.2) == 77).all()
+
+
+def test_haar_follows_a_real_face() -> None:
+    frames = np.stack([cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in talking_head(50)[::2]])
+    crops, seen = find_faces(frames, HaarDetector(), fps=FPS, size=64, margin=0.05)
+    assert seen.mean() > 0.9
+    again = HaarDetector()
+    hits = sum(
+        bool(again(cv2.copyMakeBorder(c, 30, 30, 30, 30, cv2.BORDER_REPLICATE))) for c in crops
+    )
+    assert hits > 0.8 * len(crops)  # a face is what was cut out
+
+
+def test_haar_sees_in_the_dark() -> None:
+    frames = np.stack([cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in talking_head(50)[::2]])
+    dark = (frames * 0.15).astype(np.uint8)
+    _, seen = find_faces(dark, HaarDetector(), fps=FPS, size=64, margin=0.05)
+    assert seen.mean() > 0.8
+
+
+def test_detector_files(tmp_path: Path) -> None:
+    assert load_detector(None).name == "haar"
+    broken = tmp_path / "model.onnx"
+    broken.write_bytes(b"not a network")
+    for path in (broken, tmp_path / "none.onnx"):
+        with pytest.raises(ValueError, match="detector must be a readable YuNet"):
+            load_detector(path)

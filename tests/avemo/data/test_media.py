@@ -1,0 +1,224 @@
+"""Decoding: any container, timing by timestamps, and a reason for each clip that cannot be used."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from media_files import carphone, no_face, talking_head, tone, write_clip, write_media
+
+from avemo.data.media import MediaError, _Clock, read_footage
+
+RATE = 16000
+
+
+def read(path: Path, **options):
+    settings = {"sample_rate": RATE, "fps": 12.5, **options}
+    (footage,) = read_footage(path, **settings)
+    return footage
+
+
+def read_error(path: Path, **options) -> str:
+    with pytest.raises(MediaError) as caught:
+        read(path, **options)
+    return str(caught.value)
+
+
+def amplitude(waveform: np.ndarray, hertz: float) -> float:
+    n = np.arange(len(waveform))
+    return 2 * abs(np.mean(waveform * np.exp(-2j * np.pi * hertz * n / RATE)))
+
+
+def levels(count: int) -> np.ndarray:
+    """Frames that say their own number by their brightness."""
+    values = (5 * np.arange(count)).astype(np.uint8)
+    return np.broadcast_to(values[:, None, None, None], (count, 32, 48, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "options"),
+    [
+        ("h264_aac.mp4", 44100, {}),
+        ("mpeg4_mp3.avi", 44100, {"video_codec": "mpeg4", "audio_codec": "libmp3lame"}),
+        ("vp9_opus.webm", 48000, {"video_codec": "libvpx-vp9", "audio_codec": "libopus"}),
+        (
+            "mjpeg_pcm.mov",
+            8000,
+            {"video_codec": "mjpeg", "audio_codec": "pcm_s16le", "pixel_format": "yuvj420p"},
+        ),
+        (
+            "gray_flac.mkv",
+            32000,
+            {"video_codec": "ffv1", "audio_codec": "flac", "pixel_format": "gray"},
+        ),
+        (
+            "ten_bit.mkv",
+            22050,
+            {"video_codec": "ffv1", "audio_codec": "pcm_s16le", "pixel_format": "yuv444p10le"},
+        ),
+        ("transport.ts", 44100, {}),
+    ],
+)
+def test_formats(tmp_path: Path, name: str, rate: int, options: dict) -> None:
+    frames = talking_head(25)[:, :, :172]
+    stereo = np.stack([tone(1.0, rate, 500.0)] * 2, axis=1)
+    footage = read(write_media(tmp_path / name, frames, stereo, rate=rate, **options))
+    assert footage.frames.shape[1:] == (144, 172)
+    assert abs(len(footage.frames) - 13) <= 1  # AVI has one frame more by its own count
+    assert len(footage.waveform) == round(len(footage.frames) / 12.5 * RATE)
+    middle = footage.waveform[RATE // 4 : 3 * RATE // 4]
+    assert amplitude(middle, 500.0) == pytest.approx(0.25, rel=0.06)  # LAME takes off 5 percent
+    grey = frames[:1].astype(float) @ [0.299, 0.587, 0.114]
+    assert np.abs(footage.frames[0] - grey[0]).mean() < 6
+
+
+def test_variable_frame_rate(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    times = np.cumsum([0.0, *rng.choice([0.01, 0.033, 0.05, 0.21], 40)]).round(3)
+    path = write_media(
+        tmp_path / "vfr.mkv",
+        levels(41),
+        tone(float(times[-1])),
+        times=times.tolist(),
+        video_codec="ffv1",
+        audio_codec="flac",
+        pixel_format="gray",
+    )
+    shown = read(path, fps=20.0).frames.mean(axis=(1, 2))
+    at = np.arange(len(shown)) / 20.0
+    expected = np.searchsorted(times, at + 1e-3, side="right") - 1
+    assert len(shown) >= times[-1] * 20
+    np.testing.assert_array_equal((shown / 5).round(), expected)
+
+
+@pytest.mark.parametrize("fps", [3.0, 12.5, 25.0, 60.0])
+def test_even_frame_rates(tmp_path: Path, fps: float) -> None:
+    path = write_media(
+        tmp_path / "even.mkv",
+        levels(50),
+        tone(2.0),
+        video_codec="ffv1",
+        audio_codec="flac",
+        pixel_format="gray",
+    )
+    shown = read(path, fps=fps).frames.mean(axis=(1, 2))
+    expected = np.floor(np.arange(len(shown)) / fps * 25 + 0.03)
+    assert len(shown) == pytest.approx(2.0 * fps, abs=1)
+    np.testing.assert_array_equal((shown / 5).round(), expected)
+
+
+@pytest.mark.parametrize("rotation", [90, 180, -90])
+def test_rotation(tmp_path: Path, rotation: int) -> None:
+    upright = talking_head(25)
+    stored = np.rot90(upright, -rotation // 90, axes=(1, 2))
+    footage = read(write_media(tmp_path / "r.mp4", stored, tone(1.0), rotation=rotation))
+    grey = upright[0].astype(float) @ [0.299, 0.587, 0.114]
+    assert footage.frames.shape[1:] == (144, 176)
+    assert np.abs(footage.frames[0] - grey).mean() < 6
+
+
+def test_large_frames_are_scaled_down(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4")
+    assert read(path, largest_side=88).frames.shape[1:] == (72, 88)
+
+
+def lossless(path: Path, seconds: float, sound: np.ndarray, **options) -> Path:
+    frames = levels(round(25 * seconds))
+    codecs = {"video_codec": "ffv1", "audio_codec": "pcm_s16le", "pixel_format": "gray"}
+    return write_media(path, frames, sound, **codecs, **options)
+
+
+def test_sound_is_cut_to_the_picture(tmp_path: Path) -> None:
+    footage = read(lossless(tmp_path / "long.mkv", 1.0, tone(3.0)), fps=25.0)
+    np.testing.assert_allclose(footage.waveform, tone(1.0), atol=1e-4)
+
+
+def test_missing_sound_is_silence(tmp_path: Path) -> None:
+    waveform = read(lossless(tmp_path / "short.mkv", 2.0, tone(0.5)), fps=25.0).waveform
+    assert len(waveform) == 2 * RATE
+    np.testing.assert_allclose(waveform[: RATE // 2], tone(0.5), atol=1e-4)
+    assert not waveform[RATE // 2 :].any()
+
+
+def test_late_sound_keeps_its_time(tmp_path: Path) -> None:
+    path = lossless(tmp_path / "late.mkv", 2.0, tone(1.0), audio_offset=1.0)
+    waveform = read(path, fps=25.0).waveform
+    assert not waveform[: RATE - 20].any()
+    np.testing.assert_allclose(waveform[RATE:], tone(1.0), atol=1e-4)
+
+
+def test_windows_are_the_whole(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, 5 * RATE).astype(np.float32)
+    path = lossless(tmp_path / "long.mkv", 5.0, noise)
+    whole = read(path, fps=25.0)
+    windows = list(read_footage(path, sample_rate=RATE, fps=25.0, window_seconds=2.0))
+    assert [w.start for w in windows] == pytest.approx([0, 1.68, 3.36], abs=0.05)
+    assert max(len(w.frames) for w in windows) <= 50
+    np.testing.assert_array_equal(np.concatenate([w.frames for w in windows]), whole.frames)
+    np.testing.assert_array_equal(np.concatenate([w.waveform for w in windows]), whole.waveform)
+
+
+def test_clock_bridges_missing_and_odd_timestamps() -> None:
+    clock = _Clock()
+    raw = [0.5, None, 0.58, 3.0, 1e6, 1e6 + 0.04, None, 0.0]
+    placed = [clock.place(t, 0.04) for t in raw]
+    assert placed == pytest.approx([0.5, 0.54, 0.58, 3.0, 3.04, 3.08, 3.12, 3.16])
+
+
+def test_reasons(tmp_path: Path) -> None:
+    sound = tone(1.0)
+    wav = write_media(tmp_path / "a.wav", None, sound, audio_codec="pcm_s16le")
+    mute = write_media(tmp_path / "v.mp4", no_face(25), None)
+    brief = write_media(tmp_path / "s.mp4", no_face(3), tone(0.12))
+    empty = tmp_path / "e.mp4"
+    empty.touch()
+    text = tmp_path / "t.mp4"
+    text.write_text("not a film\n" * 1000)
+    assert read_error(wav) == "no video stream"
+    assert read_error(mute) == "no audio stream"
+    assert read_error(carphone()) == "no audio stream"
+    assert read_error(brief) == "too short: 0.12 s of video"
+    assert read_error(empty) == "empty file"
+    assert read_error(text).startswith("not a media file")
+    assert read_error(tmp_path / "none.mp4") == "no such file"
+    assert read_error(tmp_path) == "not a regular file"
+    assert read_error(tmp_path / ("x" * 3000)).startswith("unreadable file")
+    assert read_error(write_clip(tmp_path / "c.mp4"), max_seconds=0.5).startswith("too long")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("index_last.mp4", {}),
+        ("index_first.mp4", {"options": {"movflags": "faststart"}}),
+        ("film.mkv", {}),
+        ("film.avi", {"video_codec": "mpeg4", "audio_codec": "libmp3lame", "rate": 44100}),
+    ],
+)
+@pytest.mark.parametrize("share", [0.3, 0.6])
+def test_truncated(tmp_path: Path, name: str, options: dict, share: float) -> None:
+    path = write_media(
+        tmp_path / name, talking_head(50), tone(2.0, 44100), **{"rate": 44100} | options
+    )
+    content = path.read_bytes()
+    path.write_bytes(content[: round(len(content) * share)])
+    assert read_error(path).startswith("truncated")
+
+
+def test_damaged(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "film.mp4", seconds=2.0, options={"movflags": "faststart"})
+    content = bytearray(path.read_bytes())
+    rng = np.random.default_rng(0)
+    for at in rng.integers(len(content) // 4, len(content), 3000):
+        content[at] = rng.integers(256)
+    path.write_bytes(bytes(content))
+    assert read_error(path).split(":")[0] in {"damaged audio", "damaged video", "truncated"}
+
+
+def test_playlists_open_nothing(tmp_path: Path) -> None:
+    write_clip(tmp_path / "film.ts")
+    hls = tmp_path / "list.m3u8"
+    hls.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1,\nfilm.ts\n#EXT-X-ENDLIST\n")
+    concat = tmp_path / "list.ffconcat"
+    concat.write_text("ffconcat version 1.0\nfile film.ts\n")
+    assert read_error(hls).startswith("not a media file")
+    assert read_error(concat).startswith("not a media file")

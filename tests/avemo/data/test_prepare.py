@@ -1,0 +1,249 @@
+"""A corpus with every kind of bad clip, interrupted and not."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from media_files import no_face, talking_head, tone, write_clip, write_media
+
+from avemo.data import prepare as prepare_module
+from avemo.data.cache import ClipCache
+from avemo.data.features import FeatureConfig, extract
+from avemo.data.prepare import PrepareError, prepare
+
+SHARD_ROWS = 5
+GOOD = 9
+LABELS = ("angry", "happy", "sad")
+SETTINGS = {"face_size": 32, "bins": 40}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Good clips, each with a tone of its own, and bad ones in between."""
+    root = tmp_path_factory.mktemp("corpus")
+    outside = tmp_path_factory.mktemp("outside")
+    good = [write_clip(root / f"good{i}.mp4", hertz=200 * (i + 1), first=i) for i in range(GOOD)]
+    write_media(root / "mute.mp4", talking_head(25), None)
+    write_media(root / "silent.mp4", talking_head(25), np.zeros(16000, np.float32))
+    write_media(root / "sound.wav", None, tone(1.0), audio_codec="pcm_s16le")
+    write_media(root / "faceless.mp4", no_face(25), tone(1.0))
+    (root / "cut.mp4").write_bytes(good[0].read_bytes()[:20000])
+    (root / "text.mp4").write_text("this is no film")
+    (root / "empty.mp4").touch()
+    (root / "folder.mp4").mkdir()
+    shutil.copy(good[0], outside / "secret.mp4")
+    (root / "link.mp4").symlink_to(outside / "secret.mp4")
+    rows = []
+    for name, reason in _bad(outside):
+        number = len(rows)
+        if number % 2 == 0 and number // 2 < GOOD:
+            rows.append(_row(number // 2))
+        rows.append((name, "happy", "s9", "train", reason))
+    used = {row[0] for row in rows}
+    rows += [_row(i) for i in range(GOOD) if f"good{i}.mp4" not in used]
+    rows.append(("good1.mp4", "happy", "s9", "train", "duplicate"))
+    rows.append(("label.mp4", "", "s9", "train", "no label"))
+    with (root / "manifest.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "label", "speaker", "split", "expected"), *rows])
+    return root
+
+
+def _bad(outside: Path) -> list[tuple[str, str]]:
+    return [
+        ("mute.mp4", "no audio stream"),
+        ("silent.mp4", "silent audio"),
+        ("sound.wav", "no video stream"),
+        ("faceless.mp4", "no face"),
+        ("cut.mp4", "truncated"),
+        ("text.mp4", "not a media file"),
+        ("empty.mp4", "empty file"),
+        ("folder.mp4", "not a regular file"),
+        ("none.mp4", "no such file"),
+        ("link.mp4", "path outside of the root"),
+        (str(outside / "secret.mp4"), "path outside of the root"),
+        (f"../{outside.name}/secret.mp4", "path outside of the root"),
+    ]
+
+
+def _row(i: int) -> tuple[str, ...]:
+    split = ("train", "train", "val", "test")[i % 4]
+    return (f"good{i}.mp4", LABELS[i % 3], f"s{i % 4}", split, "")
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare_module, "_SHARD_ROWS", SHARD_ROWS)
+
+
+@pytest.fixture(scope="module")
+def unbroken(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache as one run with two workers makes it."""
+    out = tmp_path_factory.mktemp("unbroken") / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare_module, "_SHARD_ROWS", SHARD_ROWS)
+        report = prepare(corpus / "manifest.csv", out=out, workers=2, **SETTINGS)
+    assert report.done == GOOD
+    return out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_bad_clip_has_its_reason(corpus: Path, unbroken: Path) -> None:
+    expected = [
+        (row["path"], row["expected"])
+        for row in read_rows(corpus / "manifest.csv")
+        if row["expected"]
+    ]
+    errors = read_rows(unbroken / "errors.csv")
+    assert [(e["path"], e["reason"].split(":")[0]) for e in errors] == expected
+
+
+def test_labels_and_clips_belong_together(corpus: Path, unbroken: Path) -> None:
+    cache = ClipCache(unbroken)
+    assert cache.classes == LABELS
+    assert len(cache) == GOOD
+    assert len({info.shard for info in cache.clips}) >= 3
+    rows = {row["path"]: row for row in read_rows(corpus / "manifest.csv") if not row["expected"]}
+    for index, info in enumerate(cache.clips):
+        number = int(info.path.removeprefix("good").removesuffix(".mp4"))
+        assert cache.classes[cache.label(index)] == rows[info.path]["label"] == LABELS[number % 3]
+        assert (info.speaker, info.split) == (f"s{number % 4}", _row(number)[3])
+        loudest = cache[index].audio.astype(float).mean(axis=0).argmax()
+        assert loudest == 200 * (number + 1) // 100  # the tone says which file the arrays are of
+
+
+def test_cache_holds_what_extract_gives(corpus: Path, unbroken: Path) -> None:
+    cache = ClipCache(unbroken)
+    for index in (0, len(cache) - 1):
+        direct = extract(corpus / cache.clips[index].path, FeatureConfig(**SETTINGS))
+        for stored, made in zip(cache[index], direct, strict=True):
+            np.testing.assert_array_equal(stored, made)
+
+
+def test_number_of_workers_changes_nothing(corpus: Path, unbroken: Path, tmp_path: Path) -> None:
+    prepare(corpus / "manifest.csv", out=tmp_path / "cache", workers=1, **SETTINGS)
+    assert contents(tmp_path / "cache") == contents(unbroken)
+
+
+def test_kill_and_resume(corpus: Path, unbroken: Path, tmp_path: Path) -> None:
+    root, out = tmp_path / "corpus", tmp_path / "cache"
+    shutil.copytree(corpus, root, symlinks=True)
+    code = (
+        "import sys; from pathlib import Path; from avemo.data import prepare as p\n"
+        f"p._SHARD_ROWS = {SHARD_ROWS}\n"
+        "p.prepare(Path(sys.argv[1]), out=Path(sys.argv[2]), workers=1, face_size=32, bins=40)"
+    )
+    command = [sys.executable, "-c", code, str(root / "manifest.csv"), str(out)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(out.glob("parts/*1.safetensors")) + list(out.glob("shard-00000.safetensors")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / "index.json").exists()
+    time.sleep(0.5)  # the orphaned worker may finish the clip in its hands
+    # What is settled must not be looked at again: without its file it would fail.
+    rows = [row["path"] for row in read_rows(root / "manifest.csv")]
+    settled = _settled(out, len(rows))
+    good = [number for number in settled if rows[number].startswith("good")]
+    assert 0 < len(good) < GOOD
+    for number in good:
+        (root / rows[number]).unlink(missing_ok=True)
+    report = prepare(root / "manifest.csv", out=out, workers=2, **SETTINGS)
+    assert report.resumed >= len(settled)
+    assert contents(out) == contents(unbroken)
+
+
+def _settled(out: Path, count: int) -> list[int]:
+    parts = [*out.glob("parts/0*.safetensors"), *out.glob("parts/0*.error")]
+    shards = [int(p.stem.removeprefix("shard-")) for p in out.glob("parts/shard-*.json")]
+    packed = [row for s in shards for row in range(SHARD_ROWS * s, SHARD_ROWS * (s + 1))]
+    return sorted({*(int(p.stem) for p in parts), *packed} & set(range(count)))
+
+
+def test_finished_cache_is_left_alone(
+    corpus: Path, unbroken: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(unbroken)
+    report = prepare(corpus / "manifest.csv", out=unbroken, **SETTINGS)
+    assert report.done == GOOD
+    assert report.errors["path outside of the root"] == 3
+    assert contents(unbroken) == before
+    line = capsys.readouterr().out.strip()
+    assert line.startswith(f"prepared {GOOD} clips in ")
+    assert "path outside of the root 3" in line
+
+
+def test_other_settings_are_named(corpus: Path, unbroken: Path, tmp_path: Path) -> None:
+    manifest = corpus / "manifest.csv"
+    with pytest.raises(ValueError, match="bins is 40 there and 20 now"):
+        prepare(manifest, out=unbroken, **{**SETTINGS, "bins": 20})
+    with pytest.raises(ValueError, match="face_size is 32 there and 64 now"):
+        prepare(manifest, out=unbroken, bins=40)
+    other = tmp_path / "manifest.csv"
+    other.write_text(manifest.read_text() + "more.mp4,sad,s1,train,\n")
+    with pytest.raises(ValueError, match="manifest is"):
+        prepare(other, root=corpus, out=unbroken, **SETTINGS)
+
+
+def test_bad_arguments(corpus: Path, tmp_path: Path) -> None:
+    manifest, out = corpus / "manifest.csv", tmp_path / "cache"
+    with pytest.raises(ValueError, match="bins must divide 200, got 33"):
+        prepare(manifest, out=out, bins=33)
+    with pytest.raises(ValueError, match="workers must be at least 1"):
+        prepare(manifest, out=out, workers=0)
+    with pytest.raises(FileNotFoundError, match="manifest must be a CSV file"):
+        prepare(tmp_path / "none.csv", out=out)
+    with pytest.raises(FileNotFoundError, match="root must be a folder"):
+        prepare(manifest, root=tmp_path / "none", out=out)
+    with pytest.raises(ValueError, match="YuNet"):
+        prepare(manifest, out=out, detector=tmp_path / "none.onnx")
+    assert not out.exists()
+
+
+def test_all_clips_fail(tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text("path,label,split\na.mp4,sad,train\nb.mp4,,train\n")
+    with pytest.raises(PrepareError, match="none of the 2 clips could be used"):
+        prepare(manifest, out=tmp_path / "cache", workers=1)
+    reasons = [row["reason"] for row in read_rows(tmp_path / "cache" / "errors.csv")]
+    assert reasons == ["no such file", "no label"]
+    write_clip(tmp_path / "a.mp4")  # put right, the next try starts afresh
+    assert prepare(manifest, out=tmp_path / "cache", workers=1).done == 1
+
+
+def test_crashing_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    import crashing
+
+    monkeypatch.setattr(prepare_module, "_worker_setup", crashing.crashing_clips)
+    rows = ["path,label,speaker,split"]
+    for name in ("a", "crash", "b"):
+        write_clip(tmp_path / f"{name}.mp4")
+        rows.append(
+            f"{name}.mp4,{'sad' if name == 'a' else 'happy'},s,{'test' if name == 'a' else 'train'}"
+        )
+    (tmp_path / "manifest.csv").write_text("\n".join(rows))
+    report = prepare(tmp_path / "manifest.csv", out=tmp_path / "cache", workers=1)
+    assert report.errors == {"decoder crashed": 1}
+    assert [c.label for c in ClipCache(tmp_path / "cache").clips] == ["sad", "happy"]
+    assert "speakers in more than one split: s" in capsys.readouterr().err
