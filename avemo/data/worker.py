@@ -16,6 +16,9 @@ from typing import Any
 
 Task = Callable[[Any], Any]
 
+PRELOAD = ["av", "cv2", "librosa.core.spectrum", "librosa.filters", "safetensors.numpy"]
+"""Libraries that workers need and that are slow to import."""
+
 
 @dataclass(frozen=True)
 class WorkerDeath:
@@ -33,8 +36,7 @@ class _Failed:
 
 class _Worker:
     def __init__(self, setup: Callable[..., Task], arguments: tuple[Any, ...]) -> None:
-        # Spawned, not forked: a fork copies locks that the threads of other libraries hold.
-        context = multiprocessing.get_context("spawn")
+        context = _context()
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(
             target=_serve, args=(theirs, setup, arguments), daemon=True
@@ -55,6 +57,18 @@ class _Worker:
         self.process.terminate()
         self.process.join()
         self.connection.close()
+
+
+def _context() -> Any:
+    """Not a fork of this process: that would copy locks which threads of other libraries hold.
+
+    A fork server imports the slow libraries once for all workers, the replaced ones included.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return context
 
 
 def _serve(connection: Connection, setup: Callable[..., Task], arguments: tuple[Any, ...]) -> None:
