@@ -1,0 +1,44 @@
+# Finds what the extension needs of torch: headers and libtorch_cpu, from the Python that runs the build.
+#
+# torch ships a CMake package too, but where torch has CUDA that one demands a CUDA toolkit, also from an extension
+# without device code, and it adds compiler flags that the stable ABI has no use for.
+#
+# Defines the target Torch::stable, Torch_VERSION and, where torch is not found, Torch_NOT_FOUND_MESSAGE.
+
+find_package(Python COMPONENTS Interpreter QUIET)
+execute_process(
+  COMMAND
+    ${Python_EXECUTABLE} -c
+    "import os, torch; root = os.path.dirname(torch.__file__); \
+print(torch.__version__.split('+')[0], root, int(torch.compiled_with_cxx11_abi()), sep=';')"
+  OUTPUT_VARIABLE _torch_facts
+  ERROR_VARIABLE _torch_error
+  OUTPUT_STRIP_TRAILING_WHITESPACE
+  RESULT_VARIABLE _torch_status)
+
+if(_torch_status EQUAL 0)
+  list(GET _torch_facts 0 Torch_VERSION)
+  list(GET _torch_facts 1 _torch_root)
+  list(GET _torch_facts 2 _torch_cxx11_abi)
+  file(TO_CMAKE_PATH "${_torch_root}" _torch_root)
+  find_path(Torch_INCLUDE_DIR torch/csrc/stable/library.h PATHS ${_torch_root}/include
+                                                                NO_DEFAULT_PATH)
+  find_library(Torch_LIBRARY torch_cpu PATHS ${_torch_root}/lib NO_DEFAULT_PATH)
+else()
+  string(REGEX REPLACE ".*\n" "" Torch_NOT_FOUND_MESSAGE "${_torch_error}")
+endif()
+
+include(FindPackageHandleStandardArgs)
+find_package_handle_standard_args(
+  Torch
+  REQUIRED_VARS Torch_LIBRARY Torch_INCLUDE_DIR
+  VERSION_VAR Torch_VERSION)
+
+if(Torch_FOUND AND NOT TARGET Torch::stable)
+  add_library(Torch::stable SHARED IMPORTED)
+  set_target_properties(
+    Torch::stable
+    PROPERTIES IMPORTED_LOCATION ${Torch_LIBRARY}
+               INTERFACE_INCLUDE_DIRECTORIES ${Torch_INCLUDE_DIR}
+               INTERFACE_COMPILE_DEFINITIONS _GLIBCXX_USE_CXX11_ABI=${_torch_cxx11_abi})
+endif()

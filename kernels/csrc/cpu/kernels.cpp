@@ -1,0 +1,64 @@
+// All kernels of one instruction set; compiled once for each, with FBP_ISA set to its name.
+
+#include "backward.h"
+#include "forward.h"
+#include "lrn.h"
+
+namespace fbp::FBP_ISA {
+
+namespace {
+
+// Calls f with a value of the storage type.
+template <class F>
+void with_type(Dtype dtype, const F& f) {
+  switch (dtype) {
+    case Dtype::float32:
+      return f(float{});
+    case Dtype::float64:
+      return f(double{});
+    case Dtype::bfloat16:
+      return f(bfloat16{});
+    case Dtype::float16:
+      return f(float16{});
+  }
+}
+
+template <class F>
+void with_lrn(const LrnProblem& problem, const F& f) {
+  with_type(problem.dtype, [&](auto type) {
+    if (problem.beta == 0.75) {
+      f(Lrn<decltype(type), true>(problem));
+    } else {
+      f(Lrn<decltype(type), false>(problem));
+    }
+  });
+}
+
+void bilinear_forward(const ForwardProblem& problem) {
+  with_type(problem.dtype, [&](auto type) { Forward<decltype(type)>(problem).run(); });
+}
+
+void bilinear_backward(const BackwardProblem& problem) {
+  with_type(problem.dtype, [&](auto type) { Backward<decltype(type)>(problem).run(); });
+}
+
+void lrn_forward(const LrnProblem& problem) {
+  with_lrn(problem, [](const auto& lrn) { lrn.forward(); });
+}
+
+void lrn_backward(const LrnProblem& problem) {
+  with_lrn(problem, [](const auto& lrn) { lrn.backward(); });
+}
+
+}  // namespace
+
+#define FBP_QUOTE(x) #x
+#define FBP_NAME(x) FBP_QUOTE(x)
+
+// A function, not an object: an object might be initialised by code of this instruction set on any
+// processor.
+Kernels kernels() {
+  return {FBP_NAME(FBP_ISA), bilinear_forward, bilinear_backward, lrn_forward, lrn_backward};
+}
+
+}  // namespace fbp::FBP_ISA

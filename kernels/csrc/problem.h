@@ -1,0 +1,107 @@
+// What the binding hands to the kernels: plain structs, so that the files compiled for one
+// instruction set include neither torch nor the standard library.
+//
+// Shapes: B batch, O outputs, K factors, N = O * K columns, H trunks.
+
+#pragma once
+
+#include <cstdint>
+
+namespace fbp {
+
+using i64 = std::int64_t;
+
+enum class Dtype { float32, float64, bfloat16, float16 };
+
+// A tensor of three dimensions and any strides, counted in elements; null where there is none.
+struct View {
+  void* data = nullptr;
+  i64 stride[3] = {0, 0, 0};
+
+  explicit operator bool() const { return data != nullptr; }
+};
+
+struct Dropout {
+  bool active = false;
+  std::uint32_t key[2] = {0, 0};
+  std::uint64_t threshold = 0;  // an element is kept where its random word is at least this
+  double scale = 1.0;           // what is kept is multiplied by it
+};
+
+// The audio and the video half of a bilinear pooling, written once for both: `width` is C or D.
+struct Side {
+  i64 width = 0;
+  View input;   // (B, H, width)
+  View weight;  // (H, width, N)
+  View bias;    // (H, 1, N)
+};
+
+// One bilinear pooling: the global one has H = 1, and only there `adaptive` occurs.
+struct Part {
+  i64 H = 0, N = 0, K = 1;
+  Side side[2];
+  const i64* lengths = nullptr;  // (B), contiguous; null where all trunks count
+  bool adaptive = false;
+  Dropout dropout;
+  std::uint32_t stream = 0;
+  i64 o_offset = 0;  // where this part's outputs start in a row of z
+
+  i64 outputs() const { return N / K; }
+};
+
+struct ForwardPart : Part {
+  void* kept[2] = {};  // projections to write, (H, B, N), contiguous; null where not kept
+};
+
+struct BackwardPart : Part {
+  const void* kept[2] = {};  // projections of the forward; null where they must be recomputed
+  // Contiguous gradients, null where not needed.
+  void* d_input[2] = {};
+  void* d_weight[2] = {};
+  void* d_bias[2] = {};
+};
+
+// No part is empty: B, H and N are at least 1. The widths may be 0.
+constexpr int kMaxParts = 2;
+
+struct ForwardProblem {
+  Dtype dtype = Dtype::float32;
+  i64 B = 0;
+  int parts = 0;
+  ForwardPart part[kMaxParts];
+  void* z = nullptr;  // (B, outputs of all parts), contiguous
+  i64 z_stride = 0;
+};
+
+struct BackwardProblem {
+  Dtype dtype = Dtype::float32;
+  i64 B = 0;
+  int parts = 0;
+  BackwardPart part[kMaxParts];
+  View dz;  // (B, outputs of all parts, 1)
+};
+
+// Local response normalisation over the channels of x (images, channels, positions). Either the
+// positions or the channels are contiguous; all tensors share the layout.
+struct LrnProblem {
+  Dtype dtype = Dtype::float32;
+  i64 images = 0, channels = 0, positions = 0;
+  bool channels_last = false;
+  i64 size = 5;
+  double alpha = 0, beta = 0, k = 1;
+  bool relu = false;
+  const void* x = nullptr;
+  const void* dy = nullptr;  // backward only
+  void* out = nullptr;       // y, or dx in the backward
+};
+
+// The kernels of one instruction set.
+struct Kernels {
+  const char* name;
+  void (*bilinear_forward)(const ForwardProblem&);
+  void (*bilinear_backward)(const BackwardProblem&);
+  void (*lrn_forward)(const LrnProblem&);
+  void (*lrn_backward)(const LrnProblem&);
+};
+
+}  // namespace fbp
