@@ -113,16 +113,16 @@ def _draw_clip(
     emotion = EMOTIONS[label]
     duration = round(rng.uniform(*DURATION) * parameters.fps) / parameters.fps
     emphasis = draw_emphasis(duration, rng)
-    intensity = 0.0 if label == "neutral" else rng.uniform(0.5, 1.0)
+    intensity = 0.0 if label == "neutral" else rng.uniform(0.65, 1.0)
     delivery = voice.draw_delivery(emotion.voice, intensity * speaker_voice.expressivity, rng)
     units = _draw_units(emotion.face, emotion.optional, intensity * identity.expressivity, rng)
     flashes = tuple(
         (
             int(rng.choice([1, 2, 4, 7, 12, 15, 17, 23])),
-            rng.uniform(0.1, 0.45),
+            rng.uniform(0.1, 0.35),
             rng.uniform(0, duration),
         )
-        for _ in range(rng.poisson(1.5))
+        for _ in range(rng.poisson(1.0))
     )
     name = f"s{speaker:03d}"
     return ClipPlan(
@@ -138,7 +138,7 @@ def _draw_clip(
         flashes=flashes,
         speaker_voice=speaker_voice,
         delivery=delivery,
-        gain_db=rng.normal(0, 2.5),
+        gain_db=rng.normal(0, 2.0),
         audio=degrade.draw_audio(parameters.noise, rng),
         video=degrade.draw_video(parameters.noise, duration, emphasis, rng),
         entropy=(parameters.seed, 3, index),
@@ -151,7 +151,7 @@ def _draw_units(
     """One clip's version of an emotion's face: some optional actions missing, each stronger or weaker by itself."""
     units = {}
     for unit, value in face.items():
-        present, factor = rng.random() > 0.3, rng.uniform(0.55, 1.15)
+        present, factor = rng.random() > 0.25, rng.uniform(0.75, 1.2)
         if present or unit not in optional:
             units[unit] = value * strength * factor
     return units

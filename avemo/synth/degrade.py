@@ -13,7 +13,7 @@ from avemo.synth.emotions import Voice
 from avemo.synth.script import Emphasis, draw_emphasis, draw_script
 from avemo.synth.voice import draw_speaker, speak
 
-HIT = 0.38  # probability at noise = 1 that one modality of a clip is degraded
+HIT = 0.32  # probability at noise = 1 that one modality of a clip is degraded
 NOISES = ("white", "pink", "babble", "hum")
 OCCLUSIONS = ("mouth", "eyes", "half")
 
@@ -67,7 +67,7 @@ def _hit(noise: float, rng: np.random.Generator) -> bool:
 def draw_audio(noise: float, rng: np.random.Generator) -> AudioDegradation:
     """Draws the noise of one clip: `noise` scales how likely and how loud (0 none, 1 default)."""
     hit, kind = _hit(noise, rng), str(rng.choice(NOISES))
-    loss, faint = rng.uniform(20, 34), rng.uniform(5, 15)
+    loss, faint = rng.uniform(14, 26), rng.uniform(5, 15)
     if noise == 0:
         return AudioDegradation()
     if hit:
@@ -98,12 +98,12 @@ def draw_video(
     if not hit:
         return VideoDegradation(grain=grain)
     if kind == "blur":
-        return VideoDegradation(grain=grain, blur=0.022 * strength)
+        return VideoDegradation(grain=grain, blur=0.02 * strength)
     if kind == "occlusion":
         return VideoDegradation(grain=grain, occlusion=occlusion, occluded=span)
     if kind == "missed":
         return VideoDegradation(grain=grain, missed=(span,))
-    return VideoDegradation(grain=grain * 2, blur=0.008 * strength, light=0.42 / (1 + strength))
+    return VideoDegradation(grain=grain * 2, blur=0.008 * strength, light=1 / (1 + 1.2 * strength))
 
 
 def noise_of(kind: str, samples: int, rate: int, rng: np.random.Generator) -> np.ndarray:

@@ -98,7 +98,7 @@ def draw_identity(rng: np.random.Generator) -> Identity:
     iris = irises[rng.integers(0, 2 if dark_only else len(irises))]
     lip = skin * np.array([0.86, 0.60, 0.60]) + np.array([6, 2, 6]) * rng.uniform(0, 1)
     bearded = rng.random() < 0.2
-    resting = {4: 0.18, 15: 0.2, 12: 0.15, 2: 0.2, 7: 0.2, 23: 0.2}
+    resting = {2: 0.15, 4: 0.12, 7: 0.15, 12: 0.1, 15: 0.12, 23: 0.15}
     return Identity(
         height=rng.uniform(1.22, 1.38),
         jaw=rng.uniform(0.66, 0.86),
@@ -124,7 +124,7 @@ def draw_identity(rng: np.random.Generator) -> Identity:
         beard=rng.uniform(0.3, 0.8) if bearded else 0.0,
         glasses=bool(rng.random() < 0.12),
         resting={unit: float(rng.exponential(0.5) * size) for unit, size in resting.items()},
-        expressivity=rng.uniform(0.75, 1.15),
+        expressivity=rng.uniform(0.9, 1.2),
     )
 
 
@@ -642,9 +642,9 @@ class FaceRenderer:
         view.fill(soft, _ellipse(0, shape.lower_lip + 0.06, 0.22, 0.035), 108)
         if at(17) > 0.1:
             view.fill(soft, _ellipse(0, shape.chin - 0.22, 0.2, 0.09), 128 - 34 * at(17))
-        soft = cv2.GaussianBlur(soft, (0, 0), 0.08 * view.unit)
-        both = cv2.multiply(light, soft, scale=1 / _NEUTRAL_SHADE)
-        return cv2.resize(both, (self._canvas, self._canvas), interpolation=cv2.INTER_LINEAR)
+        blurred = cv2.GaussianBlur(soft, (0, 0), 0.08 * view.unit)
+        shade = cv2.multiply(light, blurred, scale=1 / _NEUTRAL_SHADE)
+        return cv2.resize(shade, (self._canvas, self._canvas), interpolation=cv2.INTER_LINEAR)
 
     def _draw_eye(
         self, canvas: np.ndarray, shape: Shape, speech: Speech, view: _View, side: int

@@ -14,7 +14,7 @@ from avemo.synth.emotions import Voice
 from avemo.synth.script import CONSONANTS, VOWELS, Script
 
 HOP = 0.005  # s between control values
-NEUTRAL_LEVEL = -30.0  # dB of full scale, a neutral voice at unit recording gain
+NEUTRAL_LEVEL = -33.0  # dB of full scale, a neutral voice at unit recording gain
 NEUTRAL_TILT = -13.0  # dB at 3 kHz against 0 Hz, on top of the pulse's own slope
 OVERSAMPLING = 2  # of the source, whose closing corner would alias audibly
 
@@ -55,7 +55,7 @@ def draw_speaker(rng: np.random.Generator) -> Speaker:
         tilt=float(rng.normal(0, 2.0)),
         jitter=float(rng.uniform(0.004, 0.010)),
         breathiness=float(rng.uniform(0.01, 0.05)),
-        expressivity=float(rng.uniform(0.75, 1.15)),
+        expressivity=float(rng.uniform(0.85, 1.15)),
     )
 
 
@@ -66,15 +66,15 @@ def draw_delivery(voice: Voice, strength: float, rng: np.random.Generator) -> Vo
     """
 
     def vary(value: float, spread: float) -> float:
-        return strength * value * rng.uniform(0.5, 1.25) + rng.normal(0, spread)
+        return strength * value * rng.uniform(0.7, 1.25) + rng.normal(0, spread)
 
     return Voice(
-        pitch=vary(voice.pitch, 1.0),
+        pitch=vary(voice.pitch, 0.6),
         pitch_range=2.0 ** vary(np.log2(voice.pitch_range), 0.15),
-        contour=vary(voice.contour, 1.0),
-        energy=vary(voice.energy, 1.6),
-        rate=2.0 ** vary(np.log2(voice.rate), 0.07),
-        brightness=vary(voice.brightness, 1.4),
+        contour=vary(voice.contour, 0.8),
+        energy=vary(voice.energy, 1.0),
+        rate=2.0 ** vary(np.log2(voice.rate), 0.05),
+        brightness=vary(voice.brightness, 1.0),
         jitter=max(0.0, vary(voice.jitter, 0.002)),
         shimmer=max(0.0, vary(voice.shimmer, 0.1)),
         breathiness=max(0.0, vary(voice.breathiness, 0.01)),
