@@ -5,7 +5,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from media_files import talking_head
 
 from avemo.data.faces import (
     Box,
@@ -19,6 +18,7 @@ from avemo.data.faces import (
     smooth_boxes,
 )
 from avemo.data.media import MediaError
+from tests.avemo.data.media_files import talking_head
 
 FPS = 12.5
 

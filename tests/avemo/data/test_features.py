@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from media_files import no_face, talking_head, tone, write_media
 
 from avemo.data.features import (
     FeatureConfig,
@@ -16,6 +15,7 @@ from avemo.data.features import (
     standardize,
 )
 from avemo.data.media import MediaError
+from tests.avemo.data.media_files import no_face, talking_head, tone, write_media
 
 
 def direct_spectrogram(waveform: np.ndarray, bins: int) -> np.ndarray:

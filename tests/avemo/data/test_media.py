@@ -4,9 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from media_files import carphone, no_face, talking_head, tone, write_clip, write_media
 
 from avemo.data.media import MediaError, _Clock, read_footage
+from tests.avemo.data.media_files import (
+    carphone,
+    no_face,
+    talking_head,
+    tone,
+    write_clip,
+    write_media,
+)
 
 RATE = 16000
 

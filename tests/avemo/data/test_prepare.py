@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from media_files import no_face, talking_head, tone, write_clip, write_media
 
 from avemo.data import prepare as prepare_module
 from avemo.data.cache import ClipCache
 from avemo.data.features import FeatureConfig, extract
 from avemo.data.prepare import PrepareError, prepare
+from tests.avemo.data import crashing
+from tests.avemo.data.media_files import no_face, talking_head, tone, write_clip, write_media
 
 SHARD_ROWS = 5
 GOOD = 9
@@ -232,9 +233,6 @@ def test_all_clips_fail(tmp_path: Path) -> None:
 def test_crashing_decoder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    import crashing
-
     monkeypatch.setattr(prepare_module, "_worker_setup", crashing.crashing_clips)
     rows = ["path,label,speaker,split"]
     for name in ("a", "crash", "b"):

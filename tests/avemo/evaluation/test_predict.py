@@ -1,6 +1,5 @@
 """Prediction: numbers as the model gives them for what the file holds, and pictures that show it."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,12 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parents[1] / "data"))  # for `media_files`
-sys.path.append(str(Path(__file__).parents[1] / "models"))  # for `tiny_model`
-
-from media_files import no_face, talking_head, tone, write_clip, write_media
-from tiny_model import tiny_config
-
 from avemo.data.features import FeatureConfig, extract
 from avemo.data.inputs import collate, to_sample
 from avemo.evaluation.plots import FACES, Stretch, attended_frames, save_attention
@@ -22,6 +15,8 @@ from avemo.evaluation.predict import predict
 from avemo.models import build_model
 from avemo.training import checkpoint as checkpoints
 from avemo.training.config import DataConfig, TrainConfig
+from tests.avemo.data.media_files import no_face, talking_head, tone, write_clip, write_media
+from tests.avemo.models.tiny_model import tiny_config
 
 FEATURES = FeatureConfig(bins=20, face_size=16)
 CLASSES = ("angry", "happy", "neutral", "sad")
