@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_origin
 
 _USAGE_ERROR = 2
 
@@ -90,20 +90,32 @@ def _call(target: Callable[..., Any], name: str, arguments: list[str], configura
     """Parses arguments by a function's signature and calls it."""
     from jsonargparse import ArgumentParser
 
-    parameters = inspect.signature(target).parameters.values()
-    positional = [p.name.upper() for p in parameters if _is_positional(p)]
-    usage = " ".join([f"avemo {name}", *positional, "[options]"])
+    parameters = inspect.signature(target, eval_str=True).parameters.values()
+    positional = [p for p in parameters if _is_positional(p)]
+    usage = " ".join([f"avemo {name}", *map(_placeholder, positional), "[options]"])
     parser = ArgumentParser(prog=f"avemo {name}", usage=usage, description=_summary(target))
     if configurable:
         parser.add_argument("--config", action="config", help="YAML file, or the name of ours")
         arguments = _resolve_configs(arguments)
-    parser.add_function_arguments(target, as_group=False, as_positional=True)
-    flags = {f"--{p.name}" for p in parameters if p.annotation in (bool, "bool")}
-    arguments = _spell_out(flags, arguments)
-    values = parser.instantiate(parser.parse_args(arguments))
+    several = {p.name for p in positional if _takes_several(p)}
+    parser.add_function_arguments(target, as_group=False, as_positional=True, skip=several)
+    for parameter in positional:
+        if parameter.name in several:  # jsonargparse would want one argument "[a, b]"
+            (item,) = get_args(parameter.annotation)
+            parser.add_argument(parameter.name, type=item, nargs="+", help="one or more")
+    flags = {f"--{p.name}" for p in parameters if p.annotation is bool}
+    values = parser.instantiate(parser.parse_args(_spell_out(flags, arguments)))
     if configurable:
         del values["config"]
     return target(**values)
+
+
+def _takes_several(parameter: inspect.Parameter) -> bool:
+    return get_origin(parameter.annotation) is list
+
+
+def _placeholder(parameter: inspect.Parameter) -> str:
+    return parameter.name.upper() + ("..." if _takes_several(parameter) else "")
 
 
 def _is_positional(parameter: inspect.Parameter) -> bool:

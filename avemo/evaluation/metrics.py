@@ -1,5 +1,6 @@
 """The measures of emotion recognition, all from one confusion matrix, defined here alone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,3 +86,19 @@ def scores(confusion: Tensor, classes: tuple[str, ...]) -> Scores:
         },
         confusion=confusion.tolist(),
     )
+
+
+def mcnemar(right: Sequence[tuple[bool, bool]]) -> float:
+    """McNemar's exact test: are two systems equally good on the same clips?
+
+    Args:
+        right: for each clip, whether the first and whether the second system recognises it.
+
+    Returns:
+        The two-sided p-value: only the clips count that exactly one of them recognises, and were they
+        equally good, each would be the first's with probability one half.
+    """
+    from scipy.stats import binomtest
+
+    first, second = right.count((True, False)), right.count((False, True))
+    return float(binomtest(first, first + second).pvalue) if first + second else 1.0
