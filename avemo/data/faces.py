@@ -31,12 +31,9 @@ SEEN_SHARE = 0.3
 SMOOTH_SECONDS = 0.24
 """Standard deviation of the Gaussian that takes the detector's jitter out of the boxes."""
 
-DETECTION_SIDES = (240, 640)
-"""The detector looks at frames scaled down to the first; if no frame shows a face there, to the
-second."""
-
-SMALLEST_FACE = 0.15
-"""Side of the smallest face looked for, as a share of the shorter side of the frame."""
+PASSES = ((240, 0.2), (640, 0.08))
+"""The detector looks for faces of at least this share of the shorter side, in frames scaled down to
+this longer side; the second way, which takes far longer, only if the first finds no face at all."""
 
 
 class Box(NamedTuple):
@@ -52,9 +49,13 @@ class FaceDetector(Protocol):
 
     name: str
 
-    def __call__(self, frame: NDArray[np.uint8]) -> list[Box]:
-        """Boxes of all faces in a uint8 (H, W) frame, framed like the Haar cascade does: brows to
-        chin."""
+    def __call__(self, frame: NDArray[np.uint8], smallest: int) -> list[Box]:
+        """Boxes of all faces in a frame, framed like the Haar cascade does: brows to chin.
+
+        Args:
+            frame: uint8 (H, W).
+            smallest: side of the smallest face worth looking for, pixels.
+        """
         ...
 
 
@@ -70,8 +71,7 @@ class HaarDetector:
         # The cascade misses faces in the dark: it drops windows of little contrast.
         self._equalize = cv2.createCLAHE(clipLimit=2.0, tileGridSize=(4, 4)).apply
 
-    def __call__(self, frame: NDArray[np.uint8]) -> list[Box]:
-        smallest = max(24, round(SMALLEST_FACE * min(frame.shape)))
+    def __call__(self, frame: NDArray[np.uint8], smallest: int) -> list[Box]:
         found = self._cascade.detectMultiScale(
             self._equalize(frame), scaleFactor=1.15, minNeighbors=4, minSize=(smallest, smallest)
         )
@@ -108,7 +108,7 @@ class YuNetDetector:
             ) from error
         self.name = f"yunet:{digest}"
 
-    def __call__(self, frame: NDArray[np.uint8]) -> list[Box]:
+    def __call__(self, frame: NDArray[np.uint8], smallest: int) -> list[Box]:
         import cv2
 
         height, width = frame.shape
@@ -153,10 +153,9 @@ def find_faces(
         MediaError: the face is seen in too few frames.
     """
     step = max(1, round(LOOK_SECONDS * fps))
-    for side in DETECTION_SIDES:
-        look = _Looks(frames, detector, side)
-        track, seen = _follow(look, len(frames), step)
-        if track or max(frames.shape[1:]) <= side:
+    for side, share in PASSES:
+        track, seen = _follow(_Looks(frames, detector, side, share), len(frames), step)
+        if track:
             break
     if not track:
         raise MediaError("no face")
@@ -171,9 +170,12 @@ def find_faces(
 class _Looks:
     """The detector's boxes per frame, in pixels of the frame, each frame looked at once at most."""
 
-    def __init__(self, frames: NDArray[np.uint8], detector: FaceDetector, side: int) -> None:
+    def __init__(
+        self, frames: NDArray[np.uint8], detector: FaceDetector, side: int, share: float
+    ) -> None:
         self.frames, self.detector = frames, detector
         self.scale = min(1.0, side / max(frames.shape[1:]))
+        self.smallest = round(share * self.scale * min(frames.shape[1:]))
         self.known: dict[int, list[Box]] = {}
 
     def __call__(self, index: int) -> list[Box]:
@@ -186,7 +188,7 @@ class _Looks:
                     frame, None, fx=self.scale, fy=self.scale, interpolation=cv2.INTER_AREA
                 )
             self.known[index] = [
-                Box(*(v / self.scale for v in box)) for box in self.detector(frame)
+                Box(*(v / self.scale for v in box)) for box in self.detector(frame, self.smallest)
             ]
         return self.known[index]
 

@@ -32,7 +32,7 @@ class Scripted:
         self.boxes = boxes
         self.asked: list[int] = []
 
-    def __call__(self, frame: np.ndarray) -> list[Box]:
+    def __call__(self, frame: np.ndarray, smallest: int) -> list[Box]:
         number = int(frame[0, 0])
         self.asked.append(number)
         return self.boxes.get(number, [])
@@ -123,7 +123,7 @@ def test_haar_follows_a_real_face() -> None:
     assert seen.mean() > 0.9
     again = HaarDetector()
     hits = sum(
-        bool(again(cv2.copyMakeBorder(c, 30, 30, 30, 30, cv2.BORDER_REPLICATE))) for c in crops
+        bool(again(cv2.copyMakeBorder(c, 30, 30, 30, 30, cv2.BORDER_REPLICATE), 24)) for c in crops
     )
     assert hits > 0.8 * len(crops)  # a face is what was cut out
 
