@@ -1,4 +1,9 @@
-"""The face-frame encoder: one small convolutional network for every frame of every clip."""
+"""The face-frame encoder: one small convolutional network for every frame of every clip.
+
+A frame comes with its difference from the clip's mean face. An expression is a departure from how
+this face looks otherwise; the difference shows it free of identity, which a network that
+sees few people would learn by heart.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +12,7 @@ from avemo.models.config import VideoEncoderConfig
 
 
 class VideoEncoder(nn.Module):
-    """Encodes each face crop by itself; padded frames are skipped, not computed and thrown away.
+    """Encodes the face crops of clips; padded frames are skipped, not computed and thrown away.
 
     Every stage is a 3x3 convolution with stride 2, batch normalisation and ReLU. A dense layer reads
     what is left of the picture: where in the face a feature sits matters, so there is no average
@@ -31,7 +36,7 @@ class VideoEncoder(nn.Module):
             )
         side = -(-face_size // smallest)
         stages: list[nn.Module] = []
-        channels = 1
+        channels = 2  # the frame, and its difference from the mean
         for out in config.channels:
             stages += [
                 nn.Conv2d(channels, out, 3, stride=2, padding=1, bias=False),
@@ -55,7 +60,10 @@ class VideoEncoder(nn.Module):
             (B, T, D), zero past each clip's end.
         """
         inside = torch.arange(faces.shape[1], device=faces.device) < lengths[:, None]
-        x = self.stages(faces[inside].unsqueeze(1))
+        faces = faces.masked_fill(~inside[..., None, None], 0.0)
+        mean = faces.sum(1) / lengths[:, None, None]
+        pair = torch.stack([faces, faces - mean[:, None]], dim=2)  # (B, T, 2, S, S)
+        x = self.stages(pair[inside])
         x = self.project(self.dropout(x).flatten(1))
         encoded = x.new_zeros(*faces.shape[:2], x.shape[1])
         encoded[inside] = x

@@ -84,6 +84,8 @@ def train(
 
     _quieten()
     clips = ClipDataModule(**vars(data), seed=seed)
+    if not len(clips.train_dataloader()):
+        raise ValueError("data.drop_last leaves no training batch: data.batch_size is too large")
     pl.seed_everything(seed, verbose=False)
     network = build_model(
         model,

@@ -1,7 +1,8 @@
-"""The face-frame encoder: each frame by itself, padding never computed."""
+"""The face-frame encoder: what it sees of a frame, and padding that is never computed."""
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from avemo.models.config import VideoEncoderConfig
 from avemo.models.video import VideoEncoder
@@ -13,15 +14,21 @@ def encoder() -> VideoEncoder:
     return VideoEncoder(FACE_SIZE, tiny_config().video)
 
 
-def test_each_frame_by_itself() -> None:
+def test_a_frame_is_seen_with_its_difference_from_the_mean_face() -> None:
+    """Frame by frame, clip by clip, from the layers written out."""
     ours = encoder().eval().double()
     _, _, faces, lengths = tiny_batch()
     faces = faces.double()
     encoded = ours(faces, lengths)
     for row, n in enumerate(lengths.tolist()):
+        clip = faces[row, :n]
+        mean = sum(clip) / n
         for t in range(n):
-            alone = ours(faces[row : row + 1, t : t + 1], torch.tensor([1]))
-            torch.testing.assert_close(encoded[row, t], alone[0, 0], rtol=1e-12, atol=1e-12)
+            x = torch.stack([clip[t], clip[t] - mean])[None]
+            for conv, norm, relu in zip(*[iter(ours.stages)] * 3, strict=True):
+                x = relu(norm(F.conv2d(x, conv.weight, stride=2, padding=1)))
+            expected = ours.project.weight @ x.flatten() + ours.project.bias
+            torch.testing.assert_close(encoded[row, t], expected, rtol=1e-12, atol=1e-12)
         assert not encoded[row, n:].any()
 
 

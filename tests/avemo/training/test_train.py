@@ -125,6 +125,8 @@ def test_a_run_that_could_not_start_leaves_no_folder(cache: Path, tmp_path: Path
         run(cache, tmp_path / "out", model=tiny_config("nope"))
     with pytest.raises(FileNotFoundError, match="no finished cache"):
         run(tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(ValueError, match=r"data\.batch_size is too large"):
+        run(cache, tmp_path / "out", data=DataConfig(cache, batch_size=99, drop_last=True))
     assert not (tmp_path / "out").exists()
 
 
