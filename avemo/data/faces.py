@@ -77,7 +77,7 @@ class HaarDetector:
         )
         return [
             Box(x + w / 2, y + h / 2, (w + h) / 2)
-            for x, y, w, h in np.asarray(found, float).reshape(-1, 4)
+            for x, y, w, h in np.asarray(found, float).reshape(-1, 4).tolist()
         ]
 
 
@@ -92,6 +92,7 @@ class YuNetDetector:
     """
 
     SCORE = 0.7
+    SIDE = 1.1  # of the cascade's boxes in YuNet's, which are tall and narrow; measured
 
     def __init__(self, model: Path) -> None:
         import cv2
@@ -114,11 +115,9 @@ class YuNetDetector:
         height, width = frame.shape
         self._net.setInputSize((width, height))
         _, found = self._net.detect(cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR))
-        # YuNet's boxes are tall, from the hairline to the chin; the square around their centre
-        # matches Haar's.
         rows = np.zeros((0, 15)) if found is None else found
         return [
-            Box(float(x + w / 2), float(y + h / 2), float((w + h) / 2))
+            Box(float(x + w / 2), float(y + h / 2), self.SIDE * float(w + h) / 2)
             for x, y, w, h in rows[:, :4]
         ]
 
