@@ -116,10 +116,7 @@ def render_video(plan: ClipPlan, media: Format) -> list[np.ndarray]:
         units[45] = blink[k]
         pose = Pose(yaw[k], pitch[k], roll[k], (shift[k, 0], shift[k, 1]))
         speech = Speech(float(np.clip(jaw[k], 0, 1.3)), rounding[k], (gaze[k, 0], gaze[k, 1]))
-        if degrade.missed(time):
-            frame = renderer.empty()
-        else:
-            frame = renderer.render(units, pose, speech)
+        frame = renderer.empty() if degrade.missed(time) else renderer.render(units, pose, speech)
         if degrade.occluded(time):
             frame = degrade.occlude(frame, time, renderer.landmarks(units, pose, speech))
         frames.append(degrade.expose(frame))

@@ -368,7 +368,8 @@ method works on this corpus; they say nothing about how well it recognises what 
 |---|---|---|---|---|
 {table}
 
-No speaker is in two splits. {p.size}x{p.size} pixels, {p.fps} frames per second, {p.sample_rate} Hz mono; H.264 and AAC.
+No speaker is in two splits. {p.size}x{p.size} pixels, {p.fps} frames per second, {p.sample_rate} Hz mono;
+H.264 and AAC.
 
 - `manifest.csv`: path, label, speaker, split.
 - `conditions.csv`: what was drawn for each clip. Times in seconds from its start; `action_units` at the apex as
@@ -378,15 +379,15 @@ No speaker is in two splits. {p.size}x{p.size} pixels, {p.fps} frames per second
 
 ## What is in a clip
 
-A person says random syllables. Somewhere inside, for about half the clip, the emotion shows in the face and in the voice
-at the same time; before and after both are neutral. People differ in pitch, vocal tract, rate, geometry of the face, skin,
-hair, resting expression and expressivity; clips differ in intensity, in which facial actions of the prototype show and
-how strongly, in pose, light, background and recording level. Neutral clips stress a part too, and faces
-move without meaning anything, so that no single cue is proof.
+A person says random syllables. Somewhere inside, for about half the clip, the emotion shows in the face and in the
+voice at the same time; before and after both are neutral. People differ in pitch, vocal tract, rate, geometry of the
+face, skin, hair, resting expression and expressivity; clips differ in intensity, in which facial actions of the
+prototype show and how strongly, in pose, light, background and recording level. Neutral clips stress a part too, and
+faces move without meaning anything, so that no single cue is proof.
 
-By design some emotions are alike in one modality and differ in the other: angry and happy voices are both high, loud and
-bright; sad and neutral faces are both quiet. Of these clips {heard} have a degraded sound (white or pink noise, babble,
-hum), {seen} a degraded picture (blur, occlusion, missed face, low light), {both} both.
+By design some emotions are alike in one modality and differ in the other: angry and happy voices are both high, loud
+and bright; sad and neutral faces are both quiet. Of these clips {heard} have a degraded sound (white or pink noise,
+babble, hum), {seen} a degraded picture (blur, occlusion, missed face, low light), {both} both.
 
 ## Sources
 
@@ -394,7 +395,8 @@ hum), {seen} a degraded picture (blur, occlusion, missed face, low light), {both
   The Extended Cohn-Kanade Dataset (CK+), Table 1.
 - Voices: Banse & Scherer, 1996, Acoustic profiles in vocal emotion expression; Juslin & Laukka, 2003, Communication of
   emotions in vocal expression and music performance; Murray & Arnott, 1993, Toward the simulation of emotion in
-  synthetic speech; for surprise Scherer & Oshinsky, 1977, Cue utilization in emotion attribution from auditory stimuli.
-- Speech: Peterson & Barney, 1952, Control methods used in a study of the vowels; Rosenberg, 1971, Effect of glottal pulse
-  shape on the quality of natural vowels; Klatt, 1980, Software for a cascade/parallel formant synthesizer.
+  synthetic speech; for surprise Scherer & Oshinsky, 1977, Cue utilization in emotion attribution from auditory
+  stimuli. The direction of each cue is published; its size here is a choice.
+- Speech: Peterson & Barney, 1952, Control methods used in a study of the vowels; Rosenberg, 1971, Effect of glottal
+  pulse shape on the quality of natural vowels; Klatt, 1980, Software for a cascade/parallel formant synthesizer.
 """
