@@ -97,7 +97,7 @@ def _call(target: Callable[..., Any], name: str, arguments: list[str], configura
     if configurable:
         parser.add_argument("--config", action="config", help="YAML file, or the name of ours")
         arguments = _resolve_configs(arguments)
-    several = {p.name for p in positional if _takes_several(p)}
+    several: set[str | int] = {p.name for p in positional if _takes_several(p)}
     parser.add_function_arguments(target, as_group=False, as_positional=True, skip=several)
     for parameter in positional:
         if parameter.name in several:  # jsonargparse would want one argument "[a, b]"

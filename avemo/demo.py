@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from avemo.training.compare import Quartiles, StepComparison
 
 CONFIG = "small"
-FEATURES = ("--bins", "50", "--face_size", "32")  # what `small` is made for
+FEATURES = ("--bins", "100", "--face_size", "48")  # what `small` is made for
 CLIPS = 480
 _SYSTEMS = {"am_fbp": "AM-FBP", "audio": "audio only", "video": "video only"}
 

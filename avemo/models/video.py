@@ -45,7 +45,9 @@ class VideoEncoder(nn.Module):
             ]
             channels = out
         # The layout that convolutions with many small pictures are fastest in, on CPUs and GPUs.
-        self.stages = nn.Sequential(*stages).to(memory_format=torch.channels_last)
+        self.stages = nn.Sequential(*stages).to(
+            memory_format=torch.channels_last  # type: ignore[call-overload]
+        )
         self.dropout = nn.Dropout2d(config.dropout)
         self.project = nn.Linear(channels * side * side, config.out_features)
 

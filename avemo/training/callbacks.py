@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from torch import nn
 from tqdm import tqdm
 
 from avemo.data.features import FeatureConfig
@@ -55,6 +56,7 @@ class ModelCheckpoints(pl.Callback):
 
     def _save(self, name: str, module: pl.LightningModule) -> None:
         path = self.folder / f"{name}.safetensors"
+        assert isinstance(module.model, nn.Module)
         checkpoint.save(path, module.model, self.config, self.classes, self.features)
 
 

@@ -2,18 +2,18 @@
 
 import copy
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count, islice
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
 from avemo.data.batch import Batch
-from avemo.data.datamodule import ClipDataModule
+from avemo.data.datamodule import ClipDataModule, EpochSampler
 from avemo.models import build_model
 from avemo.models.backend import BackendName, use_backend
 from avemo.training.config import TrainConfig
@@ -31,7 +31,7 @@ class Quartiles:
     upper: float
 
     @classmethod
-    def of(cls, values: ArrayLike) -> "Quartiles":
+    def of(cls, values: Sequence[float] | NDArray[np.float64]) -> "Quartiles":
         """The quartiles of a sample."""
         lower, median, upper = np.percentile(values, [25, 50, 75])
         return cls(float(lower), float(median), float(upper))
@@ -143,12 +143,14 @@ def compare_steps(
 def _batches(clips: ClipDataModule, steps: int, device: str) -> Iterator[Batch]:
     """The training batches of as many epochs as it takes."""
     loader = clips.train_dataloader()
+    order = loader.sampler
+    assert isinstance(order, EpochSampler)
 
     def epoch(number: int) -> Iterable[Batch]:
-        loader.sampler.set_epoch(number)
+        order.set_epoch(number)
         return loader
 
     endless = chain.from_iterable(map(epoch, count()))
     for batch in islice(endless, steps):
-        tensors = [x.to(device) for x in batch[:5]]
-        yield Batch(*tensors, names=batch.names)
+        audio, audio_lengths, video, video_lengths, labels = (x.to(device) for x in batch[:5])
+        yield Batch(audio, audio_lengths, video, video_lengths, labels, batch.names)

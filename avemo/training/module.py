@@ -1,9 +1,8 @@
 """One training and one validation step, the optimiser and its schedule."""
 
-from typing import Any
-
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -62,7 +61,7 @@ class EmotionModule(pl.LightningModule):
         logits = self.model(*batch[:4]).logits
         return F.cross_entropy(logits, batch.labels, label_smoothing=self.config.label_smoothing)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = build_optimizer(self.model, self.config)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,

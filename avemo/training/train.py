@@ -73,7 +73,7 @@ def train(
         TrainingDivergedError: the loss is no longer a finite number.
     """
     config = TrainConfig(data, model, optimizer, trainer, seed)
-    resume_file = _resume_file(out, config) if resume else _nothing_there(out)
+    resume_file = _resume_file(out, config, resume)
 
     import lightning.pytorch as pl
 
@@ -142,16 +142,14 @@ def train(
     return result
 
 
-def _nothing_there(out: Path) -> None:
-    """Refuses to write over another run."""
-    if (out / _CONFIG).exists():
-        raise FileExistsError(
-            f"{out} holds a training run; go on with it by --resume, or choose another --out"
-        )
-
-
-def _resume_file(out: Path, config: TrainConfig) -> Path | None:
+def _resume_file(out: Path, config: TrainConfig, resume: bool) -> Path | None:
     """The file to resume from; a run that was killed in its first epoch has none and starts anew."""
+    if not resume:
+        if (out / _CONFIG).exists():
+            raise FileExistsError(
+                f"{out} holds a training run; go on with it by --resume, or choose another --out"
+            )
+        return None
     file = out / _RESUME
     if not file.is_file():
         return None
