@@ -104,13 +104,16 @@ def predict(
 def _predict_clip(
     trained: Checkpoint, path: Path, picture: Path, detector: FaceDetector
 ) -> Prediction:
+    from tqdm import tqdm
+
     from avemo.evaluation.plots import save_attention
 
     seconds = trained.config.data.max_seconds or _WINDOW_SECONDS
     total = np.zeros(len(trained.classes))
     stretches: list[Stretch] = []
     reasons: list[MediaError] = []
-    for start, duration, clip in extract_windows(path, trained.features, detector, seconds=seconds):
+    windows = extract_windows(path, trained.features, detector, seconds=seconds)
+    for start, duration, clip in tqdm(windows, path.name, unit="window", leave=False, disable=None):
         if isinstance(clip, MediaError):
             reasons.append(clip)
             continue
