@@ -67,7 +67,7 @@ def _hit(noise: float, rng: np.random.Generator) -> bool:
 def draw_audio(noise: float, rng: np.random.Generator) -> AudioDegradation:
     """Draws the noise of one clip: `noise` scales how likely and how loud (0 none, 1 default)."""
     hit, kind = _hit(noise, rng), str(rng.choice(NOISES))
-    loss, faint = rng.uniform(10, 23), rng.uniform(5, 15)
+    loss, faint = rng.uniform(14, 26), rng.uniform(5, 15)
     if noise == 0:
         return AudioDegradation()
     if hit:
