@@ -115,7 +115,7 @@ def attention_pool(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attention over frames with global and per-trunk sums, see `fbp_kernels.attention_pool`."""
     B, T, _ = x.shape
-    n = x.new_full((B,), T, dtype=torch.int64) if lengths is None else lengths.to(torch.int64)
+    n = x.new_full((B,), T, dtype=torch.int64) if lengths is None else lengths
     n = n[:, None]  # (B, 1)
     frame = torch.arange(T, device=x.device)
     alive = frame < n  # (B, T)
@@ -140,7 +140,10 @@ def local_response_norm(
     relu: bool = False,
 ) -> Tensor:
     """Normalisation over neighbouring channels, see `fbp_kernels.local_response_norm`."""
-    return F.local_response_norm(F.relu(x) if relu else x, size, alpha, beta, k)
+    # PyTorch's pooling lacks half precision on the CPU: compute in float32, round once.
+    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    y = F.local_response_norm(F.relu(wide) if relu else wide, size, alpha, beta, k)
+    return y.to(x.dtype)
 
 
 def power_normalize(z: Tensor, eps: float = 1e-12) -> Tensor:

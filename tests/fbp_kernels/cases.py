@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from hypothesis import strategies as st
@@ -23,37 +23,57 @@ trunks = st.integers(1, 5)
 dropout = st.sampled_from([0.0, 0.0, 0.1, 0.5, 1.0])
 
 
+class Spec(NamedTuple):
+    """What one input looks like, whatever its values."""
+
+    shape: tuple[int, ...]
+    scale: float
+    layout: str
+
+
 @dataclass
 class Case:
     operator: Callable[..., Tensor]
-    inputs: list[Tensor | None]
+    inputs: list[Spec | None]
     arguments: dict[str, Any]
     outputs: tuple[int, ...]
+    dtype: torch.dtype
+
+    def draw(self, seed: int) -> list[Tensor | None]:
+        """Values for the inputs."""
+        generator = torch.Generator().manual_seed(seed)
+        values = [
+            None
+            if s is None
+            else torch.randn(s.shape, generator=generator, dtype=torch.float64) * s.scale
+            for s in self.inputs
+        ]
+        return [
+            None if s is None or x is None else strided(x.to(self.dtype), s.layout)
+            for s, x in zip(self.inputs, values, strict=True)
+        ]
 
 
 class Draw:
-    """Draws tensors of one dtype, each in a layout of its own."""
+    """Draws what inputs look like, each in a layout of its own."""
 
     def __init__(self, data: st.DataObject) -> None:
         self.data = data
         self.dtype = data.draw(st.sampled_from(DTYPES), label="dtype")
-        self.generator = torch.Generator().manual_seed(
-            data.draw(st.integers(0, 2**31), label="seed")
-        )
 
-    def tensor(self, *shape: int, scale: float = 1.0) -> Tensor:
+    def tensor(self, *shape: int, scale: float = 1.0) -> Spec:
         layout = self.data.draw(st.sampled_from(LAYOUTS)) if len(shape) > 1 else "contiguous"
-        values = torch.randn(shape, generator=self.generator, dtype=torch.float64) * scale
-        return strided(values.to(self.dtype), layout)
+        return Spec(shape, scale, layout)
 
-    def bias(self, *shape: int) -> Tensor | None:
+    def bias(self, *shape: int) -> Spec | None:
         return self.tensor(*shape) if self.data.draw(st.booleans(), label="bias") else None
 
     def lengths(self, rows: int, most: int) -> Tensor | None:
         if not self.data.draw(st.booleans(), label="ragged"):
             return None
-        lengths = torch.randint(0, most + 1, (rows,), generator=self.generator)
-        return lengths.to(self.data.draw(st.sampled_from([torch.int64, torch.int32])))
+        values = st.lists(st.integers(0, most), min_size=rows, max_size=rows)
+        dtype = self.data.draw(st.sampled_from([torch.int64, torch.int32]))
+        return torch.tensor(self.data.draw(values, label="lengths"), dtype=dtype)
 
 
 def keyword(operator: Callable[..., Tensor], names: tuple[str, ...]) -> Callable[..., Tensor]:
@@ -83,7 +103,7 @@ def fbp(data: st.DataObject) -> Case:
         "dropout": data.draw(dropout, label="dropout"),
         "training": True,
     }
-    return Case(keyword(fk.fbp, ("p_bias", "q_bias")), inputs, arguments, (B, O))
+    return Case(keyword(fk.fbp, ("p_bias", "q_bias")), inputs, arguments, (B, O), draw.dtype)
 
 
 def trunk_fbp(data: st.DataObject) -> Case:
@@ -101,14 +121,14 @@ def trunk_fbp(data: st.DataObject) -> Case:
         "dropout": data.draw(dropout, label="dropout"),
         "training": True,
     }
-    return Case(keyword(fk.trunk_fbp, ("p_bias", "q_bias")), inputs, arguments, (B, O))
+    return Case(keyword(fk.trunk_fbp, ("p_bias", "q_bias")), inputs, arguments, (B, O), draw.dtype)
 
 
 def am_fbp(data: st.DataObject) -> Case:
     draw = Draw(data)
     B, H, C, D = (data.draw(s) for s in (batch, trunks, width, width))
     O_G, K_G, O_M, K_M = (data.draw(s) for s in (outputs, factor, outputs, factor))
-    inputs: list[Tensor | None] = [
+    inputs: list[Spec | None] = [
         draw.tensor(B, C), draw.tensor(B, D), draw.tensor(B, H, C), draw.tensor(B, H, D),
         draw.tensor(C, O_G * K_G, scale=C**-0.5), draw.tensor(D, O_G * K_G, scale=D**-0.5),
         draw.tensor(H, C, O_M * K_M, scale=C**-0.5), draw.tensor(H, D, O_M * K_M, scale=D**-0.5),
@@ -121,7 +141,7 @@ def am_fbp(data: st.DataObject) -> Case:
         "dropout": data.draw(dropout, label="dropout"),
         "training": True,
     }
-    return Case(fk.am_fbp, inputs, arguments, (B, O_G + O_M))
+    return Case(fk.am_fbp, inputs, arguments, (B, O_G + O_M), draw.dtype)
 
 
 def local_response_norm(data: st.DataObject) -> Case:
@@ -130,7 +150,7 @@ def local_response_norm(data: st.DataObject) -> Case:
     shape += tuple(data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=3)))
     x = draw.tensor(*shape, scale=data.draw(st.sampled_from([1.0, 30.0])))
     if len(shape) == 4 and data.draw(st.booleans(), label="channels_last"):
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x._replace(layout="channels_last")
     arguments = {
         "size": data.draw(st.integers(1, 9)),
         "alpha": data.draw(st.sampled_from([1e-4, 0.5])),
@@ -138,7 +158,7 @@ def local_response_norm(data: st.DataObject) -> Case:
         "k": data.draw(st.sampled_from([1.0, 2.0])),
         "relu": data.draw(st.booleans()),
     }
-    return Case(fk.local_response_norm, [x], arguments, shape)
+    return Case(fk.local_response_norm, [x], arguments, shape, draw.dtype)
 
 
 CASES = {

@@ -38,11 +38,12 @@ def shape(operator: str, name: str, tensor: Tensor, **expected: int | None) -> N
     Raises:
         ValueError: another rank or size.
     """
-    sizes = ", ".join(n if s is None else f"{n}={s}" for n, s in expected.items())
     if tensor.dim() != len(expected) or any(
         want is not None and have != want
         for have, want in zip(tensor.shape, expected.values(), strict=True)
     ):
+        # Put together here and not before: a traced size that is printed becomes a constant.
+        sizes = ", ".join(n if s is None else f"{n}={s}" for n, s in expected.items())
         raise ValueError(f"{operator}: {name} has shape {tuple(tensor.shape)}, expected ({sizes})")
 
 
@@ -70,25 +71,28 @@ def probability(operator: str, value: float) -> None:
 
 def lengths(
     operator: str, value: Tensor | None, rows: int, most: int, device: torch.device
-) -> None:
+) -> Tensor | None:
     """Integers (B,) from 0 to the number of trunks or frames, on the device of the rest.
 
     The values are looked at only where that costs no wait for a GPU and breaks no trace.
+
+    Returns:
+        int64, as the kernels take it.
 
     Raises:
         TypeError: not an integer tensor.
         ValueError: another shape, another device, or values out of range.
     """
     if value is None:
-        return
+        return None
     if not isinstance(value, Tensor) or value.dtype not in (torch.int32, torch.int64):
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{operator}: lengths is {kind}, expected an int64 or int32 tensor")
     shape(operator, "lengths", value, B=rows)
     if value.device != device:
         raise ValueError(f"{operator}: lengths is on {value.device}, expected {device}")
-    if device.type != "cpu" or torch.compiler.is_compiling() or rows == 0:
-        return
-    low, high = value.min().item(), value.max().item()
-    if low < 0 or high > most:
-        raise ValueError(f"{operator}: lengths go from {low} to {high}, expected from 0 to {most}")
+    if device.type == "cpu" and not torch.compiler.is_compiling() and rows:
+        low, high = value.min().item(), value.max().item()
+        if low < 0 or high > most:
+            raise ValueError(f"{operator}: lengths go from {low} to {high}, expected from 0 to {most}")
+    return value.to(torch.int64)

@@ -70,6 +70,15 @@ class Operator:
             setup_context=self._setup_context,
             lib=LIBRARY,
         )
+        # Without a formula PyTorch would only warn, and leave second derivatives out of the sum.
+        torch.library.register_autograd(
+            f"fbp_kernels::{self.name}_backward", self._second_gradient, lib=LIBRARY
+        )
+
+    def _second_gradient(self, ctx: Any, *_: Any) -> None:
+        raise RuntimeError(
+            f"{self.name}: the fused kernels have no second derivative; use backend='reference' for it"
+        )
 
     def _fake_backward(self, dz: Tensor, *arguments: Any) -> Any:
         needs = arguments[-1]

@@ -47,7 +47,7 @@ def attention_pool(
     _check.shape("attention_pool", "weight", weight, C=x.shape[2], A=None)
     _check.shape("attention_pool", "bias", bias, A=weight.shape[1])
     _check.shape("attention_pool", "query", query, A=weight.shape[1])
-    _check.lengths("attention_pool", lengths, x.shape[0], x.shape[1], x.device)
+    lengths = _check.lengths("attention_pool", lengths, x.shape[0], x.shape[1], x.device)
     if trunks < 1:
         raise ValueError(f"attention_pool: trunks is {trunks}, expected at least 1")
     backends.resolve("attention_pool", backend, x.device.type)

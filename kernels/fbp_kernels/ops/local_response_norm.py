@@ -1,5 +1,7 @@
 """Local response normalisation across channels, with an optional ReLU before it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -63,10 +65,17 @@ def _channels_last(x: Tensor) -> bool:
     return x.dim() in formats and x.is_contiguous(memory_format=formats[x.dim()])
 
 
+def _native_backward(dy: Tensor, x: Tensor, *attributes: Any) -> Tensor:
+    gradient: Tensor = native.raw("lrn_backward")(
+        dy, x, *attributes[:-1]
+    )  # one input: it is needed
+    return gradient
+
+
 _operator.Operator(
     "local_response_norm",
     inputs=("Tensor x",),
     attributes=("SymInt size", "float alpha", "float beta", "float k", "bool relu"),
     fake=lambda x, *_: torch.empty_like(x),
     fake_gradient=torch.empty_like,
-).register(native=backends.Kernel(native.raw("lrn_forward"), native.raw("lrn_backward")))
+).register(native=backends.Kernel(native.raw("lrn_forward"), _native_backward))
