@@ -11,11 +11,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import fbp_kernels
+from avemo.data.augment import AugmentConfig
+from avemo.data.batch import Batch
+from avemo.models.backend import BackendName, use_backend
+from avemo.models.config import FusionConfig
 from avemo.training import checkpoint
 from avemo.training.config import DataConfig, OptimizerConfig, TrainerConfig
-from avemo.training.module import EmotionModule, TrainingDivergedError, build_optimizer
+from avemo.training.module import (
+    EmotionModule,
+    TrainingDivergedError,
+    build_optimizer,
+    seed_step,
+)
 from avemo.training.train import TrainResult, train
-from tests.avemo.models.tiny_model import tiny_batch, tiny_config, tiny_model
+from tests.avemo.models.tiny_model import BINS, FACE_SIZE, tiny_config, tiny_model
 from tests.avemo.tiny_cache import CLASSES, write_cache
 
 EPOCHS = 4
@@ -28,9 +38,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(cache: Path, out: Path, *, epochs: int = EPOCHS, **changes: object) -> TrainResult:
     """A short run with dropout everywhere, so that random numbers matter."""
-    from avemo.data.augment import AugmentConfig
-    from avemo.models.config import FusionConfig
-
     fusion = FusionConfig(6, 3, 5, 2, trunks=3, dropout=0.2)
     options: dict[str, object] = {
         "data": DataConfig(cache, batch_size=5, augment=AugmentConfig(flip=0.5, gain_db=3.0)),
@@ -184,27 +191,64 @@ def test_biases_and_normalisations_are_not_decayed() -> None:
     assert decay["norms.0.weight"] == decay["classifier.bias"] == 0.0
 
 
-def losses(backend: str, dtype: torch.dtype, steps: int = 200) -> list[float]:
-    """The loss curve of a model with dropout, on the same batches in the same order."""
-    from avemo.data.batch import Batch
-    from avemo.models.backend import use_backend
-    from avemo.models.config import FusionConfig
-    from avemo.training.module import seed_step
+STEPS = 200
 
+
+def _marked_batch(seed: int) -> Batch:
+    """Random clips in which every class leaves its mark in both streams."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(12) % 4
+    audio = torch.randn(12, BINS, 33, generator=generator)
+    video = torch.randn(12, 4, FACE_SIZE, FACE_SIZE, generator=generator)
+    for row, label in enumerate(labels):
+        audio[row, 5 * label : 5 * label + 5, 10:] += 1
+        video[row, 2:, 4 * label : 4 * label + 4] += 1
+    lengths = torch.full((12,), 33), torch.full((12,), 4)
+    return Batch(audio, lengths[0], video, lengths[1], labels, [])
+
+
+def loss_curve(backend: BackendName, *, jitter: int | None = None) -> torch.Tensor:
+    """The losses of 200 steps with dropout on the same batches, float64 (200,).
+
+    `jitter` seeds a change of every weight by at most one unit in the last place after every step:
+    what a different order of summation may do, and no more.
+    """
     fusion = FusionConfig(6, 3, 5, 2, trunks=3, dropout=0.1)
-    model = tiny_model(fusion=fusion).to(dtype).train()
-    use_backend(model, backend)  # type: ignore[arg-type]
+    model = tiny_model(fusion=fusion).train()
+    use_backend(model, backend)
     module = EmotionModule(model, 4, OptimizerConfig(), seed=0)
     optimizer = build_optimizer(model, OptimizerConfig())
-    audio, a_len, video, v_len = tiny_batch((61, 40, 55, 30), (8, 6, 7, 5))
-    labels = torch.tensor([0, 1, 2, 3])
     curve = []
-    for step in range(steps):
+    for step in range(STEPS):
         seed_step(0, step)
-        shifted = (audio.roll(step, 2).to(dtype), a_len, video.roll(step, 3).to(dtype), v_len)
-        loss = module.loss(Batch(*shifted, labels.roll(step % 2), []))
+        loss = module.loss(_marked_batch(step))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         curve.append(loss.item())
-    return curve
+        if jitter is not None:
+            generator = torch.Generator().manual_seed(1000 * jitter + step)
+            with torch.no_grad():
+                for weight in model.parameters():
+                    up = torch.randint(-1, 2, weight.shape, generator=generator)
+                    towards = torch.where(up < 0, -torch.inf, torch.inf)
+                    weight.copy_(torch.where(up == 0, weight, weight.nextafter(towards)))
+    return torch.tensor(curve, dtype=torch.float64)
+
+
+@pytest.mark.slow
+def test_accelerated_training_has_the_loss_curve_of_the_reference() -> None:
+    """Over 200 steps the losses differ by no more than twice what float32 rounding alone does."""
+    missing = [
+        f"{s.operator}: {s.reason}"
+        for s in fbp_kernels.available_backends("cpu")
+        if s.backend == "native" and s.operator == "am_fbp" and not s.available
+    ]
+    if missing:
+        pytest.skip(f"the native backend cannot run: {missing[0]}")
+    reference = loss_curve("reference")
+    rounding = max((loss_curve("reference", jitter=i) - reference).abs().max() for i in range(2))
+    native = loss_curve("native")
+    assert reference[-20:].mean() < 0.8 * reference[:20].mean()  # it trains, so errors could grow
+    assert 0 < (native - reference).abs().max() <= 2 * rounding
+    assert rounding < 1e-3
