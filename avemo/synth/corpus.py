@@ -194,7 +194,7 @@ def synthesize(
         ValueError: An argument is out of its range.
         FileExistsError: `out` holds a corpus with other parameters, or files that are no corpus.
     """
-    parameters = Parameters(clips, classes, seed, noise, size, fps, sample_rate)
+    parameters = Parameters(clips, classes, seed, float(noise), size, fps, sample_rate)
     if workers < 1:
         raise ValueError(f"workers={workers!r}: expected at least 1")
     out = Path(out)

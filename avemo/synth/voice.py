@@ -2,7 +2,7 @@
 
 The source is the derivative of the trigonometric glottal pulse of Rosenberg (1971), "Effect of glottal pulse shape on
 the quality of natural vowels", with jitter, shimmer, aspiration noise and a spectral tilt. Control values move
-every 5 ms; filters carry their state from one to the next.
+every 5 ms; the formants filter overlapping pieces of 20 ms.
 """
 
 import math
@@ -17,6 +17,7 @@ HOP = 0.005  # s between control values
 NEUTRAL_LEVEL = -33.0  # dB of full scale, a neutral voice at unit recording gain
 NEUTRAL_TILT = -11.0  # dB at 3 kHz against 0 Hz, on top of the pulse's own slope
 BANDWIDTHS = (70.0, 90.0, 130.0, 180.0, 250.0)  # Hz, of the five formants
+GAIN = 10 ** (NEUTRAL_LEVEL / 20) / 3.5  # brings an average neutral voice to its level
 OVERSAMPLING = 2  # of the source, whose closing corner would alias audibly
 
 
@@ -85,7 +86,7 @@ def draw_delivery(voice: Voice, strength: float, rng: np.random.Generator) -> Vo
 
 @dataclass(frozen=True)
 class _Tracks:
-    """Control values, one per hop: all (frames,), formants (frames, 5), noise one row per consonant class."""
+    """Control values, one per hop: float64 (frames,) each, formants (frames, 5), noise by its pass band."""
 
     f0: np.ndarray
     voicing: np.ndarray
@@ -145,9 +146,8 @@ def _tracks(script: Script, speaker: Speaker, delivery: Voice, rng: np.random.Ge
             )
 
     spoken = times[-1] if not script.syllables else script.syllables[-1].start
-    excursion = speaker.pitch_range * (
-        _smooth(accent, 0.10) + 0.3 * _smooth(rng.normal(size=len(times)), 0.05) * 3
-    )
+    drift = _smooth(rng.normal(size=len(times)), 0.05)
+    excursion = speaker.pitch_range * (_smooth(accent, 0.10) + 0.9 * drift)
     excursion -= 1.2 * (times - 0.5 * spoken)  # declination, semitones per second
     semitones = (
         excursion * delivery.pitch_range**strength
@@ -219,9 +219,8 @@ def _filter(source: np.ndarray, tracks: _Tracks, rate: int) -> np.ndarray:
     switched under its state clicks, and the clicks are louder than a voice is at 3 kHz.)
     """
     step = round(0.01 * rate)
-    window = (
-        np.sin(np.pi * (np.arange(2 * step) + 0.5) / (2 * step)) ** 2
-    )  # adds up to 1 with its neighbours
+    # A window that adds up to 1 with its neighbours.
+    window = np.sin(np.pi * (np.arange(2 * step) + 0.5) / (2 * step)) ** 2
     pieces = len(source) // step + 1
     padded = np.pad(source, (step, 2 * step))
     blocks = np.lib.stride_tricks.sliding_window_view(padded, 2 * step)[::step][:pieces] * window
@@ -268,9 +267,4 @@ def speak(
     for (low, high), gate in tracks.noise.items():
         band = butter(2, (low, min(high, 0.48 * rate)), "bandpass", fs=rate, output="sos")
         spoken += 6.0 * np.interp(fine, grid, gate) * sosfilt(band, rng.normal(size=samples))
-    return spoken * _calibration(rate)
-
-
-def _calibration(rate: int) -> float:
-    """Gain that brings an average neutral voice to NEUTRAL_LEVEL; measured over speakers (see the tests)."""
-    return 10 ** (NEUTRAL_LEVEL / 20) / 3.5
+    return spoken * GAIN
