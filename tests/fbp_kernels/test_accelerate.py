@@ -114,7 +114,7 @@ def test_the_same_loss_curve_as_the_plain_model() -> None:
     image, target = torch.randn(16, 1, 8, 8).double(), torch.randn(16, 7).double()
     curves = []
     for m in (model, plain):
-        optimizer = torch.optim.SGD(m.parameters(), lr=1.0)
+        optimizer = torch.optim.Adam(m.parameters(), lr=3e-3)
         losses = []
         for _ in range(100):
             loss = (m(image) - target).square().mean()
@@ -123,5 +123,5 @@ def test_the_same_loss_curve_as_the_plain_model() -> None:
             optimizer.step()
             losses.append(loss.item())
         curves.append(losses)
-    assert curves[0][-1] < 0.9 * curves[0][0], "it trains"
-    assert max(abs(x - y) for x, y in zip(*curves, strict=True)) < 1e-9
+    assert curves[0][-1] < 0.6 * curves[0][0], "it trains"
+    assert max(abs(x - y) for x, y in zip(*curves, strict=True)) < 1e-12
