@@ -170,8 +170,6 @@ class ResumableLoader(DataLoader[Batch]):
         epoch, resume = self._order.epoch, self._resume
         self._resume = None
         first = resume["batches"] if resume and resume["epoch"] == epoch else 0
-        if first >= len(self):  # saved at the very end of an epoch
-            first = 0
         self._order.skip = first * (self.batch_size or 1)
         self._place = {"epoch": epoch, "batches": first}
         for batch in super().__iter__():
