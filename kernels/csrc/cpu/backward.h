@@ -203,7 +203,7 @@ class Backward {
       for (int side = 0; side < 2; ++side) {
         const View& weight = part.side[side].weight;
         weights[side] = prepare_left(at<T>(weight, h, 0, n), weight.stride[2], weight.stride[1],
-                                     tiling, part.side[side].width, rows.panels(), scratch);
+                                     tiling, part.side[side].width, false, scratch);
         scratch += columns * part.side[side].width + kPackSlack<S>;
       }
     }
@@ -271,7 +271,7 @@ class Backward {
     const Tiling one(count);
     const View& weight = from.weight;
     const Left<S> left = prepare_left(at<T>(weight, h, c, slice.n), weight.stride[1],
-                                      weight.stride[2], one, slice.columns, rows.panels(), scratch);
+                                      weight.stride[2], one, slice.columns, false, scratch);
     for (i64 panel = 0; panel < rows.panels(); ++panel) {
       S product[kTileRows * kPanel<S>];
       multiply(count, left.tile(one, 0), left.tile_stride(one, 0),
@@ -296,9 +296,9 @@ class Backward {
     const Tiling one(count);
     const i64 panels = ceil_div(slice.columns, kPanel<S>);
     // Dead rows must be zeroed, which only a copy can be: 0 times what stands there may be NaN.
-    const i64 uses = part.lengths ? kDirectUses + 1 : panels;
-    const Left<S> left = prepare_left(at<T>(from.input, rows.start, h, c), from.input.stride[2],
-                                      from.input.stride[0], one, rows.count, uses, scratch);
+    const Left<S> left =
+        prepare_left(at<T>(from.input, rows.start, h, c), from.input.stride[2],
+                     from.input.stride[0], one, rows.count, part.lengths != nullptr, scratch);
     if (part.lengths)
       for (i64 row = 0; row < rows.count; ++row)
         if (h >= part.lengths[rows.start + row])

@@ -58,8 +58,9 @@ class Forward {
         smaller(larger(flops_per_job_ / flops_per_column, 1.0), static_cast<double>(8 * kTileRows));
     const i64 outputs = ceil_div(static_cast<i64>(columns), part.K);
     const i64 fitting = kWeightBytes / (larger<i64>(widths, 1) * i64{sizeof(S)});
-    const i64 chunk = smaller(larger<i64>(fitting / kTileRows, 1), i64{8}) * kTileRows;
-    return {outputs, ceil_div(part.outputs(), outputs), smaller(chunk, outputs * part.K)};
+    const i64 most = larger<i64>(fitting / kTileRows, 1) * kTileRows;
+    const i64 chunks = ceil_div(outputs * part.K, most);
+    return {outputs, ceil_div(part.outputs(), outputs), ceil_div(outputs * part.K, chunks)};
   }
 
   void run_rows(const Rows& rows) {
@@ -119,7 +120,7 @@ class Forward {
     for (int side = 0; side < 2; ++side) {
       const View& weight = part.side[side].weight;
       weights[side] = prepare_left(at<T>(weight, h, 0, n), weight.stride[2], weight.stride[1],
-                                   tiling, part.side[side].width, rows.panels(), weight_scratch);
+                                   tiling, part.side[side].width, false, weight_scratch);
       weight_scratch += columns * part.side[side].width + kPackSlack<S>;
     }
     for (i64 panel = 0; panel < rows.panels(); ++panel) {

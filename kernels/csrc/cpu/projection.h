@@ -14,10 +14,6 @@
 
 namespace fbp::FBP_ISA {
 
-// Up to this many panels (or tiles) that use an operand, reading it in place beats packing it
-// first.
-constexpr i64 kDirectUses = 2;
-
 // The left operand of a product, tile by tile: read where it is, or packed.
 template <class S>
 struct Left {
@@ -32,13 +28,14 @@ struct Left {
   i64 tile_stride(const Tiling& tiling, i64 t) const { return packed ? tiling.rows(t) : stride; }
 };
 
-// from[r * row_stride + k * depth_stride], rows as in `tiling`. `scratch` holds tiling.length *
-// depth + kPackSlack.
+// from[r * row_stride + k * depth_stride], rows as in `tiling`, read in place where rows are
+// contiguous and need no conversion: even where many panels use it, copying does not pay. `scratch`
+// holds tiling.length * depth + kPackSlack.
 template <class T, class S>
 Left<S> prepare_left(const T* from, i64 row_stride, i64 depth_stride, const Tiling& tiling,
-                     i64 depth, i64 uses, S* scratch) {
+                     i64 depth, bool must_copy, S* scratch) {
   if constexpr (__is_same(T, S)) {
-    if (row_stride == 1 && uses <= kDirectUses) return {from, depth_stride, depth, false};
+    if (row_stride == 1 && !must_copy) return {from, depth_stride, depth, false};
   }
   for (i64 t = 0; t < tiling.count; ++t) {
     const i64 start = tiling.start(t);
