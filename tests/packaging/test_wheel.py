@@ -79,8 +79,10 @@ def test_without_a_compiler_the_package_installs_and_says_why(tmp_path: Path) ->
         env=environment,
     )  # fmt: skip
     assert not (site / "fbp_kernels" / "_native.so").exists()
+    # -S: the editable install of this environment would put itself before any path.
+    paths = os.pathsep.join([os.fspath(site), sysconfig.get_path("purelib")])
     printed = run(
-        sys.executable, "-c", TRIAL, cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.fspath(site)}
+        sys.executable, "-S", "-c", TRIAL, cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}
     )
     assert "native: False the C++ extension was not built" in printed
     assert "compiler" in printed

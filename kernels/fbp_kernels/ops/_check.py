@@ -94,5 +94,7 @@ def lengths(
     if device.type == "cpu" and not torch.compiler.is_compiling() and rows:
         low, high = value.min().item(), value.max().item()
         if low < 0 or high > most:
-            raise ValueError(f"{operator}: lengths go from {low} to {high}, expected from 0 to {most}")
+            raise ValueError(
+                f"{operator}: lengths go from {low} to {high}, expected from 0 to {most}"
+            )
     return value.to(torch.int64)
