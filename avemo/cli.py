@@ -91,18 +91,22 @@ def _call(target: Callable[..., Any], name: str, arguments: list[str], configura
     from jsonargparse import ArgumentParser
 
     parameters = inspect.signature(target, eval_str=True).parameters.values()
-    positional = [p for p in parameters if _is_positional(p)]
-    usage = " ".join([f"avemo {name}", *map(_placeholder, positional), "[options]"])
+    placed = [p for p in parameters if p.default is p.empty and p.kind is not p.KEYWORD_ONLY]
+    inputs = [p for p in placed if p.name != "out"]
+    usage = " ".join([f"avemo {name}", *map(_placeholder, inputs), "[options]"])
     parser = ArgumentParser(prog=f"avemo {name}", usage=usage, description=_summary(target))
     if configurable:
         parser.add_argument("--config", action="config", help="YAML file, or the name of ours")
         arguments = _resolve_configs(arguments)
-    several: set[str | int] = {p.name for p in positional if _takes_several(p)}
-    parser.add_function_arguments(target, as_group=False, as_positional=True, skip=several)
-    for parameter in positional:
-        if parameter.name in several:  # jsonargparse would want one argument "[a, b]"
+    by_hand = [p for p in placed if p not in inputs or _takes_several(p)]
+    skip: set[str | int] = {p.name for p in by_hand}
+    parser.add_function_arguments(target, as_group=False, as_positional=True, skip=skip)
+    for parameter in by_hand:
+        if parameter in inputs:  # jsonargparse would want a list as one argument, "[a, b]"
             (item,) = get_args(parameter.annotation)
             parser.add_argument(parameter.name, type=item, nargs="+", help="one or more")
+        else:  # inputs are told by their place, but where the output goes always by its name
+            parser.add_argument("--out", type=Path, required=True, help="folder of the result")
     flags = {f"--{p.name}" for p in parameters if p.annotation is bool}
     values = parser.instantiate(parser.parse_args(_spell_out(flags, arguments)))
     if configurable:
@@ -118,17 +122,12 @@ def _placeholder(parameter: inspect.Parameter) -> str:
     return parameter.name.upper() + ("..." if _takes_several(parameter) else "")
 
 
-def _is_positional(parameter: inspect.Parameter) -> bool:
-    required = parameter.default is parameter.empty
-    return required and parameter.kind is not parameter.KEYWORD_ONLY
-
-
 def _spell_out(flags: set[str], arguments: list[str]) -> list[str]:
     """Gives a bare flag the value that jsonargparse wants: `--resume` becomes `--resume=true`."""
     following = [*arguments[1:], "--"]
     return [
         f"{argument}=true" if argument in flags and after.startswith("-") else argument
-        for argument, after in zip(arguments, following, strict=True)
+        for argument, after in zip(arguments, following, strict=False)
     ]
 
 

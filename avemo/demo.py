@@ -52,7 +52,7 @@ def demo(
     clock = _Clock()
     corpus, cache = out / "corpus", out / "cache"
     with clock("synth"):
-        _avemo("synth", corpus, "--clips", clips, "--classes", 4, "--seed", seed)
+        _avemo("synth", "--out", corpus, "--clips", clips, "--classes", 4, "--seed", seed)
     with clock("prepare"):
         _avemo("prepare", corpus / "manifest.csv", "--out", cache, *FEATURES)
     scores = {}
