@@ -35,6 +35,35 @@ inline Vec<double> square_root(Vec<double> x) {
 #endif
 }
 
+// One Newton step on s^3 y^4 = 1 from y, nearly s^-0.75. It makes NaN of an infinite s, which must
+// give 0.
+template <class V>
+inline V refine(V s, V y) {
+  const V t = s * y * y;
+  const V refined = y + y * (1 - s * t * t) / 4;
+  return y == 0 ? y : refined;
+}
+
+// 1 / s and s^-0.75.
+template <class V>
+inline void three_quarters(V s, V& inverse, V& root) {
+  const V half = square_root(s);
+  inverse = 1 / s;
+  root = refine(s, 1 / (half * square_root(half)));
+}
+
+#if defined(__AVX512F__)
+// From estimates of 14 bits, without square roots and divisions, which are slow.
+inline void three_quarters(Vec<float> s, Vec<float>& inverse, Vec<float>& root) {
+  const Vec<float> half = _mm512_rsqrt14_ps(s);
+  const Vec<float> squared = half * half;
+  const Vec<float> fourth = _mm512_rsqrt14_ps(half);
+  // Of an infinite s, the squares are 0 and the fourth root is not finite.
+  inverse = squared == 0 ? squared : squared * (2 - s * squared);
+  root = refine(s, squared == 0 ? squared : squared * fourth);
+}
+#endif
+
 inline float power(float x, float exponent) { return __builtin_powf(x, exponent); }
 inline double power(double x, double exponent) { return __builtin_pow(x, exponent); }
 
@@ -58,7 +87,7 @@ class Lrn {
     if (problem_.channels_last) {
       over_rows(1, [&](i64 at, S* scratch) { forward_row(at, scratch); });
     } else {
-      over_chunks(1, [&](i64 at, i64 count, S* scratch) { forward_chunk(at, count, scratch); });
+      over_chunks(0, [&](i64 at, i64 count, S*) { forward_chunk(at, count); });
     }
   }
 
@@ -66,7 +95,7 @@ class Lrn {
     if (problem_.channels_last) {
       over_rows(3, [&](i64 at, S* scratch) { backward_row(at, scratch); });
     } else {
-      over_chunks(3, [&](i64 at, i64 count, S* scratch) { backward_chunk(at, count, scratch); });
+      over_chunks(2, [&](i64 at, i64 count, S* scratch) { backward_chunk(at, count, scratch); });
     }
   }
 
@@ -91,14 +120,13 @@ class Lrn {
   }
   Vec<S> scale(Vec<S> squares) const { return k_ + alpha_ * squares; }
 
-  // s^beta
-  Vec<S> root(Vec<S> s) const {
+  // 1 / s and s^-beta.
+  void powers(Vec<S> s, Vec<S>& inverse, Vec<S>& root) const {
     if constexpr (ThreeQuarters) {
-      const Vec<S> half = square_root(s);
-      return half * square_root(half);
+      three_quarters(s, inverse, root);
     } else {
-      for (int i = 0; i < W; ++i) s[i] = power(s[i], beta_);
-      return s;
+      inverse = 1 / s;
+      for (int i = 0; i < W; ++i) root[i] = power(s[i], -beta_);
     }
   }
 
@@ -108,14 +136,26 @@ class Lrn {
     return problem_.relu ? (x <= 0 ? Vec<S>{} : g) : g;
   }
 
-  // ---- channels apart: a chunk of positions, channel by channel, the last `size` channels in a
-  // ring ----
+  // Sum of term(0) to term(count - 1), unrolled for the usual window.
+  template <class F>
+  static Vec<S> sum(i64 count, const F& term) {
+    Vec<S> result{};
+    if (count == 5) {
+#pragma GCC unroll 5
+      for (i64 j = 0; j < 5; ++j) result += term(j);
+    } else {
+      for (i64 j = 0; j < count; ++j) result += term(j);
+    }
+    return result;
+  }
+
+  // ---- channels apart: a chunk of positions, channel by channel, so that a window is still in the
+  // cache ----
 
   template <class F>
-  void over_chunks(i64 rings, const F& work) const {
+  void over_chunks(i64 buffers, const F& work) const {
     const i64 chunks = ceil_div(problem_.positions, kChunk);
-    const i64 width = smaller(kChunk, round_up(problem_.positions, W));
-    const WorkerBuffers<S> scratch(threads_, rings * problem_.size * width);
+    const WorkerBuffers<S> scratch(threads_, buffers * problem_.size * kChunk);
     parallel(problem_.images * chunks, threads_, [&](int worker, i64 job) {
       const i64 position = job % chunks * kChunk;
       work(job / chunks * problem_.channels * problem_.positions + position,
@@ -123,68 +163,54 @@ class Lrn {
     });
   }
 
-  i64 place(i64 channel, i64 width) const { return channel % problem_.size * width; }
-
-  // Sum over the ring's channels first to last, those that exist, at position i.
-  Vec<S> ring_sum(const S* ring, i64 first, i64 last, i64 width, i64 i) const {
-    first = larger<i64>(first, 0);
-    last = smaller(last, problem_.channels - 1);
-    Vec<S> sum{};
-    const S* const end = ring + problem_.size * width;
-    const S* from = ring + place(first, width);
-    for (i64 channel = first; channel <= last; ++channel) {
-      sum += load(from + i);
-      from += width;
-      if (from == end) from = ring;
-    }
-    return sum;
+  // s of channel c at one vector of positions; `at` is where channel 0 is.
+  Vec<S> scale_at(i64 at, i64 c, i64 count) const {
+    const i64 first = larger<i64>(c - left_, 0);
+    const i64 end = smaller(c + right_ + 1, problem_.channels);
+    return scale(sum(end - first, [&](i64 j) {
+      const Vec<S> x = input(at + (first + j) * problem_.positions, count);
+      return x * x;
+    }));
   }
 
-  void square_channel(i64 at, i64 channel, i64 count, i64 width, S* ring) const {
-    S* const squares = ring + place(channel, width);
-    for (i64 i = 0; i < count; i += W) {
-      const Vec<S> x = input(at + channel * problem_.positions + i, count - i);
-      store(squares + i, x * x);
-    }
-  }
-
-  void forward_chunk(i64 at, i64 count, S* squares) const {
-    const i64 width = round_up(count, W);
-    for (i64 channel = 0; channel < problem_.channels + right_; ++channel) {
-      if (channel < problem_.channels) square_channel(at, channel, count, width, squares);
-      const i64 c = channel - right_;
-      if (c < 0) continue;
+  void forward_chunk(i64 at, i64 count) const {
+    for (i64 c = 0; c < problem_.channels; ++c)
       for (i64 i = 0; i < count; i += W) {
+        Vec<S> inverse, root;
+        powers(scale_at(at + i, c, count - i), inverse, root);
         const i64 e = at + c * problem_.positions + i;
-        const Vec<S> s = scale(ring_sum(squares, c - left_, c + right_, width, i));
-        write(e, count - i, input(e, count - i) / root(s));
+        write(e, count - i, input(e, count - i) * root);
       }
-    }
   }
 
-  void backward_chunk(i64 at, i64 count, S* squares) const {
-    const i64 width = round_up(count, W);
-    S* const direct = squares + problem_.size * width;  // dy s^-beta
-    S* const terms = direct + problem_.size * width;    // dy x s^(-beta - 1)
-    for (i64 channel = 0; channel < problem_.channels + right_ + left_; ++channel) {
-      if (channel < problem_.channels) square_channel(at, channel, count, width, squares);
-      const i64 j = channel - right_;
-      if (j >= 0 && j < problem_.channels) {
-        for (i64 i = 0; i < count; i += W) {
-          const i64 e = at + j * problem_.positions + i;
-          const Vec<S> s = scale(ring_sum(squares, j - left_, j + right_, width, i));
-          const Vec<S> d = d_output(e, count - i) / root(s);
-          store(direct + place(j, width) + i, d);
-          store(terms + place(j, width) + i, d * input(e, count - i) / s);
+  // The last `size` channels of each buffer form a ring; channels that do not exist are zero.
+  void backward_chunk(i64 at, i64 count, S* direct) const {
+    S* const terms = direct + problem_.size * kChunk;  // dy x s^(-beta - 1), beside dy s^-beta
+    const auto place = [&](i64 channel) { return channel % problem_.size * kChunk; };
+    for (i64 i = 0; i < problem_.size * kChunk; ++i) terms[i] = S{0};
+    for (i64 j = 0; j < problem_.channels + left_; ++j) {
+      S* const own_direct = direct + place(j);
+      S* const own_terms = terms + place(j);
+      for (i64 i = 0; i < count; i += W) {
+        if (j >= problem_.channels) {
+          store(own_terms + i, Vec<S>{});
+          continue;
         }
+        const i64 e = at + j * problem_.positions + i;
+        Vec<S> inverse, root;
+        powers(scale_at(at + i, j, count - i), inverse, root);
+        const Vec<S> d = d_output(e, count - i) * root;
+        store(own_direct + i, d);
+        store(own_terms + i, d * input(e, count - i) * inverse);
       }
       const i64 c = j - left_;
       if (c < 0) continue;
+      const S* const centre = direct + place(c);
       for (i64 i = 0; i < count; i += W) {
         const i64 e = at + c * problem_.positions + i;
-        write(e, count - i,
-              d_input(load(direct + place(c, width) + i), input(e, count - i),
-                      ring_sum(terms, c - right_, c + left_, width, i)));
+        const Vec<S> total =
+            sum(problem_.size, [&](i64 slot) { return load(terms + slot * kChunk + i); });
+        write(e, count - i, d_input(load(centre + i), input(e, count - i), total));
       }
     }
   }
@@ -207,9 +233,7 @@ class Lrn {
   i64 row_length() const { return round_up(problem_.channels, W) + problem_.size + W; }
 
   Vec<S> window_sum(const S* from) const {
-    Vec<S> sum{};
-    for (i64 j = 0; j < problem_.size; ++j) sum += load(from + j);
-    return sum;
+    return sum(problem_.size, [&](i64 j) { return load(from + j); });
   }
 
   void square_row(i64 at, S* squares) const {
@@ -223,7 +247,9 @@ class Lrn {
     square_row(at, squares);
     for (i64 c = 0; c < problem_.channels; c += W) {
       const i64 count = problem_.channels - c;
-      write(at + c, count, input(at + c, count) / root(scale(window_sum(squares + c))));
+      Vec<S> inverse, root;
+      powers(scale(window_sum(squares + c)), inverse, root);
+      write(at + c, count, input(at + c, count) * root);
     }
   }
 
@@ -233,10 +259,11 @@ class Lrn {
     square_row(at, squares);
     for (i64 c = 0; c < problem_.channels; c += W) {
       const i64 count = problem_.channels - c;
-      const Vec<S> s = scale(window_sum(squares + c));
-      const Vec<S> d = d_output(at + c, count) / root(s);
+      Vec<S> inverse, root;
+      powers(scale(window_sum(squares + c)), inverse, root);
+      const Vec<S> d = d_output(at + c, count) * root;
       store(direct + c, d);
-      store_first<S>(terms + right_ + c, d * input(at + c, count) / s, count);
+      store_first<S>(terms + right_ + c, d * input(at + c, count) * inverse, count);
     }
     for (i64 c = 0; c < problem_.channels; c += W) {
       const i64 count = problem_.channels - c;
