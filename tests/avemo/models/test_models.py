@@ -14,7 +14,7 @@ from avemo.models.config import FusionConfig
 from tests.avemo.models.tiny_model import tiny_batch, tiny_config, tiny_model
 
 
-def attend(x: Tensor, pool: nn.Module, trunks: int) -> tuple[Tensor, Tensor]:
+def attend(x: Tensor, pool: nn.Module, trunks: int, scale: float) -> tuple[Tensor, Tensor]:
     """One clip's frames x (T, C) to its weights (T,) and trunk vectors (trunks, C), frame by frame."""
     scores = [
         sum(
@@ -23,7 +23,7 @@ def attend(x: Tensor, pool: nn.Module, trunks: int) -> tuple[Tensor, Tensor]:
         )
         for t in range(len(x))
     ]
-    exponentials = [torch.exp(pool.scale * score) for score in scores]
+    exponentials = [torch.exp(scale * score) for score in scores]
     weights = torch.stack([e / sum(exponentials) for e in exponentials])
     n = len(x)
     vectors = []
@@ -56,8 +56,8 @@ def test_am_fbp_is_the_formulas_of_the_paper() -> None:
     v_encoded = model.video.encoder(video, v_len)
     fusion = model.fusion
     for b in range(len(a_len)):
-        a_weights, a_trunks = attend(a_encoded[b, : a_frames[b]], model.audio.attention, 3)
-        v_weights, v_trunks = attend(v_encoded[b, : v_len[b]], model.video.attention, 3)
+        a_weights, a_trunks = attend(a_encoded[b, : a_frames[b]], model.audio.attention, 3, 1.7)
+        v_weights, v_trunks = attend(v_encoded[b, : v_len[b]], model.video.attention, 3, 0.6)
         a, v = a_trunks.sum(0), v_trunks.sum(0)
         a_norm, v_norm = a.square().sum().sqrt(), v.square().sum().sqrt()
         mu, eta = a_norm / (a_norm + v_norm), v_norm / (a_norm + v_norm)
