@@ -76,6 +76,17 @@ def test_arguments_follow_from_the_signature() -> None:
     assert end.value.code == 2
 
 
+def test_the_output_folder_is_told_by_name() -> None:
+    def command(first: Path, out: Path, *, number: int = 3) -> Any:
+        """Does something."""
+        return first, out, number
+
+    assert cli._call(command, "x", ["a", "--out", "b"], False) == (Path("a"), Path("b"), 3)
+    with pytest.raises(SystemExit) as end:
+        cli._call(command, "x", ["a", "b"], False)
+    assert end.value.code == 2
+
+
 def test_print_config_shows_all_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     import yaml
 
@@ -110,6 +121,7 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["train", "--config", "huge"], "no configuration 'huge': .*(full, small)"),
         (["train", "--data.cache", "nowhere"], "no finished cache in nowhere"),
         (["prepare", "no.csv", "--out", "cache"], "no.csv"),
+        (["synth", "--out", "corpus", "--clips", "1"], "clips=1: expected at least 12"),
     ],
 )
 def test_errors_of_the_user_take_one_line(
