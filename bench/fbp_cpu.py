@@ -91,10 +91,9 @@ def operator_cases(
     native_run: Callable[..., Tensor],
     reference_run: Callable[..., Tensor],
     inputs: list[Tensor],
-    products: Run | None,
+    floor: dict[str, Run],
 ) -> Iterator[Case]:
-    """The forward alone, and forward and backward, of one operator."""
-    extra: dict[str, Run] = {"products": products} if products else {}
+    """The forward alone, beside what it cannot do without, and forward and backward, of one operator."""
 
     def gradients(run: Callable[..., Tensor], given: list[Tensor]) -> Callable[[], list[Tensor]]:
         given = [t.detach().requires_grad_() for t in given]
@@ -109,7 +108,7 @@ def operator_cases(
         {
             "native": lambda: native_run(*inputs),
             "eager": lambda: reference_run(*inputs),
-            **extra,
+            **floor,
         },
     )
     yield Case(f"{name} forward+backward", {"native": ours, "eager": eager})
@@ -130,7 +129,7 @@ def bilinear_cases(name: str, s: Shape) -> Iterator[Case]:
         lambda *t: fbp_kernels.fbp(*t, s.K_G, backend="native"),
         lambda *t: reference.fbp(*t, s.K_G),
         [a, v, p, q],
-        lambda: (torch.mm(a, p, out=u), torch.mm(v, q, out=w)),
+        {"products": lambda: (torch.mm(a, p, out=u), torch.mm(v, q, out=w))},
     )
     if not s.H:
         return
@@ -145,17 +144,19 @@ def bilinear_cases(name: str, s: Shape) -> Iterator[Case]:
         lambda *t: fbp_kernels.trunk_fbp(*t, s.K_M, backend="native"),
         lambda *t: reference.trunk_fbp(*t, s.K_M),
         [a_trunks, v_trunks, p_trunks, q_trunks],
-        lambda: (
-            torch.bmm(a_first, p_trunks, out=u_trunks),
-            torch.bmm(v_first, q_trunks, out=w_trunks),
-        ),
+        {
+            "products": lambda: (
+                torch.bmm(a_first, p_trunks, out=u_trunks),
+                torch.bmm(v_first, q_trunks, out=w_trunks),
+            )
+        },
     )
     yield from operator_cases(
         f"{name} am_fbp",
         lambda *t: fbp_kernels.am_fbp(*t, s.K_G, s.K_M, backend="native"),
         lambda *t: reference.am_fbp(*t, s.K_G, s.K_M),
         [a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks],
-        None,
+        {},
     )
 
 
@@ -172,7 +173,7 @@ def lrn_cases() -> Iterator[Case]:
                 lambda t: fbp_kernels.local_response_norm(t, backend="native"),
                 reference.local_response_norm,
                 [x],
-                lambda x=x, copy=copy: copy.copy_(x),  # type: ignore[misc]
+                {"copy": lambda x=x, copy=copy: copy.copy_(x)},  # type: ignore[misc]
             )
 
 
