@@ -208,8 +208,13 @@ def _table(
         ("accelerated", comparison.backends),
         (
             f"losses over {comparison.steps} steps",
-            f"{comparison.first_loss:.3f} to {comparison.last_loss:.3f}, largest difference "
-            f"{comparison.loss_difference:.1e}",
+            f"{comparison.first_loss:.3f} to {comparison.last_loss:.3f}; largest difference "
+            f"{comparison.operator_difference:.1e} on equal weights,",
+        ),
+        (
+            "",
+            f"{comparison.loss_difference:.1e} between the two runs (rounding alone: "
+            f"{comparison.rounding_difference:.1e}, training is chaotic)",
         ),
         ("confusion matrix", str(out / "am_fbp" / "evaluation-test" / "confusion.png")),
         ("attention over time", str(out / "attention")),

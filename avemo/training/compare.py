@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.func import functional_call
 from tqdm import tqdm
 
 from avemo.data.batch import Batch
@@ -17,7 +18,7 @@ from avemo.data.datamodule import ClipDataModule, EpochSampler
 from avemo.models import build_model
 from avemo.models.backend import BackendName, use_backend
 from avemo.training.config import TrainConfig
-from avemo.training.module import EmotionModule, build_optimizer, seed_step
+from avemo.training.module import EmotionModule, build_optimizer, build_schedule, seed_step
 
 _WARM_UP = 5  # steps that count for the losses, but not for the times
 
@@ -47,7 +48,13 @@ class StepComparison:
         reference_ms: time of a step with reference operators.
         accelerated_ms: time of a step with accelerated operators.
         speedup: of each step, reference over accelerated time.
-        loss_difference: the largest difference of the two losses over all steps.
+        loss_difference: the largest difference of the two losses over all steps, each side having
+            gone its own way from the same start.
+        rounding_difference: the same between the reference and a second run of it whose initial
+            weights are off by at most one unit in the last place: what rounding alone does.
+        operator_difference: the largest difference of the two losses where both sides are given the
+            weights of the reference in every step: what the operators do, without what
+            training then makes of it.
         first_loss: of the reference, in the first step.
         last_loss: of the reference, in the last step.
     """
@@ -58,6 +65,8 @@ class StepComparison:
     accelerated_ms: Quartiles
     speedup: Quartiles
     loss_difference: float
+    rounding_difference: float
+    operator_difference: float
     first_loss: float
     last_loss: float
 
@@ -65,11 +74,12 @@ class StepComparison:
 class _Side:
     """One of two models that train in turn."""
 
-    def __init__(self, model: nn.Module, classes: int, config: TrainConfig) -> None:
+    def __init__(self, model: nn.Module, classes: int, config: TrainConfig, steps: int) -> None:
         self.config = config
         self.device = next(model.parameters()).device
         self.module = EmotionModule(model, classes, config.optimizer, config.seed).train()
         self.optimizer = build_optimizer(model, config.optimizer)
+        self.schedule = build_schedule(self.optimizer, config.optimizer, steps)
         self.losses: list[float] = []
         self.seconds: list[float] = []
 
@@ -84,9 +94,19 @@ class _Side:
         clip = self.config.optimizer.gradient_clip
         nn.utils.clip_grad_norm_(self.module.parameters(), clip)
         self.optimizer.step()
+        self.schedule.step()
         self._synchronize()
         self.seconds.append(time.perf_counter() - start)
         self.losses.append(loss.item())
+
+    @torch.no_grad()
+    def loss_with_weights_of(self, other: "_Side", batch: Batch) -> float:
+        """The loss that this side's operators give in the other side's next step."""
+        seed_step(self.config.seed, len(self.losses))
+        theirs = other.module.model.state_dict()
+        tensors = {name: x.clone() for name, x in theirs.items()}
+        logits = functional_call(self.module.model, tensors, batch[:4]).logits
+        return self.module.criterion(logits, batch.labels).item()
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -98,9 +118,13 @@ def compare_steps(
 ) -> StepComparison:
     """Trains the same model twice, step by step in turn: reference first, then accelerated first.
 
-    Both sides start from the same weights and see the same batches and the same dropout masks, at
-    a constant learning rate. Taking turns, in alternating order, keeps whatever else the machine does
-    from favouring one side.
+    Both sides start from the same weights, see the same batches and the same dropout masks, and follow
+    the schedule of the whole training. Taking turns, in alternating order, keeps whatever else the
+    machine does from favouring one side.
+
+    Training is chaotic: a rounding error of the first step grows tenfold every few steps, whatever
+    makes it. So the losses of two runs part after some dozen steps; two more figures tell how much
+    of that is rounding, and how far the operators differ on equal weights.
 
     Args:
         config: the model, its data and its optimiser.
@@ -121,13 +145,21 @@ def compare_steps(
     accelerated = copy.deepcopy(reference)
     use_backend(reference, "reference")
     backends = use_backend(accelerated, backend)
-    sides = [_Side(model, len(clips.classes), config) for model in (reference, accelerated)]
+    total = config.trainer.epochs * len(clips.train_dataloader())
+    *sides, disturbed = (
+        _Side(model, len(clips.classes), config, max(total, steps))
+        for model in (reference, accelerated, _disturbed(reference))
+    )
+    gaps = []
     batches = _batches(clips, steps, device)
     for number, batch in enumerate(tqdm(batches, "comparing", steps, unit="step")):
+        elsewhere = sides[1].loss_with_weights_of(sides[0], batch)
         for side in sides if number % 2 == 0 else reversed(sides):
             side.step(batch)
+        disturbed.step(batch)
+        gaps.append(abs(elsewhere - sides[0].losses[-1]))
     times = [1e3 * np.array(side.seconds[_WARM_UP:]) for side in sides]
-    losses = [np.array(side.losses) for side in sides]
+    losses = [np.array(side.losses) for side in (*sides, disturbed)]
     return StepComparison(
         steps=steps,
         backends=backends,
@@ -135,9 +167,22 @@ def compare_steps(
         accelerated_ms=Quartiles.of(times[1]),
         speedup=Quartiles.of(times[0] / times[1]),
         loss_difference=float(np.abs(losses[0] - losses[1]).max()),
+        rounding_difference=float(np.abs(losses[0] - losses[2]).max()),
+        operator_difference=max(gaps),
         first_loss=float(losses[0][0]),
         last_loss=float(losses[0][-1]),
     )
+
+
+def _disturbed(model: nn.Module) -> nn.Module:
+    """A copy whose weights are off by one unit in the last place, up or down or not at all."""
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in copied.parameters():
+            way = torch.randint(-1, 2, weight.shape, device=weight.device)
+            towards = torch.where(way < 0, -torch.inf, torch.inf)
+            weight.copy_(torch.where(way == 0, weight, weight.nextafter(towards)))
+    return copied
 
 
 def _batches(clips: ClipDataModule, steps: int, device: str) -> Iterator[Batch]:

@@ -58,18 +58,16 @@ class EmotionModule(pl.LightningModule):
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy of a batch with smoothed labels, a scalar."""
-        logits = self.model(*batch[:4]).logits
-        return F.cross_entropy(logits, batch.labels, label_smoothing=self.config.label_smoothing)
+        return self.criterion(self.model(*batch[:4]).logits, batch.labels)
+
+    def criterion(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """What training minimises: logits (B, classes) and labels int64 (B,) to a scalar."""
+        return F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = build_optimizer(self.model, self.config)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=self.config.learning_rate,
-            total_steps=int(self.trainer.estimated_stepping_batches),
-            pct_start=self.config.warmup,
-            cycle_momentum=False,
-        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = build_schedule(optimizer, self.config, steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
@@ -91,4 +89,17 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
             {"params": others, "weight_decay": 0.0},
         ],
         lr=config.learning_rate,
+    )
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, config: OptimizerConfig, steps: int
+) -> torch.optim.lr_scheduler.OneCycleLR:
+    """The one-cycle schedule of a run of `steps` steps."""
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=config.learning_rate,
+        total_steps=steps,
+        pct_start=config.warmup,
+        cycle_momentum=False,
     )
