@@ -236,7 +236,8 @@ class Backward {
         for (int e = 0; e < columns * kPanel<S>; ++e)
           by_row[e] = d_product[e] * projection[1 - side][e];
         live.apply(columns, by_row);
-        for (int e = 0; e < columns * kPanel<S>; ++e) bias[side][e] += by_row[e];
+        if (part.d_bias[side])
+          for (int e = 0; e < columns * kPanel<S>; ++e) bias[side][e] += by_row[e];
         if (!part.d_weight[side]) continue;
         const S* scaled = by_row;
         if (adaptive) {

@@ -25,18 +25,19 @@ void pack(const T* from, i64 row_stride, i64 depth_stride, i64 rows, i64 depth, 
   if (depth_stride == 1) {
     for (i64 k = 0; k < depth; k += W) {
       const i64 steps = smaller<i64>(W, depth - k);
-      Vec<S> staged[W];
       for (i64 r = 0; r < ld; r += W) {
-        for (int i = 0; i < W; ++i)
-          staged[i] = r + i < rows ? load_first(from + (r + i) * row_stride + k, steps) : Vec<S>{};
-        transpose<S>(staged);
-        for (i64 i = 0; i < steps; ++i) {
-          S* const place = to + (k + i) * ld + r;
-          if (ld - r >= W) {
-            store(place, staged[i]);
-          } else {
-            store_first<S>(place, staged[i], ld - r);
-          }
+        const T* const corner = from + r * row_stride + k;
+        S* const place = to + k * ld + r;
+        Vec<S> block[W];
+        if (steps == W && r + W <= rows) {  // so ld holds the whole block as well
+          for (i64 i = 0; i < W; ++i) block[i] = load(corner + i * row_stride);
+          transpose<S>(block);
+          for (i64 i = 0; i < W; ++i) store(place + i * ld, block[i]);
+        } else {
+          for (i64 i = 0; i < W; ++i)
+            block[i] = r + i < rows ? load_first(corner + i * row_stride, steps) : Vec<S>{};
+          transpose<S>(block);
+          for (i64 i = 0; i < steps; ++i) store_first<S>(place + i * ld, block[i], ld - r);
         }
       }
     }
@@ -53,13 +54,19 @@ void store_transposed(const S* tile, i64 ld, i64 rows, i64 lanes, T* to, i64 str
   constexpr int W = kWidth<S>;
   for (i64 r = 0; r < rows; r += W) {
     for (i64 lane = 0; lane < lanes; lane += W) {
-      Vec<S> staged[W];
-      for (int i = 0; i < W; ++i)
-        staged[i] = r + i < rows ? load(tile + (r + i) * ld + lane) : Vec<S>{};
-      transpose<S>(staged);
+      const S* const corner = tile + r * ld + lane;
+      T* const place = to + lane * stride + r;
       const i64 count = smaller<i64>(W, lanes - lane);
-      for (i64 i = 0; i < count; ++i)
-        store_first<T>(to + (lane + i) * stride + r, staged[i], rows - r);
+      Vec<S> block[W];
+      if (count == W && r + W <= rows) {
+        for (i64 i = 0; i < W; ++i) block[i] = load(corner + i * ld);
+        transpose<S>(block);
+        for (i64 i = 0; i < W; ++i) store(place + i * stride, block[i]);
+      } else {
+        for (i64 i = 0; i < W; ++i) block[i] = r + i < rows ? load(corner + i * ld) : Vec<S>{};
+        transpose<S>(block);
+        for (i64 i = 0; i < count; ++i) store_first<T>(place + i * stride, block[i], rows - r);
+      }
     }
   }
 }
