@@ -3,14 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.made
+SOURCES := $(wildcard kernels/csrc/*.h kernels/csrc/*.cpp kernels/csrc/*/*.h kernels/csrc/*/*.cpp)
 
-.PHONY: help setup demo test lint wheel-test clean
+.PHONY: help setup demo test lint results wheel-test clean
 
 help:
 	@echo "make demo        set up, then: make a corpus, prepare, train, evaluate, predict"
 	@echo "make test        set up, then run all tests"
 	@echo "make lint        format, lint and type checks, as CI does"
 	@echo "make wheel-test  build a wheel and try it in an environment of its own"
+	@echo "make results     measure the README's figures anew, on a quiet machine (20 minutes)"
 	@echo "make clean       remove the environment, builds and caches"
 
 setup: $(STAMPS)/install
@@ -22,7 +24,7 @@ $(STAMPS)/toolchain: constraints.txt
 	mkdir -p $(STAMPS) && touch $@
 
 # No build isolation: the extension is compiled against the torch that it will run with.
-$(STAMPS)/install: $(STAMPS)/toolchain pyproject.toml CMakeLists.txt $(wildcard kernels/csrc/*)
+$(STAMPS)/install: $(STAMPS)/toolchain pyproject.toml CMakeLists.txt $(wildcard kernels/cmake/*) $(SOURCES)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation --editable '.[build,test,lint]'
 	touch $@
 
@@ -36,7 +38,13 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(wildcard kernels/csrc/*.h kernels/csrc/*.cpp)
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+
+results: setup
+	$(BIN)/avemo demo --compare --out runs/results
+	$(BIN)/python -m bench.demo runs/results/demo.json
+	$(BIN)/python -m bench.fbp_cpu
+	$(BIN)/python -m bench.readme
 
 wheel-test: setup
 	$(BIN)/python -m pytest -m packaging
