@@ -27,9 +27,6 @@ using MaybeTensor = std::optional<Tensor>;
 // ---- tensors ----
 
 Tensor empty(const std::vector<i64>& sizes, const Tensor& like) {
-  std::vector<i64> strides(sizes.size(), 1);
-  for (std::size_t i = sizes.size(); i-- > 1;)
-    strides[i - 1] = strides[i] * std::max<i64>(sizes[i], 1);
   return torch::stable::new_empty(like, {sizes.data(), sizes.size()});
 }
 

@@ -38,10 +38,12 @@ def shape(operator: str, name: str, tensor: Tensor, **expected: int | None) -> N
     Raises:
         ValueError: another rank or size.
     """
-    if tensor.dim() != len(expected) or any(
-        want is not None and have != want
-        for have, want in zip(tensor.shape, expected.values(), strict=True)
-    ):
+    fits = len(tensor.shape) == len(expected)
+    if fits:
+        for have, want in zip(tensor.shape, expected.values(), strict=True):
+            if want is not None and have != want:
+                fits = False
+    if not fits:
         # Put together here and not before: a traced size that is printed becomes a constant.
         sizes = ", ".join(n if s is None else f"{n}={s}" for n, s in expected.items())
         raise ValueError(f"{operator}: {name} has shape {tuple(tensor.shape)}, expected ({sizes})")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
+from . import _autograd
 
 LIBRARY = torch.library.Library("fbp_kernels", "DEF")
 
@@ -44,8 +45,12 @@ class Operator:
     kept: int = 0
     fake_gradient: Callable[[Tensor], Tensor] = lambda t: t.new_empty(t.shape)
 
-    def register(self, **kernels: backends.Kernel) -> None:
-        """Registers schema, fake kernels and autograd with PyTorch, and the kernels by backend."""
+    def register(self, **kernels: backends.Kernel) -> Callable[..., Any]:
+        """Registers schema, fake kernels and autograd with PyTorch, and the kernels by backend.
+
+        Returns:
+            The operator, called as the schema says.
+        """
         backends.register(self.name, **kernels)
         keep = ("bool keep",) if self.kept else ()
         kept = tuple(f"Tensor? kept{i}" for i in range(self.kept))
@@ -64,18 +69,22 @@ class Operator:
             lambda backend: backends.kernel(self.name, backend).backward,
             self._fake_backward,
         )
-        torch.library.register_autograd(
-            f"fbp_kernels::{self.name}",
-            self._gradient,
-            setup_context=self._setup_context,
-            lib=LIBRARY,
-        )
+        differentiable = _autograd.register(LIBRARY, self.name, self._setup_context, self._gradient)
         # Without a formula PyTorch would only warn, and leave second derivatives out of the sum.
-        torch.library.register_autograd(
-            f"fbp_kernels::{self.name}_backward", self._second_gradient, lib=LIBRARY
-        )
+        _autograd.register(LIBRARY, f"{self.name}_backward", lambda *_: None, self._second_gradient)
 
-    def _second_gradient(self, ctx: Any, *_: Any) -> None:
+        overload = getattr(torch.ops.fbp_kernels, self.name).default
+
+        def call(*arguments: Any) -> Any:
+            if _autograd.nobody_listens(arguments):
+                return differentiable(
+                    lambda *a: backends.kernel(self.name, a[-1]).forward(*a[:-1]), *arguments
+                )
+            return overload(*arguments)
+
+        return call
+
+    def _second_gradient(self, ctx: Any, *_: Any) -> tuple[Tensor | None, ...]:
         raise RuntimeError(
             f"{self.name}: the fused kernels have no second derivative; use backend='reference' for it"
         )
@@ -105,10 +114,14 @@ class Operator:
     def _gradient(self, ctx: Any, dz: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if dz is None:
             return (None,) * ctx.arguments
-        needs = sum(1 << i for i in range(len(self.inputs)) if ctx.needs_input_grad[i])
-        gradients = getattr(torch.ops.fbp_kernels, f"{self.name}_backward")(
-            dz, *ctx.saved_tensors, *ctx.attributes, needs, ctx.backend
-        )
+        wanted = ctx.needs_input_grad[1 : 1 + len(self.inputs)]  # the dispatcher's keys come first
+        needs = sum(1 << i for i, needed in enumerate(wanted) if needed)
+        arguments = (dz, *ctx.saved_tensors, *ctx.attributes, needs)
+        if not torch.is_grad_enabled() and _autograd.nobody_listens(arguments):
+            gradients = backends.kernel(self.name, ctx.backend).backward(*arguments)
+        else:
+            overload = getattr(torch.ops.fbp_kernels, f"{self.name}_backward").default
+            gradients = overload(*arguments, ctx.backend)
         gradients = [gradients] if isinstance(gradients, Tensor) else gradients
         needed = (g if needs >> i & 1 else None for i, g in enumerate(gradients))
         return (*needed, *(None,) * (ctx.arguments - len(self.inputs)))

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import backends, native, reference
@@ -77,9 +76,7 @@ def am_fbp(
         )  # fmt: skip
     columns = p.shape[1] + p_trunks.shape[0] * p_trunks.shape[2]
     keep = _bilinear.keeps_projections(keep_projections, a.shape[0] * columns, inputs)
-    results = torch.ops.fbp_kernels.am_fbp(
-        *inputs, lengths, seed, factor, trunk_factor, adaptive, dropout, keep, chosen
-    )
+    results = _call(*inputs, lengths, seed, factor, trunk_factor, adaptive, dropout, keep, chosen)
     pooled: Tensor = results[0]
     return pooled
 
@@ -120,7 +117,7 @@ def _native_backward(dz: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return _bilinear.like_inputs(gradients, tuple(inputs))
 
 
-_operator.Operator(
+_call = _operator.Operator(
     "am_fbp",
     inputs=tuple(f"Tensor {name}" for name in _INPUTS),
     extras=("Tensor? lengths", "Tensor? seed"),

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import backends, native, reference
@@ -69,7 +68,7 @@ def fbp(
         )  # fmt: skip
     inputs = (a, v, p, q, p_bias, q_bias)
     keep = _bilinear.keeps_projections(keep_projections, a.shape[0] * p.shape[1], inputs)
-    results = torch.ops.fbp_kernels.fbp(*inputs, seed, factor, adaptive, dropout, keep, chosen)
+    results = _call(*inputs, seed, factor, adaptive, dropout, keep, chosen)
     pooled: Tensor = results[0]
     return pooled
 
@@ -98,7 +97,7 @@ def _native_backward(dz: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return _bilinear.like_inputs(gradients, (a, v, *shared))
 
 
-_operator.Operator(
+_call = _operator.Operator(
     "fbp",
     inputs=("Tensor a", "Tensor v", "Tensor p", "Tensor q", "Tensor? p_bias", "Tensor? q_bias"),
     extras=("Tensor? seed",),

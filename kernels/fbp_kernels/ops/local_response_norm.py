@@ -56,7 +56,7 @@ def local_response_norm(
         return reference.local_response_norm(x, size, alpha, beta, k, relu=relu)
     if not (x.is_contiguous() or _channels_last(x)):
         x = x.contiguous()
-    y: Tensor = torch.ops.fbp_kernels.local_response_norm(x, size, alpha, beta, k, relu, chosen)
+    y: Tensor = _call(x, size, alpha, beta, k, relu, chosen)
     return y
 
 
@@ -72,7 +72,7 @@ def _native_backward(dy: Tensor, x: Tensor, *attributes: Any) -> Tensor:
     return gradient
 
 
-_operator.Operator(
+_call = _operator.Operator(
     "local_response_norm",
     inputs=("Tensor x",),
     attributes=("SymInt size", "float alpha", "float beta", "float k", "bool relu"),

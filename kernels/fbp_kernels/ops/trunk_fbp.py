@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import backends, native, reference
@@ -70,7 +69,7 @@ def trunk_fbp(
     inputs = (a, v, p, q, p_bias, q_bias)
     elements = a.shape[0] * p.shape[0] * p.shape[2]
     keep = _bilinear.keeps_projections(keep_projections, elements, inputs)
-    results = torch.ops.fbp_kernels.trunk_fbp(*inputs, lengths, seed, factor, dropout, keep, chosen)
+    results = _call(*inputs, lengths, seed, factor, dropout, keep, chosen)
     pooled: Tensor = results[0]
     return pooled
 
@@ -95,7 +94,7 @@ def _native_backward(*arguments: Any) -> Any:
     )
 
 
-_operator.Operator(
+_call = _operator.Operator(
     "trunk_fbp",
     inputs=("Tensor a", "Tensor v", "Tensor p", "Tensor q", "Tensor? p_bias", "Tensor? q_bias"),
     extras=("Tensor? lengths", "Tensor? seed"),
