@@ -12,7 +12,7 @@ from .cases import CASES
 from .checks import FUSED, assert_parity
 
 EXAMPLES = settings(
-    max_examples=25,
+    max_examples=60,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
