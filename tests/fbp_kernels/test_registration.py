@@ -105,6 +105,36 @@ def test_opcheck(operator: str, backend: str) -> None:
     )
 
 
+def composite_arguments(operator: str) -> tuple[Any, ...]:
+    if operator == "power_normalize":
+        return (leaf(3, 4), 1e-12)
+    tensors = [leaf(3, 5, 4), leaf(4, 2), leaf(2), leaf(2), leaf()]
+    return (*tensors, 2, torch.tensor([5, 0, 3]))
+
+
+@pytest.mark.parametrize("operator", ["power_normalize", "attention_pool"])
+def test_operators_without_a_fused_kernel_are_registered_too(operator: str) -> None:
+    registered = getattr(torch.ops.fbp_kernels, operator).default
+    torch.library.opcheck(registered, composite_arguments(operator))
+
+
+@pytest.mark.slow
+def test_operators_without_a_fused_kernel_compile() -> None:
+    torch.compiler.reset()
+    x, weight, bias, query, _, trunks, lengths = composite_arguments("attention_pool")
+
+    def call(x: Tensor, weight: Tensor, bias: Tensor, query: Tensor) -> Tensor:
+        pooled, trunk_pooled, _ = fk.attention_pool(
+            x, weight, bias, query, 2.0, trunks=trunks, lengths=lengths
+        )
+        return fk.power_normalize(pooled) + trunk_pooled.sum(1)
+
+    inputs = [t.detach().double().requires_grad_() for t in (x, weight, bias, query)]
+    compiled = torch.compile(call, fullgraph=True)
+    for got, want in zip(results(compiled, inputs), results(call, inputs), strict=True):
+        torch.testing.assert_close(got, want)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("operator", OPERATORS)

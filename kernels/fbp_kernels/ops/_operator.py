@@ -127,6 +127,26 @@ class Operator:
         return (*needed, *(None,) * (ctx.arguments - len(self.inputs)))
 
 
+def register_composite(schema: str, reference: Callable[..., Any]) -> Callable[..., Any]:
+    """Registers an operator that has no fused kernel yet.
+
+    PyTorch takes it apart into the reference's own operations, and so has its autograd and fake kernel.
+
+    Args:
+        schema: name, arguments and results.
+        reference: called as the schema says.
+
+    Returns:
+        The operator.
+    """
+    name = schema.partition("(")[0]
+    backends.register(name)
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, reference, "CompositeImplicitAutograd")
+    overload: Callable[..., Any] = getattr(torch.ops.fbp_kernels, name).default
+    return overload
+
+
 def _define(
     name: str,
     arguments: tuple[str, ...],

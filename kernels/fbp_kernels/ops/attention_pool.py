@@ -1,9 +1,10 @@
 """Self-attention over frames, pooled over the whole clip and over each trunk of it."""
 
+import torch
 from torch import Tensor
 
 from .. import backends, reference
-from . import _check
+from . import _check, _operator
 
 
 def attention_pool(
@@ -51,7 +52,26 @@ def attention_pool(
     if trunks < 1:
         raise ValueError(f"attention_pool: trunks is {trunks}, expected at least 1")
     backends.resolve("attention_pool", backend, x.device.type)
+    if not isinstance(scale, Tensor):
+        scale = torch.full((), scale, dtype=x.dtype, device=x.device)
+    results: tuple[Tensor, Tensor, Tensor] = _call(x, weight, bias, query, scale, trunks, lengths)
+    return results
+
+
+def _reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    query: Tensor,
+    scale: Tensor,
+    trunks: int,
+    lengths: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
     return reference.attention_pool(x, weight, bias, query, scale, trunks=trunks, lengths=lengths)
 
 
-backends.register("attention_pool")
+_call = _operator.register_composite(
+    "attention_pool(Tensor x, Tensor weight, Tensor bias, Tensor query, Tensor scale,"
+    " SymInt trunks, Tensor? lengths) -> (Tensor, Tensor, Tensor)",
+    _reference,
+)

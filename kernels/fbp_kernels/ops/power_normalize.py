@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from .. import backends, reference
-from . import _check
+from . import _check, _operator
 
 
 def power_normalize(z: Tensor, eps: float = 1e-12, *, backend: str | None = None) -> Tensor:
@@ -28,7 +28,10 @@ def power_normalize(z: Tensor, eps: float = 1e-12, *, backend: str | None = None
     if z.dim() < 1:
         raise ValueError("power_normalize: z is a scalar, expected at least one dimension (*, O)")
     backends.resolve("power_normalize", backend, z.device.type)
-    return reference.power_normalize(z, eps)
+    normalized: Tensor = _call(z, eps)
+    return normalized
 
 
-backends.register("power_normalize")
+_call = _operator.register_composite(
+    "power_normalize(Tensor z, float eps) -> Tensor", reference.power_normalize
+)
