@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -23,3 +24,25 @@ class Batch(NamedTuple):
     video_lengths: Tensor
     labels: Tensor
     names: list[str]
+
+
+def random_batch(
+    *,
+    size: int,
+    bins: int,
+    audio_frames: int,
+    face_size: int,
+    video_frames: int,
+    classes: int,
+    seed: int = 0,
+) -> Batch:
+    """A batch of noise for measurements: full-length clips, standard normal values, random labels."""
+    generator = torch.Generator().manual_seed(seed)
+    return Batch(
+        torch.randn(size, bins, audio_frames, generator=generator),
+        torch.full((size,), audio_frames),
+        torch.randn(size, video_frames, face_size, face_size, generator=generator),
+        torch.full((size,), video_frames),
+        torch.randint(classes, (size,), generator=generator),
+        [f"noise {i}" for i in range(size)],
+    )

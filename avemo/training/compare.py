@@ -18,7 +18,8 @@ from avemo.data.datamodule import ClipDataModule, EpochSampler
 from avemo.models import build_model
 from avemo.models.backend import BackendName, use_backend
 from avemo.training.config import TrainConfig
-from avemo.training.module import EmotionModule, build_optimizer, build_schedule, seed_step
+from avemo.training.module import seed_step
+from avemo.training.step import TrainingStep
 
 _WARM_UP = 5  # steps that count for the losses, but not for the times
 
@@ -75,26 +76,16 @@ class _Side:
     """One of two models that train in turn."""
 
     def __init__(self, model: nn.Module, classes: int, config: TrainConfig, steps: int) -> None:
-        self.config = config
         self.device = next(model.parameters()).device
-        self.module = EmotionModule(model, classes, config.optimizer, config.seed).train()
-        self.optimizer = build_optimizer(model, config.optimizer)
-        self.schedule = build_schedule(self.optimizer, config.optimizer, steps)
+        self.train = TrainingStep(model, classes, config.optimizer, seed=config.seed, total=steps)
         self.losses: list[float] = []
         self.seconds: list[float] = []
 
     def step(self, batch: Batch) -> None:
         """Takes one training step with the random numbers of that step's place in the run."""
-        seed_step(self.config.seed, len(self.losses))
         self._synchronize()
         start = time.perf_counter()
-        loss = self.module.loss(batch)
-        self.optimizer.zero_grad()
-        loss.backward()
-        clip = self.config.optimizer.gradient_clip
-        nn.utils.clip_grad_norm_(self.module.parameters(), clip)
-        self.optimizer.step()
-        self.schedule.step()
+        loss = self.train(batch)
         self._synchronize()
         self.seconds.append(time.perf_counter() - start)
         self.losses.append(loss.item())
@@ -102,11 +93,12 @@ class _Side:
     @torch.no_grad()
     def loss_with_weights_of(self, other: "_Side", batch: Batch) -> float:
         """The loss that this side's operators give in the other side's next step."""
-        seed_step(self.config.seed, len(self.losses))
-        theirs = other.module.model.state_dict()
+        seed_step(self.train.seed, self.train.taken)
+        theirs = other.train.module.model.state_dict()
         tensors = {name: x.clone() for name, x in theirs.items()}
-        logits = functional_call(self.module.model, tensors, batch[:4]).logits
-        return self.module.criterion(logits, batch.labels).item()
+        module = self.train.module
+        logits = functional_call(module.model, tensors, batch[:4]).logits
+        return module.criterion(logits, batch.labels).item()
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
