@@ -1,0 +1,86 @@
+"""Runs that nobody measured, with figures that are easy to reckon with."""
+
+from dataclasses import replace
+from typing import Any
+
+from bench.records import Case, Ceilings, Measurement, Run, Spread
+
+MACHINE: dict[str, Any] = {
+    "device": "Made Up 9000",
+    "date": "2026-01-02",
+    "processor": "Made Up 9000",
+    "threads": 2,
+    "instruction_set": "avx2",
+    "gpu": None,
+    "driver": None,
+    "system": "Linux",
+    "python": "3.11.7",
+    "torch": "2.11.0",
+    "triton": None,
+    "commit": "0123456789",
+}
+CEILINGS = Ceilings({"float32": 2e11}, 2e10, {"float32": "2048 x 2048 x 2048"})
+
+
+def spread(median: float, width: float = 0.1) -> Spread:
+    """A median, quartiles half of `width` (a part of it) away, outer percentiles all of it."""
+    factors = (1 - width, 1 - width / 2, 1, 1 + width / 2, 1 + width)
+    return Spread(*(median * factor for factor in factors))
+
+
+def measurement(milliseconds: float, **values: Any) -> Measurement:
+    """A measurement; ratios may be given by their medians."""
+    ratios = {
+        peer: ratio if isinstance(ratio, Spread) else spread(ratio)
+        for peer, ratio in values.pop("ratios", {}).items()
+    }
+    return Measurement(spread(milliseconds / 1e3), 20, ratios, **values)
+
+
+def case(
+    operator: str = "fbp",
+    label: str = "clip",
+    mode: str = "forward",
+    *,
+    curve: str = "",
+    sizes: dict[str, int] | None = None,
+    dtype: str = "float32",
+    native: float = 2.0,
+    ratios: dict[str, Any] | None = None,
+    **values: Any,
+) -> Case:
+    """A case of a native kernel that takes `native` milliseconds and its peers; 0.1 GFLOP, 10 MB, floor 0.5 ms."""
+    ratios = {"eager": 1.5, "compile": 1.25, "products": 0.8} if ratios is None else ratios
+    kept = None if mode == "forward" else 2**20
+    contenders = {
+        "native": measurement(native, ratios=ratios, peak_bytes=3 * 2**20, kept_bytes=kept)
+    }
+    for peer, ratio in ratios.items():
+        median = ratio.median if isinstance(ratio, Spread) else ratio
+        contenders[peer] = measurement(
+            native * median, peak_bytes=6 * 2**20, kept_bytes=None if kept is None else 4 * kept
+        )
+    made = Case(
+        operator,
+        label,
+        curve,
+        sizes or {"B": 32, "C": 256},
+        dtype,
+        mode,
+        flops=1e8,
+        bytes=1e7,
+        floor_seconds=5e-4,
+        contenders=contenders,
+    )
+    return replace(made, **values)
+
+
+def run(*cases: Case, **machine: Any) -> Run:
+    """A run of those cases."""
+    return Run(MACHINE | machine, CEILINGS, list(cases))
+
+
+def changed(case: Case, contender: str, **values: Any) -> Case:
+    """The case with other values of one contender's measurement."""
+    measured = replace(case.contenders[contender], **values)
+    return replace(case, contenders=case.contenders | {contender: measured})
