@@ -36,3 +36,24 @@ SHAPES = {
     "vqa": Shape(512, 2048, 1024, 1000, 5, 0, 0, 1, "the published MFB setting"),
     "web": Shape(8192, 1024, 1024, 1024, 4, 4, 512, 4, "throughput: arithmetic is all there is"),
 }
+
+SMALLEST = {
+    "one": Shape(1, 1, 1, 1, 1, 1, 1, 1, "what a call costs beside its arithmetic"),
+    "tiny": Shape(3, 5, 7, 4, 3, 2, 3, 2, "sizes that an interpreter can do"),
+}
+
+ALL = SHAPES | SMALLEST
+
+# Sequences of attention: frames and hidden width; batch, width and trunks are those of the shape.
+FRAMES, HIDDEN = 300, 128
+
+# Feature maps (N, C, H, W) of the audio encoder: behind its first and its second convolution.
+MAPS = {"conv1": (8, 96, 50, 150), "conv2": (8, 256, 24, 74)}
+SMALLEST_MAPS = {"one": (1, 1, 1, 1), "tiny": (2, 5, 3, 4)}
+
+# The cost of one size, the others held: what is varied, and over which values.
+CURVES = {
+    "B": tuple(4**i for i in range(8)),  # 1 to 16384
+    "K": tuple(range(1, 9)),
+    "H": (1, 2, 4, 8, 16, 32),
+}

@@ -1,0 +1,79 @@
+"""The machine's two ceilings, measured and not taken from a datasheet."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+
+from .operators.call import Draw
+from .records import Ceilings
+
+_SIDE = {"cpu": 2048, "cuda": 8192}
+_COPY = {"cpu": 1 << 28, "cuda": 1 << 32}  # bytes, beyond any cache
+_REPEATS = 7
+
+
+def measure(device: str, dtypes: list[str]) -> Ceilings:
+    """The fastest of several large matrix products for each dtype, and of several large copies.
+
+    Libraries differ: a product of two matrices and a convolution with a 1x1 kernel, the same arithmetic,
+    may be run by different ones. The ceiling is what any of them reached.
+
+    Args:
+        device: "cpu" or "cuda".
+        dtypes: as `Draw` names them.
+    """
+    best = {dtype: max(_products(device, dtype)) for dtype in dtypes}
+    return Ceilings(
+        flops={dtype: rate for dtype, (rate, _) in best.items()},
+        bytes=_copy(device),
+        product={dtype: name for dtype, (_, name) in best.items()},
+    )
+
+
+def raised(first: Ceilings, second: Ceilings) -> Ceilings:
+    """The higher of two measurements, such as before and after a run."""
+    faster = {d: second if second.flops[d] > first.flops[d] else first for d in first.flops}
+    return Ceilings(
+        {d: faster[d].flops[d] for d in first.flops},
+        max(first.bytes, second.bytes),
+        {d: faster[d].product[d] for d in first.flops},
+    )
+
+
+def _products(device: str, dtype: str) -> list[tuple[float, str]]:
+    side = _SIDE[device]
+    draw = Draw(dtype, device)
+    a, b, out = draw(side, side), draw(side, side), draw.empty(side, side)
+    picture = a.reshape(1, side, side // 64, 64).to(memory_format=torch.channels_last)
+    kernel = b.reshape(side, side, 1, 1)
+    flops = 2.0 * side**3
+    return [
+        (flops / _seconds(lambda: torch.mm(a, b, out=out), device), "torch.mm"),
+        (flops / _seconds(lambda: F.conv2d(picture, kernel), device), "1x1 convolution"),
+    ]
+
+
+def _copy(device: str) -> float:
+    source = torch.ones(_COPY[device], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2.0 * source.nbytes / _seconds(lambda: target.copy_(source), device)
+
+
+def _seconds(run: Callable[[], object], device: str) -> float:
+    """The shortest of some runs: a ceiling is what the machine can do when left alone."""
+    run()
+    times = []
+    for _ in range(_REPEATS):
+        _wait(device)
+        start = time.perf_counter()
+        run()
+        _wait(device)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
