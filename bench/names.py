@@ -4,10 +4,12 @@ from collections.abc import Iterable
 
 from .records import Case, Spread
 
-OURS = ("native", "triton", "accelerated")
+ACCELERATED = "accelerated"  # a whole model on our kernels
+OURS = ("native", "triton", ACCELERATED)
 PEERS = ("eager", "compile", "max-autotune", "products", "mfb")
+COPY = "copy"  # what memory allows; not somebody who does the same
 GRAPH = " graph"
-_ORDER = (*OURS, *PEERS, "copy")
+_ORDER = (*OURS, *PEERS, COPY)
 
 
 def plain(name: str) -> str:

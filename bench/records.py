@@ -32,7 +32,8 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
         """The percentiles of a sample, which is not empty."""
-        return cls(*(float(x) for x in np.percentile(values, [10, 25, 50, 75, 90])))
+        percentiles = np.percentile(values, [10, 25, 50, 75, 90])
+        return cls(*(float(f"{x:.5g}") for x in percentiles))
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Case:
         label: a row of `bench.shapes.SHAPES`, or a point of a curve, such as "B=16".
         curve: the size that a family of cases varies: "B", "K" or "H", or "" for a case on its own.
         sizes: what the operator was called with, by the field's letters.
-        dtype: "float32", "tf32", "bfloat16", "float16" or "float64".
+        dtype: "float32", "tf32", "bfloat16" or "float16".
         mode: "forward", or "training" for forward and backward.
         flops: of the operator at its best: products only, projections kept for the backward.
         bytes: each input and weight read once, each result written once.

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from bench.shapes import ALL, CURVES, FRAMES, HIDDEN, MAPS, SMALLEST, SMALLEST_MAPS, Shape
+from bench.shapes import ALL, CURVES, FRAMES, HIDDEN, MAPS, SMALLEST_MAPS, Shape
 
 from . import am_fbp, attention_pool, fbp, local_response_norm, power_normalize, trunk_fbp
 from .call import Call, Draw, Maker

@@ -11,12 +11,11 @@ Results = Tensor | tuple[Tensor, ...]
 Function = Callable[..., Results]
 Thunk = Callable[[], tuple[Tensor, ...]]
 
-_DTYPES = {
+DTYPES = {
     "float32": torch.float32,
     "tf32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
-    "float64": torch.float64,
 }
 
 
@@ -76,13 +75,13 @@ class Draw:
     """Random normal inputs of one dtype on one device, the same for a seed wherever they are used.
 
     Args:
-        dtype: "float32", "tf32", "bfloat16", "float16" or "float64".
+        dtype: one of `DTYPES`; "tf32" is float32 whose products PyTorch may round.
         device: where they are put.
         seed: of the generator.
     """
 
     def __init__(self, dtype: str, device: str = "cpu", seed: int = 0) -> None:
-        self.dtype, self.device = _DTYPES[dtype], device
+        self.dtype, self.device = DTYPES[dtype], device
         self._generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, *shape: int, scale: float = 1.0) -> Tensor:
@@ -109,14 +108,19 @@ def training(
     function: Function, tensors: tuple[Tensor, ...], cotangents: tuple[Tensor, ...]
 ) -> Thunk:
     """Runs a function forward and backward; gives its results, then the gradients of `tensors`."""
-    # Weights of somebody's module are leaves already, and have to stay the same objects.
-    leaves = [t if t.requires_grad else t.detach().requires_grad_() for t in tensors]
+    given = leaves(tensors)
 
     def run() -> tuple[Tensor, ...]:
-        outputs = results(function(*leaves))
-        return (*outputs, *torch.autograd.grad(outputs, leaves, cotangents))
+        outputs = results(function(*given))
+        return (*outputs, *torch.autograd.grad(outputs, given, cotangents))
 
     return run
+
+
+def leaves(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The tensors as inputs that gradients are taken of."""
+    # Weights of somebody's module are leaves already, and have to stay the same objects.
+    return tuple(t if t.requires_grad else t.detach().requires_grad_() for t in tensors)
 
 
 def cotangents(call: Call, draw: Draw) -> tuple[Tensor, ...]:

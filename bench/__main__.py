@@ -1,0 +1,119 @@
+"""The command line: `python -m bench run`, `compare OLD NEW`, `report`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+RESULTS = FOLDER / "results"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a subcommand and returns its exit status."""
+    options = _parser().parse_args(arguments)
+    command = {"run": _run, "compare": _compare, "report": _report}[options.command]
+    return command(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    from . import shapes
+    from .contenders import KERNELS
+    from .names import COPY, PEERS
+    from .operators import OPERATORS
+    from .operators.call import DTYPES
+    from .suite import MODES
+
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    run = commands.add_parser("run", help="measure, and write one JSON file")
+    labels = [*shapes.ALL, *shapes.MAPS, "full"]
+    subjects = [*OPERATORS, "training_step"]
+    peers = [*PEERS, COPY]
+    run.add_argument(
+        "--shapes",
+        nargs="*",
+        choices=labels,
+        default=["clip", "batch", "vqa", *shapes.MAPS, "one", "full"],
+        help="rows of the tables of shapes; an operator takes those that it has",
+    )
+    run.add_argument("--operators", nargs="+", choices=subjects, default=subjects)
+    run.add_argument(
+        "--backends", nargs="+", choices=KERNELS, default=list(KERNELS), help="of ours"
+    )
+    run.add_argument("--peers", nargs="*", choices=peers, default=peers)
+    run.add_argument("--curves", nargs="*", choices=shapes.CURVES, default=[], help="sizes to vary")
+    run.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32"])
+    run.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    run.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    run.add_argument("--threads", type=int, default=2, help="of PyTorch on the CPU")
+    run.add_argument("--seconds", type=float, default=2.0, help="for the turns of one case")
+    run.add_argument("--out", type=Path, help="default: bench/results/bench-DEVICE-DATE.json")
+
+    compare = commands.add_parser(
+        "compare", help="exit 1 if NEW is slower than OLD beyond the spread"
+    )
+    compare.add_argument("old", type=Path)
+    compare.add_argument("new", type=Path)
+
+    report = commands.add_parser("report", help="write docs/benchmarks.md and the README's figures")
+    report.add_argument("--check", action="store_true", help="write nothing, exit 1 if they differ")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    import pytest
+
+    from . import machine
+
+    if options.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            print("--device cuda: PyTorch finds no GPU here", file=sys.stderr)
+            return 2
+    out = options.out or RESULTS / machine.result_name(options.device)
+    lists = {
+        "labels": options.shapes,
+        "curves": options.curves,
+        "dtypes": options.dtypes,
+        "modes": options.modes,
+        "backends": options.backends,
+        "peers": options.peers,
+    }
+    arguments = [
+        *(str(FOLDER / f"test_{operator}.py") for operator in options.operators),
+        *(f"--{name}={','.join(values)}" for name, values in lists.items()),
+        f"--device={options.device}",
+        f"--threads={options.threads}",
+        f"--seconds={options.seconds}",
+        f"--out={out.resolve()}",
+        f"--rootdir={FOLDER.parent}",
+        "--capture=no",
+        "--no-header",
+        *("-q", "-rfE", "--disable-warnings"),
+        *("-p", "no:cacheprovider"),
+        "--benchmark-columns=median,iqr,rounds",
+        "--benchmark-sort=name",
+        "--benchmark-quiet",
+    ]
+    status = int(pytest.main(arguments))
+    if out.is_file():
+        print(f"written to {out}")
+    return status
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from .compare import run_compare
+
+    return run_compare(options.old, options.new)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from .report import report
+
+    return report(check=options.check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

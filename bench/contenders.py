@@ -1,0 +1,135 @@
+"""Who is compared: our backends, plain PyTorch, its compiler, bare products, other people's code."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+import fbp_kernels
+from fbp_kernels.backends import BACKENDS
+
+from . import verify
+from .names import GRAPH, plain
+from .operators.call import Call, Function, Thunk, forward, on_backend, training
+
+KERNELS = tuple(backend for backend in BACKENDS if backend != "reference")
+
+
+class UnavailableError(RuntimeError):
+    """A contender cannot run here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A contender, ready to run.
+
+    Attributes:
+        run: one call; gives results and, in training, gradients in the order of the operator's inputs.
+        function: what is called, for looking at its memory.
+        tensors: what it is called with.
+        tolerance: how many times the reference's error its own may be, or None where it computes only parts.
+    """
+
+    run: Thunk
+    function: Function
+    tensors: tuple[Tensor, ...]
+    tolerance: float | None
+
+
+def names(call: Call, mode: str, device: str) -> list[str]:
+    """All that can be asked for, whether or not it can run here."""
+    bare = list(call.bare) if mode == "forward" else []
+    called = [*KERNELS, "eager", "compile", "max-autotune"]
+    replayed = [name + GRAPH for name in called[:-1]] if device == "cuda" else []
+    return [*called, *replayed, *bare, *call.others]
+
+
+def prepare(
+    name: str, call: Call, mode: str, cotangents: tuple[Tensor, ...], *, dynamic: bool = False
+) -> Contender:
+    """Makes a contender ready for the inputs of a call.
+
+    Args:
+        name: one of `names`.
+        call: the operator and its inputs.
+        mode: "forward" or "training".
+        cotangents: gradients of the results.
+        dynamic: compile for any sizes.
+
+    Raises:
+        UnavailableError: it cannot run here.
+    """
+    if name.endswith(GRAPH):
+        called = prepare(plain(name), call, mode, cotangents)
+        return replace(called, run=_replayed(called.run))
+    if name in call.bare:
+        return Contender(call.bare[name], call.reference, call.tensors, None)
+    if name in call.others:
+        return _other(name, call, mode, cotangents)
+    function = _function(name, call, dynamic)
+    run = _run(function, call.tensors, mode, cotangents)
+    tolerance = verify.OURS if name in KERNELS else verify.PEERS
+    return Contender(run, function, call.tensors, tolerance)
+
+
+def _function(name: str, call: Call, dynamic: bool) -> Function:
+    if name in KERNELS:
+        _require(name, call.operator, call.tensors[0].device)
+        return on_backend(call.function, name)
+    if name == "eager":
+        return call.reference
+    if name == "compile":
+        return torch.compile(call.reference, dynamic=dynamic)
+    return torch.compile(call.reference, mode="max-autotune")
+
+
+def _require(backend: str, operator: str, device: torch.device) -> None:
+    for status in fbp_kernels.available_backends(device):
+        if (status.operator, status.backend) == (operator, backend) and not status.available:
+            raise UnavailableError(status.reason)
+
+
+def _other(name: str, call: Call, mode: str, cotangents: tuple[Tensor, ...]) -> Contender:
+    try:
+        peer = call.others[name](call.tensors)
+    except ImportError as error:
+        raise UnavailableError(f"not installed: {error}") from error
+    run = _run(peer.function, peer.tensors, mode, cotangents)
+    results = len(cotangents)
+
+    def like_ours() -> tuple[Tensor, ...]:
+        values = run()
+        return (*values[:results], *peer.like_ours(values[results:]))
+
+    reordered = like_ours if mode == "training" else run
+    return Contender(reordered, peer.function, peer.tensors, verify.PEERS)
+
+
+def _run(
+    function: Function, tensors: tuple[Tensor, ...], mode: str, cotangents: tuple[Tensor, ...]
+) -> Thunk:
+    if mode == "forward":
+        return forward(function, tensors)
+    return training(function, tensors, cotangents)
+
+
+def _replayed(run: Thunk) -> Thunk:
+    """Captures a call as a CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            results = run()
+    except RuntimeError as error:
+        raise UnavailableError(f"cannot be captured: {error}") from error
+
+    def replay() -> tuple[Tensor, ...]:
+        graph.replay()
+        return results
+
+    return replay

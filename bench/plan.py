@@ -1,0 +1,212 @@
+"""One case that is to be measured: an operator at given sizes, in one dtype and mode."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+
+from . import contenders, memory, verify
+from .contenders import Contender, UnavailableError
+from .names import is_ours
+from .operators import OPERATORS
+from .operators.call import Call, Draw, arithmetic, cotangents, leaves, moved_bytes
+from .records import Case, Measurement, Spread
+from .timing import Clock, interleave, ratio
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How everything in a run is measured.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        seconds: for the turns of one case.
+        clock: of the device.
+    """
+
+    device: str
+    seconds: float
+    clock: Clock
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a case.
+
+    Attributes:
+        case: the record, whose floor is not known before the machine's ceilings are.
+        samples: seconds of every turn, by contender.
+        wrong: contenders that computed something else, and how it showed; they are left out of the case.
+    """
+
+    case: Case
+    samples: dict[str, list[float]]
+    wrong: dict[str, str]
+
+
+class Plan(Protocol):
+    """A case that can be measured."""
+
+    @property
+    def name(self) -> str:
+        """What identifies it in a run."""
+        ...
+
+    @property
+    def contenders(self) -> list[str]:
+        """All that can be asked for."""
+        ...
+
+    @property
+    def family(self) -> tuple[str, str, str]:
+        """Cases of one family and curve share what was compiled: operator, curve, mode."""
+        ...
+
+    def measure(self, names: list[str], settings: Settings) -> Outcome:
+        """Verifies the contenders named, then times them in turn."""
+        ...
+
+
+@dataclass(frozen=True)
+class OperatorPlan:
+    """An operator of `bench.operators`, forward or in training.
+
+    Attributes:
+        operator: its name there.
+        label: of the sizes.
+        sizes: by the field's letters.
+        dtype: of the inputs.
+        mode: "forward" or "training".
+        device: "cpu" or "cuda".
+        curve: the size that is varied, or "".
+    """
+
+    operator: str
+    label: str
+    sizes: dict[str, int]
+    dtype: str
+    mode: str
+    device: str
+    curve: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.operator} {self.label} {self.dtype} {self.mode}"
+
+    @property
+    def family(self) -> tuple[str, str, str]:
+        return (self.operator, self.curve, self.mode)
+
+    @cached_property
+    def contenders(self) -> list[str]:
+        smallest = OPERATORS[self.operator].sizes["one"]
+        call = OPERATORS[self.operator].make(smallest, Draw("float32"))
+        return contenders.names(call, self.mode, self.device)
+
+    def measure(self, names: list[str], settings: Settings) -> Outcome:
+        with _tf32(self.dtype == "tf32"):
+            call, _ = self._inputs(seed=0)
+            flops, moved = arithmetic(call, self.mode), moved_bytes(call, self.mode)
+            ready, left_out, wrong = self._verified(names)
+            runs = {name: contender.run for name, contender in ready.items()}
+            samples = interleave(runs, settings.seconds, settings.clock) if runs else {}
+            measured = {
+                name: _measurement(name, samples, contender, self.mode, settings.device)
+                for name, contender in ready.items()
+            }
+        case = Case(
+            self.operator, self.label, self.curve, self.sizes, self.dtype, self.mode,
+            flops, moved, 0.0, measured, left_out,
+        )  # fmt: skip
+        return Outcome(case, samples, wrong)
+
+    def _inputs(self, seed: int) -> tuple[Call, tuple[torch.Tensor, ...]]:
+        draw = Draw(self.dtype, self.device, seed)
+        call = OPERATORS[self.operator].make(self.sizes, draw)
+        return call, cotangents(call, draw)
+
+    def _verified(
+        self, names: list[str]
+    ) -> tuple[dict[str, Contender], dict[str, str], dict[str, str]]:
+        """Contenders that are right, those that cannot run, and those that are wrong."""
+        ready: dict[str, Contender] = {}
+        errors: dict[str, verify.Errors] = {}
+        left_out: dict[str, str] = {}
+        wrong: dict[str, str] = {}
+        numbers = sum(t.numel() for t in self._inputs(seed=0)[0].tensors)
+        for seed in reversed(range(verify.draws(numbers))):  # the last one is timed
+            call, cot = self._inputs(seed)
+            plain = contenders.prepare("eager", call, self.mode, cot).run()
+            truth = _truth(call, self.mode, cot)
+            for name in names:
+                if name in left_out or name in wrong:
+                    continue
+                try:
+                    contender = contenders.prepare(
+                        name, call, self.mode, cot, dynamic=bool(self.curve)
+                    )
+                    with verify.poisoned_memory():
+                        got = contender.run()
+                    if contender.tolerance is None:
+                        verify.require_finite(got)
+                    else:
+                        found = errors.setdefault(name, verify.Errors(contender.tolerance))
+                        found.add(got, plain, truth)
+                    ready[name] = contender
+                except UnavailableError as error:
+                    left_out[name] = str(error)
+                except verify.WrongResultError as error:
+                    wrong[name] = str(error)
+        for name, found in errors.items():
+            try:
+                found.check()
+            except verify.WrongResultError as error:
+                wrong[name] = str(error)
+        left_out |= {name: f"wrong: {why}" for name, why in wrong.items()}
+        return {n: c for n, c in ready.items() if n not in left_out}, left_out, wrong
+
+
+def _truth(call: Call, mode: str, cot: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    doubles = tuple(t.double() for t in call.tensors)
+    if mode == "forward":
+        return contenders.forward(call.reference, doubles)()
+    return contenders.training(call.reference, doubles, tuple(t.double() for t in cot))()
+
+
+def _measurement(
+    name: str, samples: dict[str, list[float]], contender: Contender, mode: str, device: str
+) -> Measurement:
+    bare = contender.tolerance is None
+    kept = None
+    if mode == "training":
+        given = leaves(contender.tensors)
+        kept = memory.kept_bytes(lambda: contender.function(*given), given)
+    return Measurement(
+        Spread.of(samples[name]),
+        len(samples[name]),
+        ratios(name, samples),
+        None if bare else memory.peak_bytes(contender.run, device),
+        kept,
+        memory.launches(contender.run) if device == "cuda" else None,
+    )
+
+
+def ratios(name: str, samples: dict[str, list[float]]) -> dict[str, Spread]:
+    """Every other contender's time over that of `name`, where `name` is ours."""
+    if not is_ours(name):
+        return {}
+    return {peer: ratio(samples, name, peer) for peer in samples if peer != name}
+
+
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    """Lets float32 products on a GPU round their operands, or not."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

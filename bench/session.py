@@ -1,0 +1,102 @@
+"""One run of the suites: every case is measured once, when the first of its contenders is due."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from . import ceilings, machine
+from .names import is_ours
+from .plan import Outcome, Plan, Settings
+from .records import Case, Ceilings, Run
+from .suite import Choice
+from .timing import clock
+
+
+class Session:
+    """Measures cases and keeps what came of them.
+
+    Args:
+        choice: what was asked for.
+        seconds: for the turns of one case.
+    """
+
+    def __init__(self, choice: Choice, seconds: float) -> None:
+        self.choice, self.seconds = choice, seconds
+        self.outcomes: dict[str, Outcome] = {}
+        self._chosen: dict[str, list[str]] = {}
+        self._settings: Settings | None = None
+        self._first: Ceilings | None = None
+        self._family = ("", "", "")
+
+    def choose(self, plan: Plan, contender: str) -> None:
+        """Notes that a contender takes part in a case."""
+        self._chosen.setdefault(plan.name, []).append(contender)
+
+    def outcome(self, plan: Plan) -> Outcome:
+        """What came of a case, measured where it has not been yet."""
+        if plan.name not in self.outcomes:
+            self._forget_compiled(plan)
+            outcome = plan.measure(self._chosen[plan.name], self._start())
+            self.outcomes[plan.name] = outcome
+            print("\n" + "\n".join(summary(outcome.case)), flush=True)
+        return self.outcomes[plan.name]
+
+    def run(self) -> Run:
+        """All that was measured; the ceilings are measured once more, and the higher ones count."""
+        assert self._first is not None
+        last = ceilings.measure(self.choice.device, list(self._first.flops))
+        top = ceilings.raised(self._first, last)
+        cases = [with_floor(outcome.case, top) for outcome in self.outcomes.values()]
+        return Run(machine.describe(self.choice.device), top, cases)
+
+    def _start(self) -> Settings:
+        if self._settings is None:
+            device = self.choice.device
+            self._first = ceilings.measure(device, list(self.choice.dtypes))
+            self._settings = Settings(device, self.seconds, clock(device))
+        return self._settings
+
+    def _forget_compiled(self, plan: Plan) -> None:
+        """Lets the compiler begin anew with every family of cases: it gives up on a function after a few."""
+        if plan.family != self._family or not plan.family[1]:
+            torch.compiler.reset()
+        self._family = plan.family
+
+
+class Replay:
+    """A timer that gives durations that were measured before.
+
+    pytest-benchmark runs one benchmark after the other; contenders that take turns have to be timed together
+    and reported one by one.
+    """
+
+    def __init__(self) -> None:
+        self._times: Iterator[float] = iter(())
+
+    def load(self, durations: list[float]) -> None:
+        """What the next rounds shall have taken, in seconds."""
+        self._times = iter([t for d in durations for t in (0.0, d)])
+
+    def __call__(self) -> float:
+        return next(self._times)
+
+
+def with_floor(case: Case, top: Ceilings) -> Case:
+    """The case with the least time that the machine's ceilings allow."""
+    floor = max(case.flops / top.flops[case.dtype], case.bytes / top.bytes)
+    return replace(case, floor_seconds=floor)
+
+
+def summary(case: Case) -> Iterator[str]:
+    """A case in a few lines: medians, and what our contenders gain over each peer."""
+    yield case.name
+    for name, m in case.contenders.items():
+        ratios = ", ".join(
+            f"{r.median:.2f} ({r.low:.2f} to {r.high:.2f}) over {peer}"
+            for peer, r in m.ratios.items()
+            if not is_ours(peer)
+        )
+        yield f"  {name:<14}{1e3 * m.seconds.median:>11.4f} ms  {ratios}"
+    for name, why in case.left_out.items():
+        yield f"  {name:<14}left out: {why}"

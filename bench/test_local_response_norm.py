@@ -1,0 +1,14 @@
+"""`local_response_norm` against its peers."""
+
+from collections.abc import Callable
+
+from bench.plan import Plan
+from bench.suite import operator_suite
+
+PLANS = operator_suite("local_response_norm")
+
+
+def test_local_response_norm(
+    measure: Callable[[Plan, str], None], plan: Plan, contender: str
+) -> None:
+    measure(plan, contender)

@@ -1,0 +1,12 @@
+"""`power_normalize` against its peers."""
+
+from collections.abc import Callable
+
+from bench.plan import Plan
+from bench.suite import operator_suite
+
+PLANS = operator_suite("power_normalize")
+
+
+def test_power_normalize(measure: Callable[[Plan, str], None], plan: Plan, contender: str) -> None:
+    measure(plan, contender)

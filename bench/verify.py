@@ -1,0 +1,92 @@
+"""A wrong kernel has no time: results are compared with float64 before anything is timed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+OURS = 2.0
+"""Our error may be this many times the reference's, plus one unit in the last place."""
+
+PEERS = 10.0
+"""A peer is not on trial; it only has to compute the same."""
+
+
+class WrongResultError(RuntimeError):
+    """A contender computes something else than the operator."""
+
+
+class Errors:
+    """Largest errors over several draws of the inputs, result by result.
+
+    The error of one small result is the luck of a rounding or two; draws are taken together.
+    """
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self._worst: list[list[float]] = []
+
+    def add(
+        self, got: tuple[Tensor, ...], reference: tuple[Tensor, ...], truth: tuple[Tensor, ...]
+    ) -> None:
+        """Takes in one draw."""
+        if len(got) != len(truth):
+            raise WrongResultError(f"gave {len(got)} results, expected {len(truth)}")
+        require_finite(got)
+        self._worst = self._worst or [[0.0] * 3 for _ in truth]
+        for worst, ours, plain, true in zip(self._worst, got, reference, truth, strict=True):
+            if ours.shape != true.shape:
+                raise WrongResultError(
+                    f"gave a result of shape {tuple(ours.shape)}, expected {tuple(true.shape)}"
+                )
+            eps = torch.finfo(ours.dtype).eps
+            found = (_error(ours, true), _error(plain, true), eps * _most(true))
+            worst[:] = map(max, worst, found)
+
+    def check(self) -> None:
+        """Raises `WrongResultError` where an error is larger than the rule allows."""
+        for number, (ours, plain, ulp) in enumerate(self._worst):
+            allowed = self.factor * plain + ulp
+            if not ours <= allowed:
+                raise WrongResultError(
+                    f"result {number} is off by {ours:.3e}, allowed are {allowed:.3e}"
+                )
+
+
+def require_finite(results: tuple[Tensor, ...]) -> None:
+    """Raises `WrongResultError` where memory that held NaN was not written, or NaN was computed."""
+    for number, result in enumerate(results):
+        missing = result.numel() - int(result.isfinite().sum())
+        if missing:
+            raise WrongResultError(
+                f"result {number} has {missing} of {result.numel()} elements that are not finite"
+            )
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Fresh tensors hold NaN, so that an element that nobody wrote shows."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+
+
+def draws(numbers: int) -> int:
+    """How many draws the errors of inputs with so many numbers are taken over."""
+    return 1 if numbers > 100_000 else 8
+
+
+def _error(got: Tensor, truth: Tensor) -> float:
+    return (got.double() - truth).abs().max().item() if truth.numel() else 0.0
+
+
+def _most(truth: Tensor) -> float:
+    return truth.abs().max().item() if truth.numel() else 0.0
