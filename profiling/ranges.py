@@ -1,0 +1,106 @@
+"""Named ranges around the parts of a step: for torch.profiler and, where `nvtx` is installed, for NVIDIA's tools.
+
+A model knows nothing of them: hooks open and close a range around every module's forward.
+"""
+
+import importlib
+import time
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+try:
+    nvtx: Any = importlib.import_module("nvtx")
+except ImportError:
+    nvtx = None
+
+DOMAIN = "avemo"  # of the NVTX ranges
+PREFIX = f"{DOMAIN}: "  # what tells our ranges from others in a trace of torch.profiler
+
+
+def nvtx_status() -> str:
+    """Whether ranges reach NVIDIA's tools, for people."""
+    if nvtx is None:
+        return "off: the package nvtx is not installed (pip install 'avemo[profile]')"
+    return "on" if nvtx.enabled() else "off: NVTX_DISABLE is set in the environment"
+
+
+class Range:
+    """A context that is a range of that name; it closes when the context is left, by an exception too."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> "Range":
+        self._record = torch.profiler.record_function(PREFIX + self.name)
+        self._record.__enter__()
+        if nvtx is not None:
+            nvtx.push_range(self.name, domain=DOMAIN)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        if nvtx is not None:
+            nvtx.pop_range(domain=DOMAIN)
+        self._record.__exit__(kind, error, traceback)
+
+
+class ModuleRanges:
+    """A context in which every submodule's forward is a range, named by its path, such as "audio.encoder.conv1".
+
+    Backward needs no hooks: a trace links each backward operation to the forward one that caused it
+    (`profiling.trace`). Module backward hooks would cut the graph with views of their own, which
+    activations in place then refuse to overwrite.
+
+    Args:
+        model: hooks are added to its submodules and removed again; results stay the same bits.
+
+    Attributes:
+        kinds: class name of every submodule by path.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = {path: module for path, module in model.named_modules() if path}
+        self.kinds = {path: type(module).__name__ for path, module in self.modules.items()}
+        self._handles: list[RemovableHandle] = []
+        self._open: list[Range] = []
+
+    def __enter__(self) -> "ModuleRanges":
+        for path, module in self.modules.items():
+            enter = partial(self._enter, path)
+            self._handles += [
+                module.register_forward_pre_hook(enter, prepend=True),
+                # Also after an exception, so that the ranges around it stay nested.
+                module.register_forward_hook(self._leave, always_call=True),
+            ]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        while self._open:  # what always_call does not see: KeyboardInterrupt
+            self._leave()
+
+    def _enter(self, path: str, *_: Any) -> None:
+        self._open.append(Range(path).__enter__())
+
+    def _leave(self, *_: Any) -> None:
+        self._open.pop().__exit__()
+
+
+def cost_seconds(repeats: int = 2000) -> float:
+    """Processor time of opening and closing one range while no profiler listens."""
+    start = time.process_time()
+    for _ in range(repeats):
+        with Range("cost"):
+            pass
+    return (time.process_time() - start) / repeats
