@@ -84,3 +84,23 @@ def changed(case: Case, contender: str, **values: Any) -> Case:
     """The case with other values of one contender's measurement."""
     measured = replace(case.contenders[contender], **values)
     return replace(case, contenders=case.contenders | {contender: measured})
+
+
+DEMO: dict[str, Any] = {
+    "machine": {"processor": "Made Up 9000", "threads": 2, "torch": "2.11.0"},
+    "seconds": {"train am_fbp": 10.2, "train audio": 5.0, "train video": 6.0},
+    "scores": {
+        "am_fbp": {"clips": 120, "chance": 0.25, "accuracy": 0.75, "unweighted_accuracy": 0.7},
+        "audio": {"accuracy": 0.5, "unweighted_accuracy": 0.5},
+        "video": {"accuracy": 0.6, "unweighted_accuracy": 0.6},
+    },
+    "steps": {
+        "steps": 200,
+        "reference_ms": {"lower": 60.0, "median": 65.0, "upper": 70.0},
+        "accelerated_ms": {"lower": 48.0, "median": 50.0, "upper": 52.0},
+        "speedup": {"lower": 1.25, "median": 1.3, "upper": 1.35},
+        "loss_difference": 1.5,
+        "rounding_difference": 1.25,
+        "operator_difference": 3e-7,
+    },
+}
