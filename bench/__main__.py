@@ -1,4 +1,4 @@
-"""The command line: `python -m bench run`, `compare OLD NEW`, `report`."""
+"""The command line: `python -m bench run`, `parity`, `compare OLD NEW`, `report`."""
 
 import argparse
 import sys
@@ -11,42 +11,28 @@ RESULTS = FOLDER / "results"
 def main(arguments: list[str] | None = None) -> int:
     """Runs a subcommand and returns its exit status."""
     options = _parser().parse_args(arguments)
-    command = {"run": _run, "compare": _compare, "report": _report}[options.command]
+    commands = {"run": _run, "parity": _parity, "compare": _compare, "report": _report}
+    command = commands[options.command]
     return command(options)
 
 
 def _parser() -> argparse.ArgumentParser:
     from . import shapes
-    from .contenders import KERNELS
     from .names import COPY, PEERS
     from .operators import OPERATORS
-    from .operators.call import DTYPES
-    from .suite import MODES
 
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
     run = commands.add_parser("run", help="measure, and write one JSON file")
-    labels = [*shapes.ALL, *shapes.MAPS, "full"]
-    subjects = [*OPERATORS, "training_step"]
+    parity = commands.add_parser("parity", help="compare results and gradients with float64")
+    labels = [*shapes.ALL, *shapes.MAPS]
+    measured = ["clip", "batch", "vqa", *shapes.MAPS, "one", "full"]
     peers = [*PEERS, COPY]
-    run.add_argument(
-        "--shapes",
-        nargs="*",
-        choices=labels,
-        default=["clip", "batch", "vqa", *shapes.MAPS, "one", "full"],
-        help="rows of the tables of shapes; an operator takes those that it has",
-    )
-    run.add_argument("--operators", nargs="+", choices=subjects, default=subjects)
-    run.add_argument(
-        "--backends", nargs="+", choices=KERNELS, default=list(KERNELS), help="of ours"
-    )
+    _add_choice(run, [*labels, "full"], measured, [*OPERATORS, "training_step"])
+    _add_choice(parity, labels, ["clip", "batch", *shapes.MAPS], list(OPERATORS))
     run.add_argument("--peers", nargs="*", choices=peers, default=peers)
     run.add_argument("--curves", nargs="*", choices=shapes.CURVES, default=[], help="sizes to vary")
-    run.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32"])
-    run.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
-    run.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    run.add_argument("--threads", type=int, default=2, help="of PyTorch on the CPU")
     run.add_argument("--seconds", type=float, default=2.0, help="for the turns of one case")
     run.add_argument("--out", type=Path, help="default: bench/results/bench-DEVICE-DATE.json")
 
@@ -61,17 +47,45 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_choice(
+    parser: argparse.ArgumentParser, labels: list[str], default: list[str], operators: list[str]
+) -> None:
+    """What is run, where."""
+    from .contenders import KERNELS
+    from .operators.call import DTYPES
+    from .suite import MODES
+
+    parser.add_argument(
+        "--shapes",
+        nargs="*",
+        choices=labels,
+        default=default,
+        help="rows of the tables of shapes; an operator takes those that it has",
+    )
+    parser.add_argument("--operators", nargs="+", choices=operators, default=operators)
+    parser.add_argument("--backends", nargs="+", choices=KERNELS, default=list(KERNELS))
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32"])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=2, help="of PyTorch on the CPU")
+
+
+def _missing_device(device: str) -> bool:
+    import torch
+
+    missing = device == "cuda" and not torch.cuda.is_available()
+    if missing:
+        print("--device cuda: PyTorch finds no GPU here", file=sys.stderr)
+    return missing
+
+
 def _run(options: argparse.Namespace) -> int:
     import pytest
 
     from . import machine
 
-    if options.device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            print("--device cuda: PyTorch finds no GPU here", file=sys.stderr)
-            return 2
+    if _missing_device(options.device):
+        return 2
     out = options.out or RESULTS / machine.result_name(options.device)
     lists = {
         "labels": options.shapes,
@@ -101,6 +115,27 @@ def _run(options: argparse.Namespace) -> int:
     if out.is_file():
         print(f"written to {out}")
     return status
+
+
+def _parity(options: argparse.Namespace) -> int:
+    import torch
+
+    from .parity import run_parity
+    from .suite import Choice
+
+    if _missing_device(options.device):
+        return 2
+    torch.set_num_threads(options.threads)
+    choice = Choice(
+        labels=options.shapes,
+        curves=(),
+        dtypes=options.dtypes,
+        modes=options.modes,
+        backends=options.backends,
+        peers=(),
+        device=options.device,
+    )
+    return run_parity(choice, options.operators)
 
 
 def _compare(options: argparse.Namespace) -> int:

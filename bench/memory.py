@@ -1,6 +1,8 @@
 """What a call holds: at its peak, and between forward and backward; and how many kernels it starts on a GPU."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,7 +23,10 @@ def peak_bytes(run: Callable[[], object], device: str) -> int:
         torch.cuda.synchronize()
         del held
         return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with (
+        _silent_errors(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
+    ):
         held = run()
     tree = profiler.profiler.kineto_results.experimental_event_tree()
     del held
@@ -58,12 +63,26 @@ def launches(run: Callable[[], object]) -> int:
     """Kernels that one call starts on the GPU, memory sets and copies included."""
     run()
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    with _silent_errors(), profile(activities=[ProfilerActivity.CUDA]) as profiler:
         run()
         torch.cuda.synchronize()
     return sum(
         event.device_type == torch.autograd.DeviceType.CUDA for event in profiler.events() or []
     )
+
+
+@contextmanager
+def _silent_errors() -> Iterator[None]:
+    """Keeps the profiler's library, which announces every start and stop, off the console."""
+    console = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(console, 2)
+        os.close(console)
+        os.close(nowhere)
 
 
 def _allocations(events: Iterable[Any]) -> Iterator[tuple[int, int]]:

@@ -47,6 +47,23 @@ class Outcome:
     wrong: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Checked:
+    """What a comparison with float64 showed.
+
+    Attributes:
+        ready: contenders that are right, with the inputs of the last draw.
+        left_out: those that cannot run here, and why.
+        wrong: those that compute something else, and how it shows.
+        worst: by contender, the largest share that any result took of what its error may be.
+    """
+
+    ready: dict[str, Contender]
+    left_out: dict[str, str]
+    wrong: dict[str, str]
+    worst: dict[str, float]
+
+
 class Plan(Protocol):
     """A case that can be measured."""
 
@@ -110,7 +127,9 @@ class OperatorPlan:
         with _tf32(self.dtype == "tf32"):
             call, _ = self._inputs(seed=0)
             flops, moved = arithmetic(call, self.mode), moved_bytes(call, self.mode)
-            ready, left_out, wrong = self._verified(names)
+            checked = self.check(names)
+            ready, wrong = checked.ready, checked.wrong
+            left_out = checked.left_out | {n: f"wrong: {why}" for n, why in wrong.items()}
             runs = {name: contender.run for name, contender in ready.items()}
             samples = interleave(runs, settings.seconds, settings.clock) if runs else {}
             measured = {
@@ -128,10 +147,8 @@ class OperatorPlan:
         call = OPERATORS[self.operator].make(self.sizes, draw)
         return call, cotangents(call, draw)
 
-    def _verified(
-        self, names: list[str]
-    ) -> tuple[dict[str, Contender], dict[str, str], dict[str, str]]:
-        """Contenders that are right, those that cannot run, and those that are wrong."""
+    def check(self, names: list[str]) -> Checked:
+        """Compares the results of the contenders named with float64."""
         ready: dict[str, Contender] = {}
         errors: dict[str, verify.Errors] = {}
         left_out: dict[str, str] = {}
@@ -165,8 +182,8 @@ class OperatorPlan:
                 found.check()
             except verify.WrongResultError as error:
                 wrong[name] = str(error)
-        left_out |= {name: f"wrong: {why}" for name, why in wrong.items()}
-        return {n: c for n, c in ready.items() if n not in left_out}, left_out, wrong
+        right = {n: c for n, c in ready.items() if n not in left_out and n not in wrong}
+        return Checked(right, left_out, wrong, {n: e.worst() for n, e in errors.items()})
 
 
 def _truth(call: Call, mode: str, cot: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

@@ -1,5 +1,6 @@
 """One run of the suites: every case is measured once, when the first of its contenders is due."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -28,6 +29,8 @@ class Session:
         self._settings: Settings | None = None
         self._first: Ceilings | None = None
         self._family = ("", "", "")
+        # Graph breaks of the peers are theirs; a failure to compile is an error still.
+        torch._logging.set_logs(dynamo=logging.ERROR, inductor=logging.ERROR)
 
     def choose(self, plan: Plan, contender: str) -> None:
         """Notes that a contender takes part in a case."""

@@ -44,10 +44,17 @@ class Errors:
             found = (_error(ours, true), _error(plain, true), eps * _most(true))
             worst[:] = map(max, worst, found)
 
+    def worst(self) -> float:
+        """The largest share that any result took of what its error may be; above 1 it is too large."""
+        return max((o / self._allowed(p, u) for o, p, u in self._worst if o), default=0.0)
+
+    def _allowed(self, plain: float, ulp: float) -> float:
+        return self.factor * plain + ulp
+
     def check(self) -> None:
         """Raises `WrongResultError` where an error is larger than the rule allows."""
         for number, (ours, plain, ulp) in enumerate(self._worst):
-            allowed = self.factor * plain + ulp
+            allowed = self._allowed(plain, ulp)
             if not ours <= allowed:
                 raise WrongResultError(
                     f"result {number} is off by {ours:.3e}, allowed are {allowed:.3e}"
