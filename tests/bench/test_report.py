@@ -13,7 +13,9 @@ import pytest
 from bench.records import Case, Run, Spread
 from bench.report import report
 from bench.report.figures import number, percent
-from bench.report.readme import demo_table
+from bench.report.page import page
+from bench.report.readme import demo_table, updated
+from bench.report.results import devices, found, newest
 
 from .made_up import DEMO, case, changed, measurement, run, spread
 
@@ -64,15 +66,22 @@ def _save(root: Path, made: Run, name: str = RESULT) -> None:
     made.save(root / "bench" / "results" / name)
 
 
-def _written(root: Path, made: Run) -> str:
-    """The page of a run."""
+def _page(root: Path, made: Run) -> str:
+    """The page of a run, written nowhere."""
+    _save(root, made)
+    return page(devices(root))
+
+
+def _readme(root: Path, made: Run) -> str:
+    """The README with the results of a run, written nowhere."""
+    _save(root, made)
+    return updated(README, newest(found(root, "demo")), devices(root))
+
+
+def _write(root: Path, made: Run) -> None:
+    """Writes everything about a run."""
     _save(root, made)
     assert report(check=False, root=root) == 0
-    return _page(root)
-
-
-def _page(root: Path) -> str:
-    return (root / "docs" / "benchmarks.md").read_text("utf-8")
 
 
 def _section(page: str, title: str) -> list[str]:
@@ -87,8 +96,8 @@ def _section(page: str, title: str) -> list[str]:
 
 def test_the_figures_of_a_row(root: Path) -> None:
     """2 ms for 0.1 GFLOP and 10 MB: 50 GFLOP/s, 5 GB/s; the floor of 0.5 ms is a quarter of it."""
-    page = _written(root, run(case(), case(mode="training")))
-    lines = _section(page, "#### fbp clip")
+    text = _page(root, run(case(), case(mode="training")))
+    lines = _section(text, "#### fbp clip")
     assert lines[1] == "B = 32, C = 256."
     assert lines[3] == (
         "| dtype | mode | contender | ms | against eager | against compile | against products "
@@ -105,7 +114,7 @@ def test_the_figures_of_a_row(root: Path) -> None:
 
 
 def test_the_machine_and_its_ceilings(root: Path) -> None:
-    lines = _section(_written(root, run(case())), "### Machine")
+    lines = _section(_page(root, run(case())), "### Machine")
     assert "| threads | 2 |" in lines
     assert "| instruction set | avx2 |" in lines
     assert not any("gpu" in line or "triton" in line for line in lines)
@@ -121,7 +130,7 @@ def test_the_losing_rows_are_listed_the_worst_first(root: Path) -> None:
         case("fbp", "B=1", curve="B", ratios={"products": 0.5, "compile": spread(math.nan)}),
         case("local_response_norm", "conv1", ratios={"eager": 9.0, "copy": 0.4}),
     )
-    lines = _section(_written(root, made), "### Where ours loses")
+    lines = _section(_page(root, made), "### Where ours loses")
     assert lines[1].startswith("Of 8 ratios to a peer, 3 are below 1; 2 of them with their whole")
     assert [line for line in lines if "native" in line] == [
         "| fbp | B=1 | float32 | forward | native | products | 0.50 (0.45 to 0.55) | yes |",
@@ -131,8 +140,8 @@ def test_the_losing_rows_are_listed_the_worst_first(root: Path) -> None:
 
 
 def test_what_has_nothing_to_show_is_left_out(root: Path) -> None:
-    page = _written(root, run(case()))
-    titles = [line for line in page.splitlines() if line.startswith("### ")]
+    text = _page(root, run(case()))
+    titles = [line for line in text.splitlines() if line.startswith("### ")]
     assert titles == [
         "### Machine",
         "### Speed",
@@ -141,7 +150,7 @@ def test_what_has_nothing_to_show_is_left_out(root: Path) -> None:
         "### Memory",
         "### Operators",
     ]
-    titles = [line for line in _written(root, _full()).splitlines() if line.startswith("### ")]
+    titles = [line for line in _page(root, _full()).splitlines() if line.startswith("### ")]
     assert titles == [
         "### Machine",
         "### Training step",
@@ -158,29 +167,32 @@ def test_what_has_nothing_to_show_is_left_out(root: Path) -> None:
 
 
 def test_curves_calls_and_what_was_left_out(root: Path) -> None:
-    page = _written(root, _full())
-    curves = _section(page, "#### fbp against B, float32")
+    text = _page(root, _full())
+    curves = _section(text, "#### fbp against B, float32")
     assert curves[1] == "C = 256."
     assert curves[5].startswith("| B=1 | forward | native | 0.125 (0.119 to 0.131) | 1.50 (1.35 ")
     assert curves[6].startswith("| B=64 | forward | native | 8.00 (7.60 to 8.40) | ")
-    calls = _section(page, "### Cost of a call")
+    calls = _section(text, "### Cost of a call")
     assert (
         "| fbp | float32 | forward | 50.0 (47.5 to 52.5) | 75.0 (71.2 to 78.8) | 62.5 (59.4 to 65.6) "
         "| 40.0 (38.0 to 42.0) |" in calls
     )
-    assert "| triton | no GPU here | am_fbp clip float32 forward |" in page
-    assert "#### fbp one" not in page
+    assert "| triton | no GPU here | am_fbp clip float32 forward |" in text
+    assert "#### fbp one" not in text
 
 
 def test_figures_that_are_no_numbers(root: Path) -> None:
     broken = changed(case(), "native", seconds=spread(math.nan), ratios={"eager": spread(math.inf)})
-    lines = _section(_written(root, run(broken, case("am_fbp"))), "#### fbp clip")
+    made = run(broken, case("am_fbp"))
+    lines = _section(_page(root, made), "#### fbp clip")
     assert lines[5].startswith("| float32 | forward | native | - (- to -) | - |")
+    _write(root, made)
     assert report(check=True, root=root) == 0
 
 
 def test_every_picture_is_drawn_and_shown(root: Path) -> None:
-    page = _written(root, _full())
+    _write(root, _full())
+    text = (root / "docs" / "benchmarks.md").read_text("utf-8")
     drawn = {path.name for path in (root / "docs/benchmarks/made-up-9000").iterdir()}
     assert drawn == {
         "speedup.svg",
@@ -191,12 +203,11 @@ def test_every_picture_is_drawn_and_shown(root: Path) -> None:
         "cost-B-float32.svg",
         "host.svg",
     }
-    assert all(f"](benchmarks/made-up-9000/{name})" in page for name in drawn)
+    assert all(f"](benchmarks/made-up-9000/{name})" in text for name in drawn)
 
 
 def test_the_readme(root: Path) -> None:
-    _written(root, _full())
-    readme = (root / "README.md").read_text("utf-8")
+    readme = _readme(root, _full())
     assert readme.startswith("# A project\n\n<!-- results")
     assert readme.endswith("<!-- end of results -->\n\nMore.\n")
     assert "stale" not in readme
@@ -223,8 +234,7 @@ def test_the_fastest_of_ours_stands_for_a_case_in_the_readme(root: Path) -> None
         replace(c, contenders=c.contenders | {"triton": quick, "triton graph": graph})
         for c in (case(), case(mode="training"))
     ]
-    _written(root, run(*made))
-    readme = (root / "README.md").read_text("utf-8")
+    readme = _readme(root, run(*made))
     assert "| fbp | clip | triton | 3.00 (2.70 to 3.30) | 3.00 (2.70 to 3.30) |" in readme
 
 
@@ -239,30 +249,29 @@ def test_several_devices(root: Path) -> None:
     _save(root, run(case(native=4.0), **GPU), "bench-nvidia-h100-2026-01-03.json")
     with_a_gpu = run(case(native=3.0), gpu="NVIDIA H100", device="amd-epyc", processor="AMD EPYC")
     _save(root, with_a_gpu, "bench-amd-epyc-2026-01-01.json")
-    page = _written(root, run(case()))
-    titles = [line for line in page.splitlines() if line.startswith("## ")]
+    text = _page(root, run(case()))
+    titles = [line for line in text.splitlines() if line.startswith("## ")]
     assert titles == [
         "## How to read the figures",
         "## NVIDIA H100",
         "## AMD EPYC, 2 threads",
         "## Made Up 9000, 2 threads",
     ]
-    assert "- [AMD EPYC, 2 threads](#amd-epyc-2-threads)" in page
-    assert "| native | 4.00 (3.80" in "\n".join(_section(page, "## NVIDIA H100"))
-    assert "| native | 2.00 (1.90" in "\n".join(_section(page, "## Made Up 9000, 2 threads"))
-    readme = (root / "README.md").read_text("utf-8")
+    assert "- [AMD EPYC, 2 threads](#amd-epyc-2-threads)" in text
+    assert "| native | 4.00 (3.80" in "\n".join(_section(text, "## NVIDIA H100"))
+    assert "| native | 2.00 (1.90" in "\n".join(_section(text, "## Made Up 9000, 2 threads"))
+    readme = _readme(root, run(case()))
     assert readme.count("The operators alone") == 3
     assert readme.count("speedup.svg") == 1
-    assert report(check=True, root=root) == 0
 
 
 def test_the_newest_result_of_a_device_counts(root: Path) -> None:
     _save(root, run(case(native=7.0)), "bench-made-up-9000-2025-12-31.json")
     _save(root, run(case(native=8.0)), "bench-made-up-9000-2026-02-01-one-thread.json")
-    page = _written(root, run(case(native=2.0)))
-    assert "| native | 2.00 (1.90" in page
-    assert "| native | 7.00" not in page
-    assert "| native | 8.00" not in page
+    text = _page(root, run(case(native=2.0)))
+    assert "| native | 2.00 (1.90" in text
+    assert "| native | 7.00" not in text
+    assert "| native | 8.00" not in text
 
 
 def test_repeats_of_the_day_say_whether_they_agree(root: Path) -> None:
@@ -270,8 +279,8 @@ def test_repeats_of_the_day_say_whether_they_agree(root: Path) -> None:
     _save(root, run(same, case("am_fbp")), "bench-made-up-9000-2026-01-02-b.json")
     _save(root, run(other, case("am_fbp")), "bench-made-up-9000-2026-01-02-c.json")
     _save(root, run(same, threads=1), "bench-made-up-9000-2026-01-02-d.json")
-    page = _written(root, run(same, case("am_fbp")))
-    b, c, d = (line for line in _section(page, "### Repeated") if line)
+    text = _page(root, run(same, case("am_fbp")))
+    b, c, d = (line for line in _section(text, "### Repeated") if line)
     assert "2026-01-02-b.json): 2 of 2 speed ratios agree" in b
     assert b.endswith("flags 0.")
     assert "1 of 2 speed ratios agree" in c
@@ -280,7 +289,7 @@ def test_repeats_of_the_day_say_whether_they_agree(root: Path) -> None:
 
 
 def test_what_was_written_passes_the_check(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _written(root, _full())
+    _write(root, _full())
     before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
     assert report(check=True, root=root) == 0
     assert capsys.readouterr().err == ""
@@ -298,7 +307,7 @@ def test_what_was_written_passes_the_check(root: Path, capsys: pytest.CaptureFix
 def test_a_changed_figure_is_caught(
     root: Path, capsys: pytest.CaptureFixture[str], path: str, old: str, new: str
 ) -> None:
-    _written(root, run(case(), case(mode="training")))
+    _write(root, run(case(), case(mode="training")))
     text = (root / path).read_text("utf-8")
     assert old in text
     (root / path).write_text(text.replace(old, new, 1))
@@ -313,10 +322,10 @@ def test_a_changed_figure_is_caught(
 def test_pictures_that_are_missing_stale_or_no_longer_shown_are_caught(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _written(root, run(case(native=3.0)))
+    _write(root, run(case(native=3.0)))
     folder = root / "docs" / "benchmarks" / "made-up-9000"
     stale = (folder / "roofline-float32.svg").read_bytes()
-    _written(root, run(case()))
+    _write(root, run(case()))
     (folder / "roofline-float32.svg").write_bytes(stale)
     (folder / "speedup.svg").unlink()
     (folder / "host.svg").write_text("<svg/>")
@@ -336,7 +345,7 @@ def test_pictures_that_are_missing_stale_or_no_longer_shown_are_caught(
 def test_a_new_result_makes_everything_stale(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _written(root, run(case()))
+    _write(root, run(case()))
     _save(root, run(case(native=2.2)))
     assert report(check=True, root=root) == 1
     message = capsys.readouterr().err
