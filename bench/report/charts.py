@@ -89,24 +89,29 @@ def _memory_bars(case: Case, quantity: str) -> dict[str, Bar]:
 
 def host(run: Run) -> list[Picture]:
     """Microseconds of a call at size 1."""
-    return _times("host", "A call at size 1, in microseconds", smallest(run), 1e6, "microseconds")
+    title = "A call at size 1, in microseconds"
+    rows = [(f"{case.operator}, {case.dtype}", case) for case in smallest(run)]
+    return _times("host", title, rows, 1e6, "microseconds")
 
 
 def training_step(run: Run) -> list[Picture]:
-    """Seconds of a training step."""
-    return _times("training-step", "One training step, in ms", steps(run), 1e3, "ms")
+    """Milliseconds of a training step."""
+    rows = [(f"{case.label}, {case.dtype}", case) for case in steps(run)]
+    return _times("training-step", "One training step, in ms", rows, 1e3, "ms")
 
 
-def _times(file: str, title: str, cases: list[Case], scale: float, unit: str) -> list[Picture]:
+def _times(
+    file: str, title: str, rows: list[tuple[str, Case]], scale: float, unit: str
+) -> list[Picture]:
     columns: dict[str, dict[str, dict[str, Bar]]] = {}
-    for case in cases:
+    for label, case in rows:
         found = {
             name: _bar_of(case.contenders[name].seconds, scale)
             for name in ordered(case.contenders)
             if usable(case.contenders[name].seconds)
         }
         if found:
-            columns.setdefault(_mode(case), {})[f"{_label(case)} {case.dtype}"] = found
+            columns.setdefault(_mode(case), {})[label] = found
     return _picture(file, title, columns, f"{unit} (10th to 90th percentile)", baseline=0.0)
 
 

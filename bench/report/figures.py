@@ -46,8 +46,12 @@ def usable(spread: Spread | None) -> bool:
 
 
 def steps(run: Run) -> list[Case]:
-    """The training steps of a run."""
-    return [case for case in run.cases if case.operator == STEP and not case.curve]
+    """The training steps of a run, of models that people train."""
+    return [
+        case
+        for case in run.cases
+        if case.operator == STEP and not case.curve and case.label not in SMALLEST
+    ]
 
 
 def operators(run: Run) -> list[Case]:

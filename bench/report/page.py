@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..compare import Verdict, compare
-from ..names import ordered, ours
+from ..names import COPY, ordered, ours
 from ..records import Case, Measurement, Run
 from . import charts
 from .figures import (
@@ -102,7 +102,7 @@ def _device(device: Device) -> list[str]:
         ("Speed", _images(device, shown["speed"])),
         ("Where ours loses", _losses(run)),
         ("Roofline", _roofline(device, shown["roofline"])),
-        ("Memory", _images(device, shown["memory"])),
+        ("Memory", _memory(device, shown["memory"])),
         ("Cost against size", _images(device, shown["curves"])),
         ("Cost of a call", _host(device, shown["host"])),
         ("Operators", _operators(run)),
@@ -191,6 +191,16 @@ def _roofline(device: Device, shown: list[Picture]) -> list[str]:
     return [
         "Each kernel at the operator's own arithmetic over its own traffic; a dash marks eager PyTorch at the same "
         "case. The roof is the lower of the two measured ceilings.",
+        "",
+        *_images(device, shown),
+    ]
+
+
+def _memory(device: Device, shown: list[Picture]) -> list[str]:
+    if not shown:
+        return []
+    return [
+        "As parts of what eager PyTorch takes in the same case; the tables below have it in MiB.",
         "",
         *_images(device, shown),
     ]
@@ -292,7 +302,7 @@ def _figures(case: Case, name: str, peers: Sequence[str]) -> Iterable[str]:
     yield milliseconds(measured.seconds)
     for peer in peers:
         yield ratio_text(measured.ratios.get(peer))
-    yield number(gflops(case, measured)) if case.flops else NOTHING
+    yield number(gflops(case, measured)) if case.flops and name != COPY else NOTHING
     yield number(gbytes(case, measured)) if case.bytes else NOTHING
     yield percent(of_floor(case, measured)) if case.floor_seconds else NOTHING
     yield mebibytes(measured.peak_bytes)
@@ -306,7 +316,7 @@ def _left_out(run: Run) -> list[str]:
         for name, why in case.left_out.items():
             reasons.setdefault((name, _first_line(why)), []).append(case.name)
     rows = [
-        (name, why, ", ".join(cases) if len(cases) <= 4 else f"{len(cases)} cases: {_span(cases)}")
+        (name, why, ", ".join(cases) if len(cases) <= 2 else f"{len(cases)} cases: {_span(cases)}")
         for (name, why), cases in reasons.items()
     ]
     return table(["contender", "why", "where"], rows) if rows else []

@@ -113,6 +113,21 @@ def test_the_figures_of_a_row(root: Path) -> None:
     assert lines[9].endswith("| 50.0 | 5.00 | 25% | 3.00 | 1.00 |")
 
 
+def test_a_copy_does_none_of_the_arithmetic(root: Path) -> None:
+    made = run(case("local_response_norm", "conv1", ratios={"eager": 9.0, "copy": 0.4}))
+    copy = _section(_page(root, made), "#### local_response_norm conv1")[-1]
+    assert (
+        copy
+        == "| float32 | forward | copy | 0.800 (0.760 to 0.840) | - | - | - | 12.5 | 62% | 6.00 |"
+    )
+
+
+def test_models_that_nobody_trains_are_no_result(root: Path) -> None:
+    tiny = replace(_step(), label="tiny")
+    assert "### Training step" not in _page(root, run(tiny))
+    assert "full-size" not in _readme(root, run(tiny))
+
+
 def test_the_machine_and_its_ceilings(root: Path) -> None:
     lines = _section(_page(root, run(case())), "### Machine")
     assert "| threads | 2 |" in lines
