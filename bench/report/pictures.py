@@ -133,7 +133,7 @@ def grouped_bars(
         ax.set_title(title, fontsize=9)
         for group, found in bars.items():
             for name, bar in found.items():
-                _bar(ax, places[group, name], bar, baseline, color(name))
+                _bar(ax, places[group, name], bar, baseline, _fill(name))
         ax.axvline(baseline, color="black", linewidth=0.8)
         ax.set_xlabel(unit)
         ax.grid(axis="y", visible=False)
@@ -142,7 +142,7 @@ def grouped_bars(
             _double(ax, "x")
     axes[0].set_yticks(middles, groups)
     axes[0].set_ylim(y - 0.5, -1)
-    handles = [Patch(color=color(name), label=name) for name in series]
+    handles = [Patch(**_fill(name), label=name) for name in series]
     figure.legend(
         handles=handles, loc="outside upper center", ncols=min(6, len(handles)), frameon=False
     )
@@ -155,8 +155,14 @@ def _union(columns: Mapping[str, Groups]) -> tuple[list[str], list[str]]:
     return list(groups), ordered(s for bars in columns.values() for g in bars.values() for s in g)
 
 
-def _bar(ax: Axes, y: float, bar: Bar, baseline: float, shade: str) -> None:
-    ax.barh(y, bar.median - baseline, left=baseline, height=0.9, color=shade)
+def _fill(name: str) -> dict[str, Any]:
+    """The contender's colour, striped for a graph."""
+    stripes = {} if name == plain(name) else {"hatch": "////"}
+    return {"facecolor": color(name), "edgecolor": "white", "linewidth": 0} | stripes
+
+
+def _bar(ax: Axes, y: float, bar: Bar, baseline: float, fill: dict[str, Any]) -> None:
+    ax.barh(y, bar.median - baseline, left=baseline, height=0.9, **fill)
     if bar.low < bar.high:
         whisker = [[max(0.0, bar.median - bar.low)], [max(0.0, bar.high - bar.median)]]
         ax.errorbar(bar.median, y, xerr=whisker, color="#333333", linewidth=0.7, capsize=1.2)
