@@ -34,7 +34,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--peers", nargs="*", choices=peers, default=peers)
     run.add_argument("--curves", nargs="*", choices=shapes.CURVES, default=[], help="sizes to vary")
     run.add_argument("--seconds", type=float, default=2.0, help="for the turns of one case")
-    run.add_argument("--out", type=Path, help="default: bench/results/bench-DEVICE-DATE.json")
+    run.add_argument(
+        "--out",
+        type=Path,
+        help="file or folder, default bench/results; there it is bench-DEVICE-DATE.json",
+    )
 
     compare = commands.add_parser(
         "compare", help="exit 1 if NEW is slower than OLD beyond the spread"
@@ -86,7 +90,9 @@ def _run(options: argparse.Namespace) -> int:
 
     if _missing_device(options.device):
         return 2
-    out = options.out or RESULTS / machine.result_name(options.device)
+    out = options.out or RESULTS
+    if out.is_dir():
+        out = out / machine.result_name(options.device)
     lists = {
         "labels": options.shapes,
         "curves": options.curves,

@@ -54,6 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
             option.device,
         ),
         option.seconds,
+        option.out,
     )
 
 
@@ -105,7 +106,4 @@ def _skip_or_fail(outcome: Outcome, contender: str) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    out = session.config.option.out
-    done = session.config.stash[_SESSION]
-    if out is not None and done.outcomes:
-        done.run().save(out)
+    session.config.stash[_SESSION].finish()

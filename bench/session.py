@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -20,13 +21,14 @@ class Session:
     Args:
         choice: what was asked for.
         seconds: for the turns of one case.
+        out: where all that is measured is written after every case, so that nothing is lost with what comes next.
     """
 
-    def __init__(self, choice: Choice, seconds: float) -> None:
-        self.choice, self.seconds = choice, seconds
+    def __init__(self, choice: Choice, seconds: float, out: Path | None = None) -> None:
+        self.choice, self.seconds, self.out = choice, seconds, out
         self.outcomes: dict[str, Outcome] = {}
         self._chosen: dict[str, list[str]] = {}
-        self._settings: Settings | None = None
+        self._clock = clock(choice.device)
         self._first: Ceilings | None = None
         self._family = ("", "", "")
         # Graph breaks of the peers are theirs; a failure to compile is an error still.
@@ -40,25 +42,30 @@ class Session:
         """What came of a case, measured where it has not been yet."""
         if plan.name not in self.outcomes:
             self._forget_compiled(plan)
-            outcome = plan.measure(self._chosen[plan.name], self._start())
+            self._ceilings()
+            settings = Settings(self.choice.device, self.seconds, self._clock)
+            outcome = plan.measure(self._chosen[plan.name], settings)
             self.outcomes[plan.name] = outcome
+            if self.out is not None:
+                self.run(self._ceilings()).save(self.out)
             print("\n" + "\n".join(summary(outcome.case)), flush=True)
         return self.outcomes[plan.name]
 
-    def run(self) -> Run:
-        """All that was measured; the ceilings are measured once more, and the higher ones count."""
-        assert self._first is not None
-        last = ceilings.measure(self.choice.device, list(self._first.flops))
-        top = ceilings.raised(self._first, last)
+    def finish(self) -> None:
+        """Measures the ceilings once more, of which the higher count, and writes the run."""
+        if self.out is not None and self.outcomes:
+            again = ceilings.measure(self.choice.device, list(self.choice.dtypes))
+            self.run(ceilings.raised(self._ceilings(), again)).save(self.out)
+
+    def run(self, top: Ceilings) -> Run:
+        """All that was measured so far, under given ceilings of the machine."""
         cases = [with_floor(outcome.case, top) for outcome in self.outcomes.values()]
         return Run(machine.describe(self.choice.device), top, cases)
 
-    def _start(self) -> Settings:
-        if self._settings is None:
-            device = self.choice.device
-            self._first = ceilings.measure(device, list(self.choice.dtypes))
-            self._settings = Settings(device, self.seconds, clock(device))
-        return self._settings
+    def _ceilings(self) -> Ceilings:
+        if self._first is None:
+            self._first = ceilings.measure(self.choice.device, list(self.choice.dtypes))
+        return self._first
 
     def _forget_compiled(self, plan: Plan) -> None:
         """Lets the compiler begin anew with every family of cases: it gives up on a function after a few."""

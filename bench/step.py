@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +108,7 @@ class StepPlan:
     @cached_property
     def _batch(self) -> Batch:
         batch = random_batch(**STEPS[self.label].batch, classes=_CLASSES)
-        return Batch(*(t.to(self.device) for t in batch[:5]), batch.names)
+        return _converted(batch, lambda t: t.to(self.device))
 
     def _model(self) -> nn.Module:
         sizes = STEPS[self.label].batch
@@ -124,8 +125,9 @@ class StepPlan:
         if name == ACCELERATED:
             fbp_kernels.accelerate(model)
         # With PyTorch's own generator, so that dropout can be compared; its masks here are small.
-        compiled = torch.compile(model, options={"fallback_random": True})
-        called = compiled if name == "compile" else model
+        called = model
+        if name == "compile":
+            called = cast(nn.Module, torch.compile(model, options={"fallback_random": True}))
         return TrainingStep(called, _CLASSES, OptimizerConfig(), seed=0, total=_TOTAL)
 
     def _wrong(self, sides: dict[str, TrainingStep]) -> dict[str, str]:
@@ -135,7 +137,7 @@ class StepPlan:
         the worst of millions says more of luck than of code.
         """
         model = self._model().double()
-        batch = Batch(*(_double(t) for t in self._batch[:5]), self._batch.names)
+        batch = _converted(self._batch, lambda t: t.double() if t.is_floating_point() else t)
         truth = _gradient(TrainingStep(model, _CLASSES, OptimizerConfig(), seed=0, total=1), batch)
         plain = _distance(_gradient(self._side("eager"), self._batch), truth)
         scale = torch.finfo(torch.float32).eps * truth.norm().item()
@@ -178,8 +180,15 @@ def _bound(side: TrainingStep, batch: Batch) -> Callable[[], Tensor]:
     return lambda: side(batch)
 
 
-def _double(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
+def _converted(batch: Batch, convert: Callable[[Tensor], Tensor]) -> Batch:
+    return Batch(
+        convert(batch.audio),
+        convert(batch.audio_lengths),
+        convert(batch.video),
+        convert(batch.video_lengths),
+        convert(batch.labels),
+        batch.names,
+    )
 
 
 def _gradient(side: TrainingStep, batch: Batch) -> Tensor:

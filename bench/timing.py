@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -62,7 +62,7 @@ def clock(device: str) -> Clock:
 
 
 def interleave(
-    runs: dict[str, Run], seconds: float, clock: Clock, least: int = LEAST
+    runs: Mapping[str, Run], seconds: float, clock: Clock, least: int = LEAST
 ) -> dict[str, list[float]]:
     """Times runs in turn; each turn begins with another one, since a run finds the caches as its predecessor left them.
 

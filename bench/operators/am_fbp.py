@@ -1,5 +1,7 @@
 """Adaptive and multi-level factorized bilinear pooling: both levels in one call."""
 
+from torch import Tensor
+
 import fbp_kernels
 from fbp_kernels import reference
 
@@ -16,11 +18,22 @@ def make(sizes: dict[str, int], draw: Draw) -> Call:
     once, each = fbp.make(level, draw), trunk_fbp.make(trunks, draw)
     a, v, p, q = once.tensors
     a_trunks, v_trunks, p_trunks, q_trunks = each.tensors
+
+    def ours(
+        a: Tensor, v: Tensor, a_trunks: Tensor, v_trunks: Tensor,
+        p: Tensor, q: Tensor, p_trunks: Tensor, q_trunks: Tensor, backend: str,
+    ) -> Tensor:  # fmt: skip
+        return fbp_kernels.am_fbp(
+            a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks, K_G, K_M, backend=backend
+        )
+
     return Call(
         "am_fbp",
         sizes,
-        lambda *t, backend: fbp_kernels.am_fbp(*t, K_G, K_M, backend=backend),
-        lambda *t: reference.am_fbp(*t, K_G, K_M),
+        ours,
+        lambda a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks: reference.am_fbp(
+            a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks, K_G, K_M
+        ),
         (a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks),
         once.flops + each.flops,
         {"products": lambda: (*once.bare["products"](), *each.bare["products"]())},

@@ -14,8 +14,12 @@ def make(sizes: dict[str, int], draw: Draw) -> Call:
     return Call(
         "attention_pool",
         sizes,
-        lambda *t, backend: fbp_kernels.attention_pool(*t, scale, trunks=H, backend=backend),
-        lambda *t: reference.attention_pool(*t, scale, trunks=H),
+        lambda x, weight, bias, query, backend: fbp_kernels.attention_pool(
+            x, weight, bias, query, scale, trunks=H, backend=backend
+        ),
+        lambda x, weight, bias, query: reference.attention_pool(
+            x, weight, bias, query, scale, trunks=H
+        ),
         tensors,
         # The hidden layer, its tanh and bias, the scores, and the weighted sum.
         2.0 * B * T * C * A + 4.0 * B * T * A + 2.0 * B * T * C,

@@ -13,35 +13,35 @@ from .call import Call, Draw, Peer, Thunk
 
 def make(sizes: dict[str, int], draw: Draw) -> Call:
     """`fbp` as AM-FBP has it, without biases; sizes B, C, D, O, K."""
-    tensors = _inputs(sizes, draw)
+    a, v, p, q = _inputs(sizes, draw)
     K = sizes["K"]
     return Call(
         "fbp",
         sizes,
-        lambda *t, backend: fbp_kernels.fbp(*t, K, backend=backend),
-        lambda *t: reference.fbp(*t, K),
-        tensors,
+        lambda a, v, p, q, backend: fbp_kernels.fbp(a, v, p, q, K, backend=backend),
+        lambda a, v, p, q: reference.fbp(a, v, p, q, K),
+        (a, v, p, q),
         flops(sizes),
-        {"products": products(*tensors, draw)},
+        {"products": products(a, v, p, q, draw)},
     )
 
 
 def make_biased(sizes: dict[str, int], draw: Draw) -> Call:
     """`fbp` with biases, as the published MFB (Yu et al. 2017) has it; sizes B, C, D, O, K."""
     K, N = sizes["K"], sizes["O"] * sizes["K"]
-    tensors = (*_inputs(sizes, draw), draw(N), draw(N))
-
-    def ours(*t: Tensor, backend: str) -> Tensor:
-        return fbp_kernels.fbp(*t[:4], K, p_bias=t[4], q_bias=t[5], backend=backend)
-
+    a, v, p, q = _inputs(sizes, draw)
     return Call(
         "fbp",
         sizes,
-        ours,
-        lambda *t: reference.fbp(*t[:4], K, p_bias=t[4], q_bias=t[5]),
-        tensors,
+        lambda a, v, p, q, p_bias, q_bias, backend: fbp_kernels.fbp(
+            a, v, p, q, K, p_bias=p_bias, q_bias=q_bias, backend=backend
+        ),
+        lambda a, v, p, q, p_bias, q_bias: reference.fbp(
+            a, v, p, q, K, p_bias=p_bias, q_bias=q_bias
+        ),
+        (a, v, p, q, draw(N), draw(N)),
         flops(sizes),
-        {"products": products(*tensors[:4], draw)},
+        {"products": products(a, v, p, q, draw)},
         {"mfb": lambda t: _mfb(t, K)},
     )
 
@@ -57,7 +57,7 @@ def products(a: Tensor, v: Tensor, p: Tensor, q: Tensor, draw: Draw) -> Thunk:
     return lambda: (torch.mm(a, p, out=u), torch.mm(v, q, out=w))
 
 
-def _inputs(sizes: dict[str, int], draw: Draw) -> tuple[Tensor, ...]:
+def _inputs(sizes: dict[str, int], draw: Draw) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     B, C, D, N = sizes["B"], sizes["C"], sizes["D"], sizes["O"] * sizes["K"]
     return (draw(B, C), draw(B, D), draw(C, N, scale=C**-0.5), draw(D, N, scale=D**-0.5))
 

@@ -14,20 +14,16 @@ def make(sizes: dict[str, int], draw: Draw) -> Call:
     """`trunk_fbp` with all trunks alive; sizes B, H, C, D, O, K."""
     B, H, C, D, K = (sizes[size] for size in "BHCDK")
     N = sizes["O"] * K
-    tensors = (
-        draw(B, H, C),
-        draw(B, H, D),
-        draw(H, C, N, scale=C**-0.5),
-        draw(H, D, N, scale=D**-0.5),
-    )
+    a, v = draw(B, H, C), draw(B, H, D)
+    p, q = draw(H, C, N, scale=C**-0.5), draw(H, D, N, scale=D**-0.5)
     return Call(
         "trunk_fbp",
         sizes,
-        lambda *t, backend: fbp_kernels.trunk_fbp(*t, K, backend=backend),
-        lambda *t: reference.trunk_fbp(*t, K),
-        tensors,
+        lambda a, v, p, q, backend: fbp_kernels.trunk_fbp(a, v, p, q, K, backend=backend),
+        lambda a, v, p, q: reference.trunk_fbp(a, v, p, q, K),
+        (a, v, p, q),
         H * fbp.flops(sizes),
-        {"products": products(*tensors, draw)},
+        {"products": products(a, v, p, q, draw)},
     )
 
 

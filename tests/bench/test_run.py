@@ -1,0 +1,133 @@
+"""A run from end to end: what is measured lands in the file, and a slower kernel is found by `compare`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.__main__ import main
+from bench.operators import OPERATORS
+from bench.plan import OperatorPlan, Settings
+from bench.records import Ceilings, Run
+from bench.session import Replay, Session, with_floor
+from bench.suite import Choice
+from bench.timing import CpuClock
+from fbp_kernels import backends
+
+ROOT = Path(__file__).parents[2]
+CHOICE = Choice(
+    labels=("clip",),
+    curves=(),
+    dtypes=("float32",),
+    modes=("forward",),
+    backends=("native",),
+    peers=("eager",),
+    device="cpu",
+)
+PLAN = OperatorPlan("fbp", "clip", OPERATORS["fbp"].sizes["clip"], "float32", "forward", "cpu")
+
+
+def _measured(path: Path) -> Path:
+    session = Session(CHOICE, seconds=0.3, out=path)
+    for name in CHOICE.names(PLAN):
+        session.choose(PLAN, name)
+    session.outcome(PLAN)
+    return path  # written after every case
+
+
+@pytest.mark.slow
+def test_a_deliberately_slowed_kernel_is_flagged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = _measured(tmp_path / "old.json")
+    kernel = backends.kernel("fbp", "native")
+
+    def slowed(*arguments: object) -> object:
+        for _ in range(9):
+            kernel.forward(*arguments)
+        return kernel.forward(*arguments)
+
+    monkeypatch.setitem(
+        backends._kernels["fbp"], "native", backends.Kernel(slowed, kernel.backward)
+    )
+    new = _measured(tmp_path / "new.json")
+    assert main(["compare", str(old), str(new)]) == 1
+    printed = capsys.readouterr().out
+    assert "REGRESSION" in printed
+    assert "fbp clip float32 forward" in printed
+
+
+@pytest.mark.slow
+def test_the_command_line_measures_and_writes_a_file(tmp_path: Path) -> None:
+    out = tmp_path / "run.json"
+    command = [sys.executable, "-m", "bench", "run", "--shapes", "tiny", "--seconds", "0.01"]
+    command += ["--operators", "fbp_biased", "--peers", "eager", "products", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = Run.load(out)
+    forward, training = run.cases
+    assert (forward.mode, training.mode) == ("forward", "training")
+    assert set(forward.contenders) == {"native", "eager", "products"}
+    assert set(training.contenders) == {"native", "eager"}
+    assert "no triton kernel" in forward.left_out["triton"]
+    assert forward.contenders["native"].kept_bytes is None
+    assert training.contenders["native"].kept_bytes == 2 * 3 * 12 * 4  # both projections, (B, O*K)
+    assert training.contenders["native"].peak_bytes is not None
+    assert run.machine["threads"] == 2
+    assert run.ceilings.bytes > 0
+    assert forward.floor_seconds == pytest.approx(
+        max(forward.flops / run.ceilings.flops["float32"], forward.bytes / run.ceilings.bytes)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--operators", "fpb"], "invalid choice: 'fpb'"),
+        (["run", "--shapes", "clipp"], "invalid choice: 'clipp'"),
+        (["parity", "--backends", "cuda"], "invalid choice: 'cuda'"),
+        ([], "required: command"),
+    ],
+)
+def test_what_does_not_exist_is_named(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_parity_says_what_every_backend_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["parity", "--shapes", "tiny", "--operators", "fbp", "local_response_norm"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "4 compared, 0 wrong" in printed
+    assert "left out: this version has no triton kernel for fbp" in printed
+
+
+def test_parity_of_nothing_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["parity", "--shapes", "tiny", "--operators", "fbp", "--backends", "triton"]) == 1
+    assert "0 compared" in capsys.readouterr().out
+
+
+def test_a_replayed_timer_gives_the_durations_that_were_measured() -> None:
+    replay = Replay()
+    replay.load([0.5, 2.0])
+    first, second = -replay() + replay(), -replay() + replay()
+    assert (first, second) == (0.5, 2.0)
+
+
+def test_the_floor_is_the_larger_of_arithmetic_and_traffic() -> None:
+    ceilings = Ceilings({"float32": 100.0}, 10.0, {"float32": "torch.mm"})
+    case = PLAN.measure(["eager"], Settings("cpu", 0.0, CpuClock())).case
+    assert with_floor(case, ceilings).floor_seconds == max(case.flops / 100, case.bytes / 10)
+
+
+def test_a_curve_varies_one_size() -> None:
+    points = OPERATORS["fbp"].points("B")
+    assert list(points)[0] == "B=1"
+    assert list(points)[-1] == "B=16384"
+    clip = OPERATORS["fbp"].sizes["clip"]
+    assert all(sizes == clip | {"B": sizes["B"]} for sizes in points.values())

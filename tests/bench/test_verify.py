@@ -1,0 +1,117 @@
+"""A wrong contender is found out before it is timed."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench import contenders, verify
+from bench.operators import OPERATORS, Draw
+from bench.plan import OperatorPlan, Settings
+from bench.timing import CpuClock
+from fbp_kernels import backends
+
+PLAN = OperatorPlan("fbp", "tiny", OPERATORS["fbp"].sizes["tiny"], "float32", "training", "cpu")
+
+
+def test_errors_within_the_rule_pass_and_larger_ones_do_not() -> None:
+    truth = torch.tensor([1.0, -4.0], dtype=torch.float64)
+    reference = (truth + 1e-3).float()
+    errors = verify.Errors(verify.OURS)
+    errors.add(((truth + 1.9e-3).float(),), (reference,), (truth,))
+    errors.check()
+    assert 0.9 < errors.worst() < 1
+    errors.add(((truth + 2.1e-3).float(),), (reference,), (truth,))
+    with pytest.raises(verify.WrongResultError, match="result 0 is off by 2.1"):
+        errors.check()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_wrong(value: float) -> None:
+    truth = torch.zeros(3, dtype=torch.float64)
+    got = torch.tensor([0.0, value, value])
+    with pytest.raises(verify.WrongResultError, match="result 0 has 2 of 3 elements"):
+        verify.Errors(verify.OURS).add((got,), (truth.float(),), (truth,))
+
+
+def test_a_missing_result_and_a_wrong_shape_are_wrong() -> None:
+    truth = torch.zeros(3, dtype=torch.float64)
+    errors = verify.Errors(verify.OURS)
+    with pytest.raises(verify.WrongResultError, match="gave 0 results, expected 1"):
+        errors.add((), (truth.float(),), (truth,))
+    with pytest.raises(verify.WrongResultError, match=r"shape \(3, 1\), expected \(3,\)"):
+        errors.add((torch.zeros(3, 1),), (truth.float(),), (truth,))
+
+
+def test_fresh_memory_is_poisoned_and_only_inside() -> None:
+    with verify.poisoned_memory():
+        assert torch.empty(1000).isnan().all()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def _settings() -> Settings:
+    return Settings("cpu", 0.0, CpuClock())
+
+
+def test_a_right_kernel_is_timed_against_its_peers() -> None:
+    outcome = PLAN.measure(["native", "eager"], _settings())
+    assert not outcome.wrong
+    ours = outcome.case.contenders["native"]
+    assert set(ours.ratios) == {"eager"}
+    assert ours.turns == len(outcome.samples["native"]) > 0
+    assert outcome.case.contenders["eager"].ratios == {}
+    sizes = OPERATORS["fbp"].sizes["tiny"]
+    B, C, D, N = sizes["B"], sizes["C"], sizes["D"], sizes["O"] * sizes["K"]
+    assert outcome.case.flops == 3 * 2 * B * N * (C + D)
+    moved = B * (C + D) + N * (C + D) + B * sizes["O"]
+    assert outcome.case.bytes == 2 * 4 * moved
+
+
+@pytest.mark.parametrize("fault", ["one element off", "an element not written"])
+def test_a_wrong_kernel_has_no_time(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    kernel = backends.kernel("fbp", "native")
+
+    def broken(*arguments: object) -> tuple[Tensor, ...]:
+        pooled, *kept = kernel.forward(*arguments)
+        if fault == "one element off":
+            pooled[-1, -1] += 1e-3
+        else:
+            written, pooled = pooled, torch.empty_like(pooled)
+            pooled[:-1] = written[:-1]
+        return (pooled, *kept)
+
+    monkeypatch.setitem(
+        backends._kernels["fbp"], "native", backends.Kernel(broken, kernel.backward)
+    )
+    outcome = PLAN.measure(["native", "eager"], _settings())
+    assert "native" in outcome.wrong
+    assert "native" not in outcome.case.contenders
+    assert outcome.case.left_out["native"].startswith("wrong: result 0")
+    assert "eager" in outcome.case.contenders
+
+
+def test_what_cannot_run_is_left_out_with_its_reason() -> None:
+    checked = PLAN.check(["triton"])
+    assert "no triton kernel for fbp" in checked.left_out["triton"]
+    assert not checked.ready
+
+
+@pytest.mark.parametrize("operator", sorted(OPERATORS))
+@pytest.mark.parametrize("mode", ["forward", "training"])
+def test_every_contender_that_compiles_nothing_computes_the_operator(
+    operator: str, mode: str
+) -> None:
+    sizes = OPERATORS[operator].sizes["tiny"]
+    plan = OperatorPlan(operator, "tiny", sizes, "float32", mode, "cpu")
+    names = [n for n in plan.contenders if n not in ("compile", "max-autotune")]
+    checked = plan.check(names)
+    assert not checked.wrong
+    assert "eager" in checked.ready
+
+
+def test_peers_compute_what_we_do() -> None:
+    """The bare products are the projections of the operator that they stand beside."""
+    sizes = OPERATORS["trunk_fbp"].sizes["tiny"]
+    call = OPERATORS["trunk_fbp"].make(sizes, Draw("float32"))
+    u, w = call.bare["products"]()
+    pooled = (u * w).sum(0).unflatten(1, (sizes["O"], sizes["K"])).sum(2)
+    torch.testing.assert_close(pooled, contenders.forward(call.reference, call.tensors)()[0])
