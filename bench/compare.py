@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from statistics import median
 
 from .names import ours, peer_ratios, plain
 from .records import Case, Measurement, Run, Spread
@@ -81,13 +82,19 @@ class Comparison:
 
     @property
     def agreement(self) -> str:
-        """How many figures agree, as a sentence."""
+        """How many figures agree, as a sentence, and how far medians are apart: wide spreads agree with anything."""
         timed = [row for row in self.rows if row.timed]
         counts = [row for row in self.rows if row.quantity in _COUNTS]
+        apart = sorted(abs(row.change) for row in timed if math.isfinite(row.change))
+        changes = (
+            f" (half of the medians differ by at most {median(apart):.1%}, all by at most {apart[-1]:.1%})"
+            if apart
+            else ""
+        )
         return (
-            f"{sum(row.agrees for row in timed)} of {len(timed)} speed ratios agree within their spread "
-            f"(10th to 90th percentile), {sum(row.agrees for row in counts)} of {len(counts)} figures of memory "
-            f"and launches."
+            f"{sum(row.agrees for row in timed)} of {len(timed)} speed ratios agree within their spread, 10th to "
+            f"90th percentile{changes}; {sum(row.agrees for row in counts)} of {len(counts)} figures of memory and "
+            f"launches agree."
         )
 
 

@@ -29,7 +29,7 @@ def test_a_run_agrees_with_itself(capsys: pytest.CaptureFixture[str], tmp_path: 
     printed = capsys.readouterr().out
     assert "WARNING" not in printed
     assert "3 of 3 speed ratios agree" in printed
-    assert "4 of 4 figures of memory" in printed  # three peaks, one kept
+    assert "4 of 4 figures of memory and launches agree" in printed  # three peaks, one kept
     assert "0 regressions, 0 improvements, 7 unchanged." in printed
 
 
@@ -71,6 +71,16 @@ def test_small_differences_outside_of_the_spread_do_not_agree() -> None:
         case(ratios={"eager": spread(1.5, 0.001)}), case(ratios={"eager": spread(1.45, 0.001)})
     )
     assert "0 of 1 speed ratios agree" in comparison.agreement
+
+
+def test_the_agreement_says_how_far_medians_are_apart() -> None:
+    ratios = {"B=1": (2.0, 2.0), "B=2": (2.0, 1.9), "B=4": (2.0, 2.4)}
+    old, new = (
+        run(*(case(label=label, ratios={"eager": pair[i]}) for label, pair in ratios.items()))
+        for i in (0, 1)
+    )
+    sentence = compare(old, new).agreement
+    assert "half of the medians differ by at most 5.0%, all by at most 20.0%" in sentence
 
 
 def test_samples_of_one_kernel_agree() -> None:
