@@ -5,14 +5,17 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/.made
 SOURCES := $(wildcard kernels/csrc/*.h kernels/csrc/*.cpp kernels/csrc/*/*.h kernels/csrc/*/*.cpp)
 
-.PHONY: help setup demo test lint results wheel-test clean
+.PHONY: help setup demo test lint bench results check gpu-dry wheel-test clean
 
 help:
 	@echo "make demo        set up, then: make a corpus, prepare, train, evaluate, predict"
 	@echo "make test        set up, then run all tests"
 	@echo "make lint        format, lint and type checks, as CI does"
+	@echo "make check       whether README and docs show the figures of the committed results"
+	@echo "make gpu-dry     what bench/gpu.sh does on a GPU machine, with interpreter and compiler in place of the GPU"
 	@echo "make wheel-test  build a wheel and try it in an environment of its own"
-	@echo "make results     measure the README's figures anew, on a quiet machine (20 minutes)"
+	@echo "make bench       measure this machine's CPU and rewrite the report, on a quiet machine (15 minutes)"
+	@echo "make results     measure everything that the README shows anew, on a quiet machine (25 minutes)"
 	@echo "make clean       remove the environment, builds and caches"
 
 setup: $(STAMPS)/install
@@ -24,8 +27,9 @@ $(STAMPS)/toolchain: constraints.txt
 	mkdir -p $(STAMPS) && touch $@
 
 # No build isolation: the extension is compiled against the torch that it will run with.
-$(STAMPS)/install: $(STAMPS)/toolchain pyproject.toml CMakeLists.txt $(wildcard kernels/cmake/*) $(SOURCES)
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation --editable '.[build,test,lint]'
+$(STAMPS)/install: $(STAMPS)/toolchain bench/requirements.txt pyproject.toml CMakeLists.txt $(wildcard kernels/cmake/*) $(SOURCES)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation --editable '.[build,test,lint,profile]'
+	$(BIN)/python -m pip install --quiet --no-deps -r bench/requirements.txt
 	touch $@
 
 demo: setup
@@ -40,11 +44,22 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
 
-results: setup
+bench: setup
+	$(BIN)/python -m bench run --curves B K H
+	$(BIN)/python -m bench report
+
+results: bench
 	$(BIN)/avemo demo --compare --out runs/results
 	$(BIN)/python -m bench.demo runs/results/demo.json
-	$(BIN)/python -m bench.fbp_cpu
-	$(BIN)/python -m bench.readme
+	$(BIN)/python -m profiling.examples
+	$(BIN)/python -m bench report
+
+check: setup
+	$(BIN)/python -m bench report --check
+	$(BIN)/python -m profiling.examples --check
+
+gpu-dry: setup
+	PYTHON=$(abspath $(BIN)/python) bench/gpu.sh --dry
 
 wheel-test: setup
 	$(BIN)/python -m pytest -m packaging

@@ -42,7 +42,8 @@ step() { # NAME SECONDS COMMAND...
   shift 2
   local left=$((budget - SECONDS))
   if ((left < 10)); then
-    note "$name" "left out: no time left"
+    note "$name" "FAILED: no time was left for it"
+    failed=1
     return
   fi
   ((limit < left)) || limit=$left
@@ -94,7 +95,7 @@ export -f build
 export scratch prefix python
 
 machine() {
-  "$python" -m fbp_kernels doctor
+  "$python" -m fbp_kernels doctor || return
   if command -v nvidia-smi >/dev/null; then nvidia-smi; fi
 }
 export -f machine

@@ -5,7 +5,15 @@ from dataclasses import dataclass, field
 
 from bench.shapes import ALL, CURVES, FRAMES, HIDDEN, MAPS, SMALLEST_MAPS, Shape
 
-from . import am_fbp, attention_pool, fbp, local_response_norm, power_normalize, trunk_fbp
+from . import (
+    am_fbp,
+    attention_pool,
+    batch_norm,
+    fbp,
+    local_response_norm,
+    power_normalize,
+    trunk_fbp,
+)
 from .call import Call, Draw, Maker
 
 __all__ = ["OPERATORS", "Call", "Draw", "Subject"]
@@ -67,6 +75,7 @@ OPERATORS = {
     "trunk_fbp": Subject(trunk_fbp.make, _TRUNKS, curves=("H",)),
     "am_fbp": Subject(am_fbp.make, _BOTH),
     "attention_pool": Subject(attention_pool.make, _FRAMES),
+    "batch_norm": Subject(batch_norm.make, _MAPS),
     "local_response_norm": Subject(local_response_norm.make, _MAPS),
     "power_normalize": Subject(power_normalize.make, _FUSED),
 }
