@@ -127,7 +127,7 @@ def test_the_floor_is_the_larger_of_arithmetic_and_traffic() -> None:
 
 def test_a_curve_varies_one_size() -> None:
     points = OPERATORS["fbp"].points("B")
-    assert list(points)[0] == "B=1"
+    assert next(iter(points)) == "B=1"
     assert list(points)[-1] == "B=16384"
     clip = OPERATORS["fbp"].sizes["clip"]
     assert all(sizes == clip | {"B": sizes["B"]} for sizes in points.values())
