@@ -12,11 +12,13 @@ USAGE_ERROR = 2
 RUNS = Path("runs/profiling")  # in which results go to a folder each, unless told otherwise
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say where to run and where results go."""
+def add_common(parser: argparse.ArgumentParser, steps: int) -> None:
+    """Adds the options that say where to run, `steps` times unless told otherwise, and where results go."""
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     parser.add_argument("--threads", type=positive, help="of PyTorch on the CPU; default: its own")
-    parser.add_argument("--steps", type=positive, default=3, help="that are traced (default: 3)")
+    parser.add_argument(
+        "--steps", type=positive, default=steps, help="that are traced (default: %(default)s)"
+    )
     parser.add_argument("--shapes", action="store_true", help="tell operations apart by shapes")
     parser.add_argument("--out", type=Path, help=f"folder of the results (default: in {RUNS})")
     parser.add_argument(

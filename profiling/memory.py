@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 BEFORE = "(before the trace)"
 _MB = 1e6
+_SHADES = dict(zip(PHASES, ("#937860", "#4c72b0", "#55a868", "#c44e52", "#8172b3"), strict=True))
 _RARE = 0.002  # share of the step below which a part is left out of the strip
 _NARROW = 0.025  # share of the step below which a band has no name in the picture
 
@@ -155,9 +156,8 @@ def draw(line: Timeline, pieces: list[tuple[str, float, float]], title: str, pat
     axes.fill_between(line.times, megabytes, step="post", color="tab:gray", alpha=0.4)
     top = line.peak_bytes / _MB
     end = max((b[2] for b in line.bands), default=line.times[-1]) or 1.0
-    shades = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3")
-    for (name, start, stop), shade in zip(line.bands, shades * len(line.bands), strict=False):
-        axes.axvspan(start, stop, color=shade, alpha=0.12, linewidth=0)
+    for name, start, stop in line.bands:
+        axes.axvspan(start, stop, color=_SHADES[name], alpha=0.12, linewidth=0)
         if stop - start > _NARROW * end:
             axes.text((start + stop) / 2, 1.07 * top, name, ha="center", va="bottom", fontsize=8)
     if pieces:

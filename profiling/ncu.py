@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from profiling import commands
+from profiling import operator as profiled
 from profiling.ranges import DOMAIN
 
 SECTIONS = ("SpeedOfLight", "Occupancy", "WarpStateStats", "LaunchStats")
@@ -229,7 +230,11 @@ def run(program: str, operator: Sequence[str]) -> list[Counters]:
         )
         text = log.read_text("utf-8") if log.is_file() else ""
     if done.returncode:
-        told = [line for line in (*text.splitlines(), *done.stderr.splitlines()) if "rror" in line]
+        told = [
+            line
+            for line in (*text.splitlines(), *done.stderr.splitlines())
+            if "error" in line.lower()
+        ]
         raise ValueError(f"ncu ended with status {done.returncode}: {' '.join(told)}")
     return parse(text)
 
@@ -252,6 +257,7 @@ def main(given: Sequence[str] | None = None) -> int:
         prog=f"python -m {_PROGRAM}",
         usage=f"python -m {_PROGRAM} [--ncu PATH] [--csv FILE] OPERATOR [options of profiling.operator]",
         description="DRAM and tensor-core utilisation, occupancy and stall reasons of an operator's kernels.",
+        allow_abbrev=False,
     )
     parser.add_argument("--ncu", help="the program; default: the one on the PATH")
     parser.add_argument(
@@ -260,6 +266,8 @@ def main(given: Sequence[str] | None = None) -> int:
     options, operator = parser.parse_known_args(given)
     if options.csv is None and not operator:
         parser.error("name an operator, or a file with --csv")
+    if operator:
+        profiled.parser().parse_args(operator)  # what is wrong there is told before anything runs
     try:
         if options.csv is not None:
             counters = parse(options.csv.read_text("utf-8"))

@@ -109,7 +109,7 @@ _PROGRAM = "profiling.operator"
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; gives the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(given)
+    options = parser().parse_args(given)
     try:
         device = commands.device_of(options)
         with tf32(options.dtype == "tf32"):
@@ -119,7 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The command line's arguments."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {_PROGRAM}",
         description="Profiles one operator at one shape: time, memory, a trace, and its distance from the floor.",
@@ -129,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--mode", choices=MODES, default="training")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--backend", choices=backends.BACKENDS, help="default: the best there is")
-    commands.add_common(parser)
+    commands.add_common(parser, steps=11)
     return parser
 
 

@@ -127,6 +127,7 @@ def write(
         about.floor,
     )
     profile.save(out / PROFILE)
+    profile = Profile.load(out / PROFILE)  # so that tables are those of the file
     (out / TABLES).write_text(text(profile) + "\n", "utf-8")
     draw(line, strips(trace, step), about.title, out / PICTURE)
     return profile
@@ -170,12 +171,12 @@ def conditions(profile: Profile) -> str:
     where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
     settings = ", ".join(f"{name} {value}" for name, value in profile.settings.items())
     share = profile.cost.share(seconds.median)
+    account, cost = profile.account, profile.cost
     return (
         f"{where}, torch {machine['torch']}, {machine['date']}; {settings}. A step that nothing watches takes "
-        f"{1e3 * seconds.median:.4g} ms (quartiles {1e3 * seconds.lower:.4g} to {1e3 * seconds.upper:.4g}); the step "
-        f"below took {profile.account.total_ms:.4g} ms under the profiler, on the {profile.account.clock}'s clock. Its "
-        f"{profile.cost.ranges} ranges cost {1e6 * profile.cost.seconds:.2g} microseconds each, {share:.2g} of an "
-        f"unwatched step."
+        f"{ms(seconds.median)} (quartiles {ms(seconds.lower)} to {ms(seconds.upper)}); the step below took "
+        f"{ms(1e-3 * account.total_ms)} under the profiler, on the {account.clock}'s clock. Its {cost.ranges} ranges "
+        f"cost {1e6 * cost.seconds:.2g} microseconds each, {100 * share:.2g}% of an unwatched step."
     )
 
 
@@ -202,7 +203,7 @@ def rows_table(heading: str, rows: Sequence[Row], account: Account, most: int = 
         others.backward_ms += row.backward_ms
         others.other_ms += row.other_ms
     shown = [*rows[:most], *([others] if len(rows) > most else [])]
-    return table((heading, *_HEADINGS[1:]), [(_code(r.name), *_cells(r, whole)) for r in shown])
+    return table((heading, *_HEADINGS[1:]), [(code(r.name), *_cells(r, whole)) for r in shown])
 
 
 _HEADINGS = ("range", "calls", "forward, ms", "backward, ms", "other, ms", "share")
@@ -216,14 +217,14 @@ def _cells(row: Row, whole: float) -> tuple[str, ...]:
 
 def _label(branch: Branch) -> str:
     name = branch.row.name
-    return "&nbsp;&nbsp;" * branch.depth + (f"(rest of {name})" if branch.is_rest else _code(name))
+    return "&nbsp;&nbsp;" * branch.depth + (f"(rest of {name})" if branch.is_rest else code(name))
 
 
 def _visible(branch: Branch, whole: float) -> bool:
     return not branch.is_rest or branch.row.total_ms > 5e-4 * whole
 
 
-def _code(name: str) -> str:
+def code(name: str) -> str:
     """A name in a table; what a range with others in it does itself is the rest of it."""
     if name in (STEP, FORWARD, BACKWARD):
         return f"(rest of {name})"
@@ -235,7 +236,7 @@ def memory_sentence(profile: Profile) -> str:
     memory = profile.memory
     return (
         f"The step finds {memory['start_bytes'] / 1e6:,.1f} MB (weights and the like, inputs, the last gradients) and "
-        f"peaks at {memory['peak_bytes'] / 1e6:,.1f} MB, {memory['peak_ms']:.4g} ms after its start."
+        f"peaks at {memory['peak_bytes'] / 1e6:,.1f} MB, {ms(1e-3 * memory['peak_ms'])} after its start."
     )
 
 
@@ -246,7 +247,7 @@ def memory_table(profile: Profile, most: int = 8) -> str:
     by_start, by_peak = ({(h.name, h.backward): h.bytes for h in held} for held in (start, peak))
     names.sort(key=lambda n: -by_peak.get(n, 0))
     rows = [
-        (_code(n[0]) + (" (backward)" if n[1] else ""), _mb(by_start.get(n)), _mb(by_peak.get(n)))
+        (code(n[0]) + (" (backward)" if n[1] else ""), _mb(by_start.get(n)), _mb(by_peak.get(n)))
         for n in names[:most]
     ]
     rest = [sum(held.get(n, 0) for n in names[most:]) for held in (by_start, by_peak)]
@@ -265,12 +266,18 @@ def floor_sentence(profile: Profile) -> str:
     assert floor is not None
     return (
         f"Floor: {floor['flops'] / 1e9:.4g} GFLOP at {floor['flops_ceiling'] / 1e9:.4g} GFLOP/s "
-        f"({floor['product']}) take {1e3 * floor['arithmetic_seconds']:.4g} ms, {floor['bytes'] / 1e6:.4g} MB at "
-        f"{floor['bytes_ceiling'] / 1e9:.4g} GB/s (a copy) take {1e3 * floor['memory_seconds']:.4g} ms. "
+        f"({floor['product']}) take {ms(floor['arithmetic_seconds'])}, {floor['bytes'] / 1e6:.4g} MB at "
+        f"{floor['bytes_ceiling'] / 1e9:.4g} GB/s (a copy) take {ms(floor['memory_seconds'])}. "
         f"**{floor['binds'].capitalize()} binds; the operator takes {floor['times_floor']:.3g} times its floor** "
-        f"({1e3 * profile.seconds.median:.4g} ms: {floor['achieved_flops'] / 1e9:.4g} GFLOP/s, "
+        f"({ms(profile.seconds.median)}: {floor['achieved_flops'] / 1e9:.4g} GFLOP/s, "
         f"{floor['achieved_bytes'] / 1e9:.4g} GB/s)."
     )
+
+
+def ms(seconds: float) -> str:
+    """Milliseconds with three digits that count."""
+    value = 1e3 * seconds
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -19,6 +19,7 @@ from avemo.training.config import DataConfig, TrainConfig, from_dict
 from avemo.training.step import TrainingStep
 from bench import machine
 from bench.records import Spread
+from bench.step import STEPS
 from bench.timing import clock, interleave
 from fbp_kernels.backends import BACKENDS
 from profiling import commands, ncu
@@ -32,12 +33,10 @@ _TOTAL = 1000  # steps that the learning rate's schedule spans
 _TIMED = 5  # steps that nothing watches
 
 
-# Sizes of noise, by the arguments of `random_batch`. Three seconds: a spectrum every 10 ms, 12.5 faces a second.
-_SECONDS = {"audio_frames": 301, "video_frames": 38}
-NOISE = {
-    "full": {"bins": 200, "face_size": 64, "classes": 7} | _SECONDS,
-    "small": {"bins": 100, "face_size": 48, "classes": 4} | _SECONDS,
-}
+# Sizes of noise, by the arguments of `random_batch`.
+_CLASSES = {"classes": 7}
+NOISE = {name: shape.batch | _CLASSES for name, shape in STEPS.items()}
+NOISE["small"] = NOISE["full"] | {"bins": 100, "face_size": 48}
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def setting(name: str, cache: Path | None, batch: int | None, noise: dict[str, i
     """What a command line asks for.
 
     Args:
-        name: "full", another configuration of avemo, or a YAML file of `avemo train`.
+        name: of `bench.step.STEPS`, a configuration of avemo, or a YAML file of `avemo train`.
         cache: of real clips, or None for noise.
         batch: clips in one, or None for the configuration's.
         noise: sizes of the noise that differ from the configuration's, as in `NOISE`.
@@ -140,21 +139,22 @@ def setting(name: str, cache: Path | None, batch: int | None, noise: dict[str, i
     size = batch or config.data.batch_size
     if cache is not None:
         return _cached(config, cache, size)
-    sizes = NOISE.get(name, NOISE["full"]) | noise
-    batches = repeat(random_batch(size=size, **sizes))
+    sizes = NOISE.get(name, NOISE["full"]) | noise | {"size": size}
+    batches = repeat(random_batch(**sizes))
     return Setting(
         config, sizes["bins"], sizes["face_size"], sizes["classes"], size, batches, "noise"
     )
 
 
 def configuration(name: str) -> TrainConfig:
-    """A configuration by name or file; "full" is the classes' defaults, for which nothing has to be parsed.
+    """A configuration by name or file; those of `bench.step.STEPS` need nothing that parses.
 
     Raises:
         ValueError, OSError: there is none, or the file holds something else.
     """
-    if name == "full":
-        return TrainConfig(DataConfig(Path()))
+    if name in STEPS:
+        shape = STEPS[name]
+        return TrainConfig(DataConfig(Path(), shape.batch["size"]), shape.model)
     import yaml
 
     from avemo.cli import find_config
@@ -276,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 _PROGRAM = "profiling.step"
-_NOISE = tuple(NOISE["full"])
+_NOISE = tuple(size for size in NOISE["full"] if size != "size")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -285,7 +285,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Profiles training steps: time by range, kind of module and operation, memory, a trace.",
     )
     parser.add_argument(
-        "--config", default="full", help="full (the default), small, or a file of `avemo train`"
+        "--config",
+        default="full",
+        help="full (the default), small, tiny, or a file of `avemo train`",
     )
     parser.add_argument(
         "--backend", choices=BACKENDS, help="of the operators; default: the best for each"
@@ -296,7 +298,7 @@ def _parser() -> argparse.ArgumentParser:
         option = "--" + name.replace("_", "-")
         parser.add_argument(option, type=commands.positive, help="of the noise")
     parser.add_argument("--compile", action="store_true", help="train torch.compile of the model")
-    commands.add_common(parser)
+    commands.add_common(parser, steps=3)
     return parser
 
 
