@@ -20,7 +20,7 @@ class RangeCost:
     """What the ranges themselves cost while no profiler listens.
 
     Attributes:
-        seconds: processor time of one range.
+        seconds: processor time that one adds to a module's call.
         ranges: in a step.
     """
 

@@ -318,7 +318,7 @@ def _run(options: argparse.Namespace, given: list[str]) -> None:
         steps=options.steps,
         compiled=options.compile,
         shapes=options.shapes,
-        title=f"Training step, {Path(options.config).stem} model, {options.backend or 'accelerated'}",
+        title=_title(options),
         command=commands.command(_PROGRAM, given),
         out=out,
     )
@@ -327,6 +327,15 @@ def _run(options: argparse.Namespace, given: list[str]) -> None:
     if device.type == "cuda":
         print(f"Nsight Systems: {commands.nsys(_PROGRAM, given)}")
         print(f"Nsight Compute: {ncu.step_command(given)}")
+
+
+def _title(options: argparse.Namespace) -> str:
+    parts = [
+        "Training step",
+        f"{Path(options.config).stem} model",
+        options.backend or "accelerated",
+    ]
+    return ", ".join([*parts, "compiled"] if options.compile else parts)
 
 
 def _watch(wanted: Setting, options: argparse.Namespace, device: torch.device) -> None:

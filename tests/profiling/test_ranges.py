@@ -148,7 +148,10 @@ def test_without_nvtx_ranges_still_reach_the_profiler(monkeypatch: pytest.Monkey
     assert [e.name for e in profiler.events()] == [PREFIX + "alone"]
 
 
-def test_the_cost_of_a_range_is_per_range(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = iter([1.0, 1.5])
+def test_the_cost_of_a_range_is_what_it_adds_to_a_call(
+    monkeypatch: pytest.MonkeyPatch, recorder: Recorder
+) -> None:
+    ticks = iter([1.0, 1.25, 2.0, 2.75])  # 0.25 s without ranges, 0.75 s with them
     monkeypatch.setattr(ranges.time, "process_time", lambda: next(ticks))
     assert ranges.cost_seconds(repeats=100) == pytest.approx(0.005)
+    assert recorder.seen == 100 * ["0"]

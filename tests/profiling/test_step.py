@@ -1,8 +1,10 @@
 """`python -m profiling.step`: what it writes adds up, what is wrong it says."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from avemo.cli import find_config
 from avemo.training.config import OptimizerConfig, TrainerConfig
@@ -133,8 +135,9 @@ def test_a_compiled_model_is_one_range(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(step.torch, "compile", stand_in)
     assert step.main([*TINY, "--compile", "--out", str(tmp_path)]) == 0
     assert len(compiled) == 1
-    names = {r.name for r in Profile.load(tmp_path / PROFILE).account.ranges}
-    assert names == {"step", *PHASES}
+    profile = Profile.load(tmp_path / PROFILE)
+    assert profile.title == "Training step, tiny model, accelerated, compiled"
+    assert {r.name for r in profile.account.ranges} == {"step", *PHASES}
 
 
 def test_the_full_size_is_the_one_that_is_benchmarked_and_that_of_the_configuration() -> None:
@@ -154,6 +157,17 @@ def test_sizes_of_the_noise_can_be_told() -> None:
     assert audio_lengths.tolist() == [40, 40]
     assert video_lengths.tolist() == [3, 3]
     assert int(labels.max()) < 5
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_forward_runs_in_the_configurations_precision(precision: str, tmp_path: Path) -> None:
+    wanted = step.setting("tiny", None, None, {})
+    trainer = TrainerConfig(precision=precision)  # type: ignore[arg-type]
+    wanted = replace(wanted, config=replace(wanted.config, trainer=trainer))
+    taken, _, _ = step._prepare(wanted, "reference", torch.device("cpu"), compiled=False)
+    with taken.autocast():
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if precision == "bf16-mixed" else torch.float32)
 
 
 @pytest.mark.parametrize(
