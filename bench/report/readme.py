@@ -139,4 +139,6 @@ def _operators(device: Device) -> list[str]:
 
 
 def _ratio(case: Case | None, name: str, peer: str) -> str:
-    return ratio_text(against(case, name, peer)) if case and name in case.contenders else ""
+    if case is None or name not in case.contenders:
+        return "left out" if case and name in case.left_out else ""
+    return ratio_text(against(case, name, peer))

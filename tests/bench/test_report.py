@@ -253,6 +253,17 @@ def test_the_fastest_of_ours_stands_for_a_case_in_the_readme(root: Path) -> None
     assert "| fbp | clip | triton | 3.00 (2.70 to 3.30) | 3.00 (2.70 to 3.30) |" in readme
 
 
+def test_a_kernel_that_was_left_out_is_not_passed_over_in_the_readme(root: Path) -> None:
+    training = case(mode="training")
+    peers = {name: m for name, m in training.contenders.items() if name != "native"}
+    wrong = replace(training, contenders=peers, left_out={"native": "wrong: off by 3"})
+    readme = _readme(root, run(case(), wrong))
+    assert (
+        "| fbp | clip | native | 1.50 (1.35 to 1.65) | 1.25 (1.12 to 1.38) | left out | left out |"
+        in readme
+    )
+
+
 def test_a_changed_demo_changes_its_table() -> None:
     scores = DEMO["scores"] | {"am_fbp": DEMO["scores"]["am_fbp"] | {"accuracy": 0.1234}}
     text = "\n".join(demo_table(DEMO | {"scores": scores}))
