@@ -223,8 +223,8 @@ def _assign_owners(spans: list[Span], thread: int) -> None:
         else:  # a thread of autograd, between two nodes
             span.owner, span.backward = BACKWARD, True
         made_forward = span.is_operation and not span.args.get("Fwd thread id")
-        if made_forward and span.thread == thread and number >= 0:
-            numbers.append(number)  # sorted, for a thread's numbers only rise
+        if made_forward and span.thread == thread and number >= (numbers[-1] if numbers else 0):
+            numbers.append(number)  # a thread's numbers only rise; others are of no graph
             creators.append(span)
 
 

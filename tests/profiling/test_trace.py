@@ -35,6 +35,7 @@ def test_backward_belongs_to_the_operation_that_made_the_node() -> None:
             forward("aten::detach", 9, 9.5, 8),  # makes no node: the next one has the same number
             ours("b", 11, 20),
             forward("aten::relu", 12, 14, 8),
+            forward("aten::eq", 15, 16, 0),  # no gradient is wanted of it
             ours("backward", 30, 90),
             node("ReluBackward0", 31, 35, 8),
             span("cpu_op", "aten::threshold_backward", 32, 34),
