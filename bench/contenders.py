@@ -27,13 +27,13 @@ class Contender:
         run: one call; gives results and, in training, gradients in the order of the operator's inputs.
         function: what is called, for looking at its memory.
         tensors: what it is called with.
-        tolerance: how many times the reference's error its own may be, or None where it computes only parts.
+        rule: what its error may be, or None where it computes only parts of the operator.
     """
 
     run: Thunk
     function: Function
     tensors: tuple[Tensor, ...]
-    tolerance: float | None
+    rule: verify.Rule | None
 
 
 def names(call: Call, mode: str, device: str) -> list[str]:
@@ -68,8 +68,8 @@ def prepare(
         return _other(name, call, mode, cotangents)
     function = _function(name, call, dynamic)
     run = _run(function, call.tensors, mode, cotangents)
-    tolerance = verify.OURS if name in KERNELS else verify.PEERS
-    return Contender(run, function, call.tensors, tolerance)
+    rule = verify.correct if name in KERNELS else verify.alike
+    return Contender(run, function, call.tensors, rule)
 
 
 def _function(name: str, call: Call, dynamic: bool) -> Function:
@@ -102,7 +102,7 @@ def _other(name: str, call: Call, mode: str, cotangents: tuple[Tensor, ...]) -> 
         return (*values[:results], *peer.like_ours(values[results:]))
 
     reordered = like_ours if mode == "training" else run
-    return Contender(reordered, peer.function, peer.tensors, verify.PEERS)
+    return Contender(reordered, peer.function, peer.tensors, verify.alike)
 
 
 def _run(

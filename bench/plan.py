@@ -167,10 +167,10 @@ class OperatorPlan:
                     )
                     with verify.poisoned_memory():
                         got = contender.run()
-                    if contender.tolerance is None:
+                    if contender.rule is None:
                         verify.require_finite(got)
                     else:
-                        found = errors.setdefault(name, verify.Errors(contender.tolerance))
+                        found = errors.setdefault(name, verify.Errors(contender.rule))
                         found.add(got, plain, truth)
                     ready[name] = contender
                 except UnavailableError as error:
@@ -196,7 +196,7 @@ def _truth(call: Call, mode: str, cot: tuple[torch.Tensor, ...]) -> tuple[torch.
 def _measurement(
     name: str, samples: dict[str, list[float]], contender: Contender, mode: str, device: str
 ) -> Measurement:
-    bare = contender.tolerance is None
+    bare = contender.rule is None
     kept = None
     if mode == "training":
         given = leaves(contender.tensors)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch._inductor.config as inductor_config
 
 from . import ceilings, machine
 from .names import is_ours
@@ -33,6 +34,7 @@ class Session:
         self._family = ("", "", "")
         # Graph breaks of the peers are theirs; a failure to compile is an error still.
         torch._logging.set_logs(dynamo=logging.ERROR, inductor=logging.ERROR)
+        inductor_config.autotune_num_choices_displayed = 0
 
     def choose(self, plan: Plan, contender: str) -> None:
         """Notes that a contender takes part in a case."""

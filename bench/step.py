@@ -140,11 +140,12 @@ class StepPlan:
         batch = _converted(self._batch, lambda t: t.double() if t.is_floating_point() else t)
         truth = _gradient(TrainingStep(model, _CLASSES, OptimizerConfig(), seed=0, total=1), batch)
         plain = _distance(_gradient(self._side("eager"), self._batch), truth)
-        scale = torch.finfo(torch.float32).eps * truth.norm().item()
+        scale, eps = truth.norm().item(), torch.finfo(torch.float32).eps
         wrong = {}
         for name, side in sides.items():
-            factor = verify.OURS if name == ACCELERATED else verify.PEERS
-            error, allowed = _distance(_gradient(side, self._batch), truth), factor * plain + scale
+            rule = verify.correct if name == ACCELERATED else verify.alike
+            error = _distance(_gradient(side, self._batch), truth)
+            allowed = rule(plain, scale, eps)
             if not error <= allowed:
                 wrong[name] = f"gradient is off by {error:.3e}, allowed are {allowed:.3e}"
         return wrong

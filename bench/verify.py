@@ -1,16 +1,23 @@
 """A wrong kernel has no time: results are compared with float64 before anything is timed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-OURS = 2.0
-"""Our error may be this many times the reference's, plus one unit in the last place."""
+Rule = Callable[[float, float, float], float]
+"""What an error may be, from the reference's error, the largest value and the dtype's epsilon."""
 
-PEERS = 10.0
-"""A peer is not on trial; it only has to compute the same."""
+
+def correct(plain: float, scale: float, eps: float) -> float:
+    """For ours: twice the reference's error in the same dtype, plus one unit in the last place."""
+    return 2 * plain + eps * scale
+
+
+def alike(plain: float, scale: float, eps: float) -> float:
+    """For peers, who are not on trial and only have to compute the same: half of the digits."""
+    return 2 * plain + eps**0.5 * scale
 
 
 class WrongResultError(RuntimeError):
@@ -23,8 +30,8 @@ class Errors:
     The error of one small result is the luck of a rounding or two; draws are taken together.
     """
 
-    def __init__(self, factor: float) -> None:
-        self.factor = factor
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
         self._worst: list[list[float]] = []
 
     def add(
@@ -34,30 +41,26 @@ class Errors:
         if len(got) != len(truth):
             raise WrongResultError(f"gave {len(got)} results, expected {len(truth)}")
         require_finite(got)
-        self._worst = self._worst or [[0.0] * 3 for _ in truth]
+        self._worst = self._worst or [[0.0, 0.0] for _ in truth]
         for worst, ours, plain, true in zip(self._worst, got, reference, truth, strict=True):
             if ours.shape != true.shape:
                 raise WrongResultError(
                     f"gave a result of shape {tuple(ours.shape)}, expected {tuple(true.shape)}"
                 )
             eps = torch.finfo(ours.dtype).eps
-            found = (_error(ours, true), _error(plain, true), eps * _most(true))
-            worst[:] = map(max, worst, found)
+            allowed = self.rule(_error(plain, true), _most(true), eps)
+            worst[:] = max(worst[0], _error(ours, true)), max(worst[1], allowed)
 
     def worst(self) -> float:
         """The largest share that any result took of what its error may be; above 1 it is too large."""
-        return max((o / self._allowed(p, u) for o, p, u in self._worst if o), default=0.0)
-
-    def _allowed(self, plain: float, ulp: float) -> float:
-        return self.factor * plain + ulp
+        return max((error / allowed for error, allowed in self._worst if error), default=0.0)
 
     def check(self) -> None:
         """Raises `WrongResultError` where an error is larger than the rule allows."""
-        for number, (ours, plain, ulp) in enumerate(self._worst):
-            allowed = self._allowed(plain, ulp)
-            if not ours <= allowed:
+        for number, (error, allowed) in enumerate(self._worst):
+            if not error <= allowed:
                 raise WrongResultError(
-                    f"result {number} is off by {ours:.3e}, allowed are {allowed:.3e}"
+                    f"result {number} is off by {error:.3e}, allowed are {allowed:.3e}"
                 )
 
 

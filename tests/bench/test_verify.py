@@ -16,7 +16,7 @@ PLAN = OperatorPlan("fbp", "tiny", OPERATORS["fbp"].sizes["tiny"], "float32", "t
 def test_errors_within_the_rule_pass_and_larger_ones_do_not() -> None:
     truth = torch.tensor([1.0, -4.0], dtype=torch.float64)
     reference = (truth + 1e-3).float()
-    errors = verify.Errors(verify.OURS)
+    errors = verify.Errors(verify.correct)
     errors.add(((truth + 1.9e-3).float(),), (reference,), (truth,))
     errors.check()
     assert 0.9 < errors.worst() < 1
@@ -30,12 +30,12 @@ def test_what_is_not_finite_is_wrong(value: float) -> None:
     truth = torch.zeros(3, dtype=torch.float64)
     got = torch.tensor([0.0, value, value])
     with pytest.raises(verify.WrongResultError, match="result 0 has 2 of 3 elements"):
-        verify.Errors(verify.OURS).add((got,), (truth.float(),), (truth,))
+        verify.Errors(verify.correct).add((got,), (truth.float(),), (truth,))
 
 
 def test_a_missing_result_and_a_wrong_shape_are_wrong() -> None:
     truth = torch.zeros(3, dtype=torch.float64)
-    errors = verify.Errors(verify.OURS)
+    errors = verify.Errors(verify.correct)
     with pytest.raises(verify.WrongResultError, match="gave 0 results, expected 1"):
         errors.add((), (truth.float(),), (truth,))
     with pytest.raises(verify.WrongResultError, match=r"shape \(3, 1\), expected \(3,\)"):
@@ -115,3 +115,9 @@ def test_peers_compute_what_we_do() -> None:
     u, w = call.bare["products"]()
     pooled = (u * w).sum(0).unflatten(1, (sizes["O"], sizes["K"])).sum(2)
     torch.testing.assert_close(pooled, contenders.forward(call.reference, call.tensors)()[0])
+
+
+def test_a_peer_needs_half_of_the_digits() -> None:
+    eps = torch.finfo(torch.float32).eps
+    assert verify.correct(3.0, 100.0, eps) == 6 + 100 * eps
+    assert verify.alike(0.0, 100.0, eps) == pytest.approx(100 * 3.45e-4, rel=1e-2)
