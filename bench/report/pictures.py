@@ -173,9 +173,13 @@ def _double(ax: Axes, axis: str) -> None:
 
     (ax.set_xscale if axis == "x" else ax.set_yscale)("log", base=2)
     line = ax.xaxis if axis == "x" else ax.yaxis
-    line.set_major_locator(LogLocator(2, numticks=12))
-    line.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    line.set_major_locator(LogLocator(2, numticks=8))
+    line.set_major_formatter(FuncFormatter(lambda value, _: _fraction(value)))
     line.set_minor_formatter(NullFormatter())
+
+
+def _fraction(value: float) -> str:
+    return f"{value:g}" if value >= 1 else f"1/{1 / value:g}"
 
 
 def powers_of_two(ax: Axes, ticks: Sequence[float]) -> None:

@@ -428,10 +428,13 @@ def test_percent() -> None:
     assert [percent(x) for x in (1.043, 0.5, 0.012, 0.0)] == ["104%", "50%", "1.2%", "0%"]
 
 
-def test_the_check_needs_neither_torch_nor_matplotlib() -> None:
+def test_the_check_needs_neither_torch_nor_matplotlib(root: Path) -> None:
+    _write(root, _full())
     code = (
-        "import sys; from bench.report import report; report(check=True);"
+        "import sys, pathlib; from bench.report import report;"
+        "assert report(check=True, root=pathlib.Path(sys.argv[1])) == 0;"
         "sys.exit(any(m in sys.modules for m in ('torch', 'matplotlib')))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False)
+    command = [sys.executable, "-c", code, str(root)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], check=False)
     assert done.returncode == 0
