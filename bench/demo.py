@@ -5,6 +5,8 @@ import json
 from datetime import date
 from pathlib import Path
 
+from .machine import slug
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -14,8 +16,8 @@ def main() -> None:
     parser.add_argument("result", type=Path, help="demo.json of a run with --compare")
     result = json.loads(parser.parse_args().result.read_text("utf-8"))
     result.pop("pictures")
-    processor = "-".join(result["machine"]["processor"].lower().split())
-    out = RESULTS / f"demo-{processor}-{date.today().isoformat()}.json"
+    processor = result["machine"]["processor"]
+    out = RESULTS / f"demo-{slug(processor)}-{date.today().isoformat()}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     print(f"written to {out}")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from avemo.machine import processor
 from fbp_kernels import native
 
 _ROOT = Path(__file__).parents[1]
@@ -38,16 +39,6 @@ def result_name(device: str) -> str:
     """Name of a run's file among the committed results."""
     machine = describe(device)
     return f"bench-{machine['device']}-{machine['date']}.json"
-
-
-def processor() -> str:
-    """The processor's name as Linux has it, else what Python knows."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def slug(name: str) -> str:
