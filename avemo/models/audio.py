@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avemo.models.config import AudioEncoderConfig
-from avemo.models.norm import FrameBatchNorm
-from fbp_kernels import LocalResponseNorm
+from fbp_kernels import BatchNorm, LocalResponseNorm
 
 Length = TypeVar("Length", int, Tensor)
 
@@ -25,11 +24,11 @@ _POOL_STRIDE = 2
 class AudioEncoder(nn.Module):
     """Encodes log spectrograms of any length from one frame up.
 
-    A clip's result does not depend on how far its batch is padded: what lies past its end is set
-    to zero before every layer, where a convolution of the clip alone pads with zeros too; as
-    max-pooling follows a ReLU, zeros never win over a clip's own values; and statistics of the
-    batch normalisation leave padding out. That normalisation is not in the paper; without it a
-    few hundred clips do not suffice to train the network from scratch.
+    A clip's result does not depend on how far its batch is padded: what lies past its end is zero
+    before every layer, where a convolution of the clip alone pads with zeros too; as max-pooling
+    follows a ReLU, zeros never win over a clip's own values; and the batch normalisation leaves
+    padding out of its statistics and makes it zero. That normalisation is not in the paper;
+    without it a few hundred clips do not suffice to train the network from scratch.
 
     Args:
         bins: F, frequency bins of the input.
@@ -48,9 +47,11 @@ class AudioEncoder(nn.Module):
         self.conv3 = nn.Conv2d(c2, c3, 3, padding=1, bias=False)
         self.conv4 = nn.Conv2d(c3, c4, 3, padding=1, bias=False)
         self.conv5 = nn.Conv2d(c4, c5, 3, padding=1, bias=False)
-        self.norms = nn.ModuleList(FrameBatchNorm(c) for c in config.channels)
-        self.lrn1 = LocalResponseNorm(relu=True, backend="reference")
-        self.lrn2 = LocalResponseNorm(relu=True, backend="reference")
+        self.norms = nn.ModuleList(
+            BatchNorm(c, relu=True, backend="reference") for c in config.channels
+        )
+        self.lrn1 = LocalResponseNorm(backend="reference")
+        self.lrn2 = LocalResponseNorm(backend="reference")
         self.dropout = nn.Dropout2d(config.dropout)
         heights = _strided(bins, config.stride[0])
         for _ in range(2):
@@ -79,14 +80,10 @@ class AudioEncoder(nn.Module):
         """
         x = _mask(spectrogram.unsqueeze(1), lengths)
         lengths = _strided(lengths, self.stride[1])
-        x = _mask(self.lrn1(self.norms[0](self.conv1(x), lengths)), lengths)
-        x, lengths = _max_pool(x), _pooled(lengths)
-        x = _mask(x, lengths)
-        x = _mask(self.lrn2(self.norms[1](self.conv2(x), lengths)), lengths)
-        x, lengths = _max_pool(x), _pooled(lengths)
-        x = _mask(x, lengths)
+        x, lengths = _max_pool(self.lrn1(self.norms[0](self.conv1(x), lengths)), lengths)
+        x, lengths = _max_pool(self.lrn2(self.norms[1](self.conv2(x), lengths)), lengths)
         for conv, norm in zip((self.conv3, self.conv4, self.conv5), self.norms[2:], strict=True):
-            x = _mask(F.relu(norm(conv(x), lengths)), lengths)
+            x = norm(conv(x), lengths)
         x = _mask(self.collapse(self.dropout(x)), lengths)
         return x.squeeze(2).transpose(1, 2), lengths
 
@@ -102,15 +99,21 @@ def _pooled(length: Length) -> Length:
     return pooled.clamp(min=1) if isinstance(pooled, Tensor) else max(pooled, 1)
 
 
-def _max_pool(x: Tensor) -> Tensor:
-    """Max-pools (B, C, F, T), at least one window over time; x is not negative."""
+def _max_pool(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Max-pools (B, C, F, T), at least one window over time; x is not negative, and zero past each end.
+
+    A window that reaches past a clip's end has some of the clip in it, and is not there for the clip alone.
+    """
     short = _POOL - x.shape[-1]
     if short > 0:
         x = F.pad(x, (0, short))
-    return F.max_pool2d(x, _POOL, _POOL_STRIDE)
+    lengths = _pooled(lengths)
+    return _mask(F.max_pool2d(x, _POOL, _POOL_STRIDE), lengths), lengths
 
 
 def _mask(x: Tensor, lengths: Tensor) -> Tensor:
     """Zeroes what lies past each clip's end: x (B, C, F, T), lengths int64 (B,)."""
-    outside = torch.arange(x.shape[-1], device=x.device) >= lengths[:, None]
-    return x.masked_fill(outside[:, None, None, :], 0.0)
+    inside = torch.arange(x.shape[-1], device=x.device) < lengths[:, None]
+    return x.where(
+        inside[:, None, None, :], 0.0
+    )  # keeps the memory format, as masked_fill does not

@@ -5,10 +5,13 @@ this face looks otherwise; the difference shows it free of identity, which a net
 sees few people would learn by heart.
 """
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 
 from avemo.models.config import VideoEncoderConfig
+from fbp_kernels import BatchNorm
 
 
 class VideoEncoder(nn.Module):
@@ -35,17 +38,15 @@ class VideoEncoder(nn.Module):
                 f"got {face_size}"
             )
         side = -(-face_size // smallest)
-        stages: list[nn.Module] = []
+        # The numbers are those of saved weights: the ReLU was a module of its own once, the third.
+        stages: OrderedDict[str, nn.Module] = OrderedDict()
         channels = 2  # the frame, and its difference from the mean
-        for out in config.channels:
-            stages += [
-                nn.Conv2d(channels, out, 3, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(out),
-                nn.ReLU(inplace=True),
-            ]
+        for i, out in enumerate(config.channels):
+            stages[f"{3 * i}"] = nn.Conv2d(channels, out, 3, stride=2, padding=1, bias=False)
+            stages[f"{3 * i + 1}"] = BatchNorm(out, relu=True, backend="reference")
             channels = out
         # The layout that convolutions with many small pictures are fastest in, on CPUs and GPUs.
-        self.stages = nn.Sequential(*stages).to(
+        self.stages = nn.Sequential(stages).to(
             memory_format=torch.channels_last  # type: ignore[call-overload]
         )
         self.dropout = nn.Dropout2d(config.dropout)
@@ -64,8 +65,9 @@ class VideoEncoder(nn.Module):
         inside = torch.arange(faces.shape[1], device=faces.device) < lengths[:, None]
         faces = faces.masked_fill(~inside[..., None, None], 0.0)
         mean = faces.sum(1) / lengths[:, None, None]
-        pair = torch.stack([faces, faces - mean[:, None]], dim=2)  # (B, T, 2, S, S)
-        x = self.stages(pair[inside])
+        # Channels last from the start, as the first convolution wants them.
+        pair = torch.stack([faces, faces - mean[:, None]], dim=-1)  # (B, T, S, S, 2)
+        x = self.stages(pair[inside].permute(0, 3, 1, 2))
         x = self.project(self.dropout(x).flatten(1))
         encoded = x.new_zeros(*faces.shape[:2], x.shape[1])
         encoded[inside] = x

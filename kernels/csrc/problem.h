@@ -95,6 +95,28 @@ struct LrnProblem {
   void* out = nullptr;       // y, or dx in the backward
 };
 
+// Batch normalisation of x (images, channels, rows, row_length) with statistics over all but the
+// channels, of which only the first lengths[image] of each row count; the rest is 0 in the results.
+// Either the positions or the channels are contiguous, see LrnProblem. Parameters and their
+// gradients are in the type that sums are made in: float32, or float64 for float64.
+struct BatchNormProblem {
+  Dtype dtype = Dtype::float32;
+  i64 images = 0, channels = 0, rows = 1, row_length = 0;
+  bool channels_last = false;
+  const i64* lengths = nullptr;  // (images), contiguous; null where all count
+  double eps = 0;
+  bool relu = false;
+  const void* x = nullptr;
+  const void* dy = nullptr;  // backward only
+  const void* weight = nullptr;
+  const void* bias = nullptr;
+  void* out = nullptr;         // y; or dx in the backward, null where not needed
+  double* mean = nullptr;      // written by the forward, read by the backward
+  double* variance = nullptr;  // likewise, divided by the number of values
+  void* d_weight = nullptr;    // backward only
+  void* d_bias = nullptr;
+};
+
 // The kernels of one instruction set.
 struct Kernels {
   const char* name;
@@ -102,6 +124,8 @@ struct Kernels {
   void (*bilinear_backward)(const BackwardProblem&);
   void (*lrn_forward)(const LrnProblem&);
   void (*lrn_backward)(const LrnProblem&);
+  void (*batch_norm_forward)(const BatchNormProblem&);
+  void (*batch_norm_backward)(const BatchNormProblem&);
 };
 
 }  // namespace fbp

@@ -6,6 +6,7 @@ from .backends import BackendStatus, available_backends
 from .modules import (
     AdaptiveMultiLevelFBP,
     AttentionPool,
+    BatchNorm,
     FactorizedBilinearPooling,
     LocalResponseNorm,
     TrunkFactorizedBilinearPooling,
@@ -13,6 +14,7 @@ from .modules import (
 from .ops import (
     am_fbp,
     attention_pool,
+    batch_norm,
     fbp,
     local_response_norm,
     power_normalize,
@@ -23,6 +25,7 @@ __all__ = [
     "AdaptiveMultiLevelFBP",
     "AttentionPool",
     "BackendStatus",
+    "BatchNorm",
     "FactorizedBilinearPooling",
     "LocalResponseNorm",
     "Replacement",
@@ -31,6 +34,7 @@ __all__ = [
     "am_fbp",
     "attention_pool",
     "available_backends",
+    "batch_norm",
     "fbp",
     "local_response_norm",
     "power_normalize",

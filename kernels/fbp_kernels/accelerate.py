@@ -13,6 +13,7 @@ _OPERATORS: dict[type[nn.Module], str] = {
     modules.TrunkFactorizedBilinearPooling: "trunk_fbp",
     modules.AdaptiveMultiLevelFBP: "am_fbp",
     modules.AttentionPool: "attention_pool",
+    modules.BatchNorm: "batch_norm",
     modules.LocalResponseNorm: "local_response_norm",
 }
 
@@ -62,6 +63,8 @@ def accelerate(model: nn.Module, backend: str | None = None) -> list[Replacement
         raise RuntimeError(f"accelerate: nothing can run on backend {backend!r}: {plan[0].reason}")
     for (_, module), entry in zip(known, plan, strict=True):
         _switch(module, entry.backend)
+    if device.type == "cpu" and any(entry.backend == "native" for entry in plan):
+        _channels_last(model)
     return plan
 
 
@@ -91,6 +94,13 @@ def _why_reference(operator: str, device_type: str) -> str:
         if status.operator == operator and not status.available
     )
     return "; ".join(missing) or f"the environment variable {backends.ENVIRONMENT} asks for it"
+
+
+def _channels_last(model: nn.Module) -> None:
+    """Lays the weights of convolutions out channels last, and so what they give and all that follows."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _switch(module: nn.Module, backend: str) -> None:

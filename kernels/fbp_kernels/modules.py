@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import ops
+from . import backends, ops
 
 
 class FactorizedBilinearPooling(nn.Module):
@@ -386,6 +386,77 @@ class LocalResponseNorm(nn.LocalResponseNorm):
         return ops.local_response_norm(
             input, self.size, self.alpha, self.beta, self.k, relu=self.relu, backend=self.backend
         )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, relu={self.relu}, backend={self.backend}"
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d` for clips of different lengths, with an optional ReLU, see `fbp_kernels.batch_norm`.
+
+    In training it normalises with the statistics of the batch and moves the running ones, in evaluation with the
+    running ones; parameters, buffers and what they mean are those of `torch.nn.BatchNorm2d`.
+
+    Args:
+        num_features: C.
+        eps: added to the variance.
+        momentum: how far the running statistics move towards those of a batch; None averages over all batches.
+        relu: end with a ReLU.
+        backend: which kernels run it in training; evaluation is PyTorch's own.
+        device: of the parameters.
+        dtype: of the parameters.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        *,
+        relu: bool = False,
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, device=device, dtype=dtype)
+        self.relu = relu
+        self.backend = backend
+
+    def forward(self, input: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Normalises x (N, C, H, W), of which the first `lengths` (N,) of W count; the rest becomes 0."""
+        self._check_input_dim(input)
+        if lengths is None and self.training and input.numel() == input.shape[1]:
+            raise ValueError(
+                "Expected more than 1 value per channel when training, got input of shape "
+                f"{tuple(input.shape)}"
+            )
+        reference = backends.resolve("batch_norm", self.backend, input.device.type) == "reference"
+        if not self.training or (reference and lengths is None):
+            y = super().forward(input)  # one pass, where the definition takes several
+            if lengths is not None:
+                alive = torch.arange(y.shape[-1], device=y.device) < lengths[:, None]
+                y = y.masked_fill_(~alive[:, None, None, :], 0.0)
+            return y.relu_() if self.relu else y
+        y, mean, var = ops.batch_norm(
+            input, self.weight, self.bias,
+            lengths=lengths, eps=self.eps, relu=self.relu, backend=self.backend,
+        )  # fmt: skip
+        if lengths is None:
+            lengths = torch.full((), input.shape[0] * input.shape[3], device=input.device)
+        self._track(mean, var, lengths.sum() * input.shape[2])
+        return y
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+        """Moves the running statistics towards those of `count` values, the variance without its bias."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        unbiased = var * count / (count - 1).clamp(min=1)
+        for running, batch in ((self.running_mean, mean), (self.running_var, unbiased)):
+            running += (batch - running) * momentum
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, relu={self.relu}, backend={self.backend}"

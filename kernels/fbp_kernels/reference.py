@@ -7,6 +7,8 @@ Formulas: factorized bilinear pooling after Yu et al. 2017 (https://arxiv.org/ab
 multi-level pooling and the attention after Zhou, Du et al. 2021 (https://arxiv.org/abs/2111.08910).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -128,6 +130,33 @@ def attention_pool(
     member = trunk[:, None, :] == torch.arange(trunks, device=x.device)[:, None]  # (B, H, T)
     trunk_pooled = (weights[:, None, :] * member) @ x  # (B, H, C)
     return trunk_pooled.sum(1), trunk_pooled, weights
+
+
+def batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    lengths: Tensor | None = None,
+    eps: float = 1e-5,
+    relu: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch normalisation over what counts of each row, see `fbp_kernels.batch_norm`."""
+    # As in local_response_norm: computed in float32, rounded once.
+    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    N, T = x.shape[0], x.shape[-1]
+    others = [1] * (x.dim() - 3)
+    n = torch.full((N,), T, device=x.device) if lengths is None else lengths
+    alive = (torch.arange(T, device=x.device) < n[:, None]).view(N, 1, *others, T)
+    count = (n.sum() * math.prod(x.shape[2:-1])).clamp(min=1)
+    dims = [0, *range(2, x.dim())]
+    mean = wide.where(alive, 0.0).sum(dims, keepdim=True) / count  # (1, C, 1, ...)
+    centred = (wide - mean).where(alive, 0.0)
+    var = centred.square().sum(dims, keepdim=True) / count
+    scale, shift = (p.view(-1, *others, 1) for p in (weight, bias))
+    y = centred * (scale * torch.rsqrt(var + eps)) + shift
+    y = (F.relu(y) if relu else y).where(alive, 0.0)
+    return y.to(x.dtype), mean.detach().flatten(), var.detach().flatten()
 
 
 def local_response_norm(

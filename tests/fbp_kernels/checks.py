@@ -48,17 +48,21 @@ class Errors:
         )
 
 
-def evaluate(call: Callable[..., Tensor], inputs: Inputs, cotangent: Tensor) -> list[Tensor | None]:
-    """The result and the gradient of every input, under one cotangent."""
+def evaluate(call: Callable[..., Any], inputs: Inputs, cotangent: Tensor) -> dict[str, Tensor]:
+    """The results by name, the first of them differentiated by every input under one cotangent."""
     leaves = [None if t is None else t.detach().requires_grad_() for t in inputs]
-    result = call(*leaves)
-    there = [t for t in leaves if t is not None]
-    gradients = iter(torch.autograd.grad(result, there, cotangent.to(result.dtype)))
-    return [result.detach(), *(None if t is None else next(gradients) for t in leaves)]
+    results = call(*leaves)
+    results = results if isinstance(results, tuple) else (results,)
+    there = {f"gradient {i}": t for i, t in enumerate(leaves) if t is not None}
+    gradients = torch.autograd.grad(
+        results[0], list(there.values()), cotangent.to(results[0].dtype)
+    )
+    named = {f"result {i}": t.detach() for i, t in enumerate(results)}
+    return named | dict(zip(there, gradients, strict=True))
 
 
 def assert_parity(
-    operator: Callable[..., Tensor],
+    operator: Callable[..., Any],
     draw: Callable[[int], Inputs],
     arguments: dict[str, Any],
     outputs: tuple[int, ...],
@@ -68,10 +72,11 @@ def assert_parity(
     """Result and gradients of a backend against the float64 truth, by the rule.
 
     Args:
-        operator: called with the inputs, the arguments and a backend.
+        operator: called with the inputs, the arguments and a backend; of several results the first is
+            differentiated.
         draw: inputs by seed.
         arguments: everything that is not differentiated.
-        outputs: shape of the result.
+        outputs: shape of the first result.
         backend: the one under test.
         draws: how many draws the largest errors are taken over. The error of one small result is the luck of
             a rounding or two; the rule compares what the errors amount to.
@@ -90,7 +95,7 @@ def assert_parity(
             torch.randn(outputs, generator=generator, dtype=torch.float64).to(dtype).double()
         )
 
-        def run(dtype: torch.dtype, inputs: Inputs = inputs, **options: Any) -> list[Tensor | None]:
+        def run(dtype: torch.dtype, inputs: Inputs = inputs, **options: Any) -> dict[str, Tensor]:
             # `to` keeps strides, which are part of the case, and is exact towards float64.
             cast = [None if t is None else t.to(dtype) for t in inputs]
             torch.manual_seed(seed)  # noqa: B023 (the same dropout mask for all)
@@ -100,23 +105,21 @@ def assert_parity(
         reference = reference_errors(run, dtype, inputs, truth)
         for variant in variants:
             got = run(dtype, backend=backend, **variant)
-            for i, (ours, true) in enumerate(zip(got, truth, strict=True)):
-                if ours is not None and true is not None:
-                    name = f"{operator.__name__} {variant} " + (
-                        f"gradient {i - 1}" if i else "result"
-                    )
-                    found.setdefault(name, Errors()).add(ours, true, reference[i])
+            assert got.keys() == truth.keys()
+            for name in got:
+                errors = found.setdefault(f"{operator.__name__} {variant} {name}", Errors())
+                errors.add(got[name], truth[name], reference[name])
     for name, errors in found.items():
         errors.assert_within_rule(name)
 
 
 def reference_errors(
-    run: Callable[..., list[Tensor | None]],
+    run: Callable[..., dict[str, Tensor]],
     dtype: torch.dtype,
     inputs: Inputs,
-    truth: list[Tensor | None],
-) -> list[float]:
-    """Errors of the reference in a dtype, result by result."""
+    truth: dict[str, Tensor],
+) -> dict[str, float]:
+    """Errors of the reference in a dtype, by the names of the results."""
     factor = 1.0
     if dtype == torch.float64:
         # There is no wider truth to measure float64 against. Errors are proportional to the dtype's epsilon: take
@@ -127,10 +130,7 @@ def reference_errors(
         inputs = [None if t is None else t.float() for t in inputs]
         truth = run(torch.float64, inputs, backend="reference")
     reference = run(dtype, inputs, backend="reference")
-    return [
-        0.0 if r is None or t is None else factor * error(r, t)
-        for r, t in zip(reference, truth, strict=True)
-    ]
+    return {name: factor * error(reference[name], truth[name]) for name in truth}
 
 
 def strided(tensor: Tensor, layout: str) -> Tensor:

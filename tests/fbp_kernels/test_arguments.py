@@ -41,6 +41,11 @@ def pool_arguments(**changes: Any) -> dict[str, Any]:
     return arguments | changes
 
 
+def norm_arguments(**changes: Any) -> dict[str, Any]:
+    arguments = {"x": torch.randn(B, C, 2, 7), "weight": torch.randn(C), "bias": torch.randn(C)}
+    return arguments | changes
+
+
 BAD: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
     # rank and width
     (fk.fbp, global_arguments(a=torch.randn(C)), ValueError, r"fbp: a has shape \(5,\), expected \(B, C\)"),
@@ -56,12 +61,17 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
     (fk.local_response_norm, {"x": torch.randn(3, 4)}, ValueError, "at least 3 dimensions"),
     (fk.attention_pool, pool_arguments(weight=torch.randn(C + 1, 2)), ValueError, "weight has shape .*C=5"),
     (fk.attention_pool, pool_arguments(query=torch.randn(3)), ValueError, "query has shape .*A=2"),
+    (fk.batch_norm, norm_arguments(x=torch.randn(B, C)), ValueError, r"x has shape \(4, 5\), expected at least 3"),
+    (fk.batch_norm, norm_arguments(bias=torch.randn(C + 1)), ValueError, "bias has shape .*C=5"),
     (fk.power_normalize, {"z": torch.tensor(1.0)}, ValueError, "z is a scalar"),
     # dtype and device
     (fk.fbp, global_arguments(p=torch.randn(C, N).double()), TypeError, "p is torch.float64, expected torch.float32"),
     (fk.fbp, global_arguments(a=torch.ones(B, C, dtype=torch.int64)), TypeError, "a is torch.int64, expected one of"),
     (fk.fbp, global_arguments(a=[1.0]), TypeError, "a is a list, expected a tensor"),
     (fk.fbp, global_arguments(q=torch.randn(D, N, device="meta")), ValueError, "q is on meta, expected cpu"),
+    (fk.batch_norm, norm_arguments(x=torch.ones(B, C, 2, 7, dtype=torch.int64)), TypeError, "x is torch.int64"),
+    (fk.batch_norm, norm_arguments(weight=torch.randn(C).double()), TypeError, "bias is torch.float32, expected torch.float64 as weight is"),
+    (fk.batch_norm, norm_arguments(x=torch.randn(B, C, 2, 7).double()), TypeError, "weight is torch.float32, expected torch.float64"),
     # factor, dropout, sizes
     (fk.fbp, global_arguments(factor=3), ValueError, "factor is 3, expected a divisor of the 8 columns"),
     (fk.fbp, global_arguments(factor=0), ValueError, "factor is 0"),
@@ -78,6 +88,8 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
     (fk.trunk_fbp, trunk_arguments(lengths=torch.ones(B)), TypeError, "lengths is torch.float32, expected an int64"),
     (fk.am_fbp, am_arguments(lengths=[1, 2, 3, 3]), TypeError, "lengths is list"),
     (fk.attention_pool, pool_arguments(lengths=torch.tensor([8, 1, 1, 1])), ValueError, "from 1 to 8, expected from 0 to 7"),
+    (fk.batch_norm, norm_arguments(lengths=torch.tensor([8, 1, 1, 1])), ValueError, "from 1 to 8, expected from 0 to 7"),
+    (fk.batch_norm, norm_arguments(lengths=torch.tensor([1])), ValueError, r"lengths has shape \(1,\), expected \(B=4\)"),
     # backend
     (fk.fbp, global_arguments(backend="cuda"), ValueError, "backend is 'cuda', expected one of native, reference, triton"),
     (fk.fbp, global_arguments(backend="triton"), RuntimeError, "fbp cannot run on backend 'triton'"),
@@ -102,5 +114,6 @@ def test_the_good_arguments_are_good() -> None:
         (fk.trunk_fbp, trunk_arguments()),
         (fk.am_fbp, am_arguments()),
         (fk.attention_pool, pool_arguments()),
+        (fk.batch_norm, norm_arguments()),
     ):
         operator(**arguments)

@@ -19,7 +19,7 @@ def status(operator: str, backend: str, device: str = "cpu") -> backends.Backend
 
 def test_the_native_extension_is_built_here() -> None:
     assert native.MISSING == ""
-    for operator in ("fbp", "trunk_fbp", "am_fbp", "local_response_norm"):
+    for operator in ("fbp", "trunk_fbp", "am_fbp", "local_response_norm", "batch_norm"):
         assert status(operator, "native").available
 
 

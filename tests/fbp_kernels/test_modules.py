@@ -21,6 +21,7 @@ def test_state_dicts_have_the_standard_layout() -> None:
     }  # fmt: skip
     assert shapes(fk.AttentionPool(3, 4)) == {"weight": (3, 4), "bias": (4,), "query": (4,)}
     assert shapes(fk.LocalResponseNorm()) == {}
+    assert shapes(fk.BatchNorm(3)) == shapes(torch.nn.BatchNorm2d(3))
 
 
 def test_every_parameter_is_drawn_within_the_bound_and_trained() -> None:

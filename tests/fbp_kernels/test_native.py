@@ -31,7 +31,9 @@ def test_every_instruction_set_matches_float64(
     @given(data=st.data())
     def check(data: st.DataObject) -> None:
         case = CASES[operator](data)
-        assert_parity(case.operator, case.draw, case.arguments, case.outputs, "native", draws=4)
+        assert_parity(
+            case.operator, case.draw, case.arguments, case.outputs, "native", draws=case.draws
+        )
 
     check()
 

@@ -27,7 +27,7 @@ def test_result_and_gradients_match_float64(
     operator: str, backend: str, data: st.DataObject
 ) -> None:
     case = CASES[operator](data)
-    assert_parity(case.operator, case.draw, case.arguments, case.outputs, backend, draws=4)
+    assert_parity(case.operator, case.draw, case.arguments, case.outputs, backend, draws=case.draws)
 
 
 @pytest.mark.slow
@@ -69,6 +69,9 @@ def test_bit_identical_from_run_to_run_and_for_any_number_of_threads(
             a[:, 0], v[:, 0], a, v, p[0], q[0], p, q, 5, 13, backend=backend
         ),
         "local_response_norm": lambda a, *_: fk.local_response_norm(a, backend=backend),
+        "batch_norm": lambda a, v, *_: fk.batch_norm(
+            v.repeat(4, 1, 2), a[0, :, 0], a[0, :, 1], relu=True, backend=backend
+        )[0],
     }
 
     def run() -> list[torch.Tensor]:
@@ -181,6 +184,12 @@ def test_gradcheck(operator: str, backend: str) -> None:
         "local_response_norm": (
             lambda x: fk.local_response_norm(x, 3, 0.5, 0.75, relu=True, **options),
             (draw(2, 5, 3),),
+        ),
+        "batch_norm": (
+            lambda x, *t: fk.batch_norm(
+                x.transpose(1, 3), *t, lengths=lengths, relu=True, **options
+            )[0],
+            (draw(4, 3, 2, 5), draw(5), draw(5)),
         ),
     }
     function, inputs = checks[operator]

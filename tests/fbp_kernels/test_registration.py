@@ -55,8 +55,22 @@ def call_local_response_norm(backend: str) -> tuple[Callable[..., Tensor], list[
     return lambda x: fk.local_response_norm(x, relu=True, backend=backend), [leaf(2, 7, 3, 4)]
 
 
+def call_batch_norm(backend: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    lengths = torch.tensor([4, 2])
+
+    def call(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y, mean, var = fk.batch_norm(x, weight, bias, lengths=lengths, relu=True, backend=backend)
+        return y + (mean * var)[:, None, None]
+
+    return call, [leaf(2, 7, 3, 4), leaf(7), leaf(7)]
+
+
 BILINEAR = {"fbp": call_fbp, "trunk_fbp": call_trunk_fbp, "am_fbp": call_am_fbp}
-OPERATORS = {**BILINEAR, "local_response_norm": call_local_response_norm}
+OPERATORS = {
+    **BILINEAR,
+    "local_response_norm": call_local_response_norm,
+    "batch_norm": call_batch_norm,
+}
 
 
 def results(call: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:

@@ -1,6 +1,7 @@
 // All kernels of one instruction set; compiled once for each, with FBP_ISA set to its name.
 
 #include "backward.h"
+#include "batch_norm.h"
 #include "forward.h"
 #include "lrn.h"
 
@@ -50,6 +51,25 @@ void lrn_backward(const LrnProblem& problem) {
   with_lrn(problem, [](const auto& lrn) { lrn.backward(); });
 }
 
+template <class F>
+void with_batch_norm(const BatchNormProblem& problem, const F& f) {
+  with_type(problem.dtype, [&](auto type) {
+    if (problem.relu) {
+      f(BatchNorm<decltype(type), true>(problem));
+    } else {
+      f(BatchNorm<decltype(type), false>(problem));
+    }
+  });
+}
+
+void batch_norm_forward(const BatchNormProblem& problem) {
+  with_batch_norm(problem, [](const auto& norm) { norm.forward(); });
+}
+
+void batch_norm_backward(const BatchNormProblem& problem) {
+  with_batch_norm(problem, [](const auto& norm) { norm.backward(); });
+}
+
 }  // namespace
 
 #define FBP_QUOTE(x) #x
@@ -58,7 +78,8 @@ void lrn_backward(const LrnProblem& problem) {
 // A function, not an object: an object might be initialised by code of this instruction set on any
 // processor.
 Kernels kernels() {
-  return {FBP_NAME(FBP_ISA), bilinear_forward, bilinear_backward, lrn_forward, lrn_backward};
+  return {FBP_NAME(FBP_ISA), bilinear_forward,   bilinear_backward,  lrn_forward,
+          lrn_backward,      batch_norm_forward, batch_norm_backward};
 }
 
 }  // namespace fbp::FBP_ISA

@@ -2,6 +2,7 @@
 
 from .am_fbp import am_fbp
 from .attention_pool import attention_pool
+from .batch_norm import batch_norm
 from .fbp import fbp
 from .local_response_norm import local_response_norm
 from .power_normalize import power_normalize
@@ -10,6 +11,7 @@ from .trunk_fbp import trunk_fbp
 __all__ = [
     "am_fbp",
     "attention_pool",
+    "batch_norm",
     "fbp",
     "local_response_norm",
     "power_normalize",

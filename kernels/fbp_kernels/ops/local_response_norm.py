@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import backends, native, reference
-from . import _check, _operator
+from . import _check, _layout, _operator
 
 
 def local_response_norm(
@@ -54,15 +54,8 @@ def local_response_norm(
     chosen = backends.resolve("local_response_norm", backend, x.device.type)
     if chosen == "reference":
         return reference.local_response_norm(x, size, alpha, beta, k, relu=relu)
-    if not (x.is_contiguous() or _channels_last(x)):
-        x = x.contiguous()
-    y: Tensor = _call(x, size, alpha, beta, k, relu, chosen)
+    y: Tensor = _call(_layout.readable(x), size, alpha, beta, k, relu, chosen)
     return y
-
-
-def _channels_last(x: Tensor) -> bool:
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return x.dim() in formats and x.is_contiguous(memory_format=formats[x.dim()])
 
 
 def _native_backward(dy: Tensor, x: Tensor, *attributes: Any) -> Tensor:
