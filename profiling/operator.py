@@ -152,7 +152,7 @@ def _run(options: argparse.Namespace, given: list[str], device: torch.device) ->
     out = commands.folder(options, title.replace(", ", "-"))
     sizes = ", ".join(f"{name}={size}" for name, size in call.sizes.items())
 
-    def about(seconds: Spread, bound: dict[str, Any]) -> About:
+    def about(seconds: Spread, found: Ceilings, bound: dict[str, Any]) -> About:
         return About(
             title,
             commands.command(_PROGRAM, given),
@@ -161,6 +161,7 @@ def _run(options: argparse.Namespace, given: list[str], device: torch.device) ->
             seconds,
             cost_seconds(),
             storage_bytes([*calls.inputs, *calls.given], device),
+            found,
             bound,
         )
 
@@ -178,7 +179,7 @@ def _profile(
     calls: Calls,
     device: torch.device,
     out: Path,
-    about: Callable[[Spread, dict[str, Any]], About],
+    about: Callable[[Spread, Ceilings, dict[str, Any]], About],
 ) -> Profile:
     samples = interleave({"call": calls.bare()}, _SECONDS, clock(device.type))["call"]
     seconds = Spread.of(samples)
@@ -186,7 +187,7 @@ def _profile(
     bound = floor(call, options.mode, options.dtype, found, seconds.median)
     one_step(calls, device)
     trace = record(calls, steps=options.steps, device=device, path=out / TRACE)
-    return write(trace, about(seconds, bound), out, {}, shapes=options.shapes)
+    return write(trace, about(seconds, found, bound), out, {}, shapes=options.shapes)
 
 
 @contextmanager

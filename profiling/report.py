@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.records import Spread
+from bench.records import Ceilings, Spread
 from profiling.account import Account, Branch, Row, account, median_step, tree
+from profiling.convolutions import Convolution, convolutions
 from profiling.memory import Held, Timeline, draw, strips, timeline
 from profiling.trace import BACKWARD, FORWARD, PHASES, STEP, Trace
 
@@ -45,6 +46,8 @@ class Profile:
         cost: of the ranges.
         account: of the median step of those traced.
         memory: of the same step, without its curve.
+        convolutions: of the same step.
+        ceilings: of the machine, measured in the same run.
         floor: what bounds the operator, in a profile of one.
     """
 
@@ -56,6 +59,8 @@ class Profile:
     cost: RangeCost
     account: Account
     memory: dict[str, Any]
+    convolutions: list[Convolution]
+    ceilings: Ceilings
     floor: dict[str, Any] | None = None
 
     def save(self, path: Path) -> None:
@@ -75,6 +80,8 @@ class Profile:
                 "seconds": Spread(**values["seconds"]),
                 "cost": RangeCost(**values["cost"]),
                 "account": _account(values["account"]),
+                "convolutions": [Convolution(**c) for c in values["convolutions"]],
+                "ceilings": Ceilings(**values["ceilings"]),
             }
             return cls(**(values | parts))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
@@ -105,6 +112,7 @@ class About:
     seconds: Spread
     range_seconds: float
     held_bytes: int
+    ceilings: Ceilings
     floor: dict[str, Any] | None = None
 
 
@@ -124,6 +132,8 @@ def write(
         RangeCost(about.range_seconds, sum(s.is_range for s in trace.in_step(step))),
         account(trace, step, kinds, shapes=shapes),
         _summary(line),
+        convolutions(trace, step),
+        about.ceilings,
         about.floor,
     )
     profile.save(out / PROFILE)
@@ -153,6 +163,8 @@ def text(profile: Profile) -> str:
         "## By operation (own time)",
         rows_table("operation", profile.account.operations, profile.account),
     ]
+    if profile.convolutions:
+        parts += ["## Convolutions", convolutions_table(profile)]
     if profile.account.kernels:
         parts += ["## By kernel", rows_table("kernel", profile.account.kernels, profile.account)]
     parts += ["## Memory", memory_sentence(profile), memory_table(profile)]
@@ -229,6 +241,32 @@ def code(name: str) -> str:
     if name in (STEP, FORWARD, BACKWARD):
         return f"(rest of {name})"
     return name if name.startswith("(") else f"`{name}`"
+
+
+def convolutions_table(profile: Profile) -> str:
+    """Each convolution's arithmetic, its rate, and that rate's share of the machine's ceiling."""
+    ((dtype, ceiling),) = profile.ceilings.flops.items()
+    total = Convolution("**total**")
+    for c in profile.convolutions:
+        total.forward_flops += c.forward_flops
+        total.backward_flops += c.backward_flops
+        total.forward_ms += c.forward_ms
+        total.backward_ms += c.backward_ms
+    headings = (
+        "convolution", "GFLOP", "forward, GFLOP/s", "backward, GFLOP/s",
+        f"share of {ceiling / 1e9:,.0f} GFLOP/s ({profile.ceilings.product[dtype]})",
+    )  # fmt: skip
+    rows = [
+        (
+            c.name if c is total else code(c.name),
+            f"{c.flops / 1e9:,.1f}",
+            f"{c.forward_flops / c.forward_ms / 1e6:,.0f}",
+            f"{c.backward_flops / c.backward_ms / 1e6:,.0f}",
+            f"{c.flops / c.seconds / ceiling:.0%}",
+        )
+        for c in (*profile.convolutions, total)
+    ]
+    return table(headings, rows)
 
 
 def memory_sentence(profile: Profile) -> str:

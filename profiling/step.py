@@ -17,7 +17,7 @@ from avemo.models import build_model
 from avemo.models.backend import use_backend
 from avemo.training.config import DataConfig, TrainConfig, from_dict
 from avemo.training.step import TrainingStep
-from bench import machine
+from bench import ceilings, machine
 from bench.records import Spread
 from bench.step import STEPS
 from bench.timing import clock, interleave
@@ -29,7 +29,8 @@ from profiling.record import one_step, record
 from profiling.report import TRACE, About, Profile, text, write
 from profiling.trace import BACKWARD, DATA, FORWARD, LOSS, OPTIMIZER
 
-_TOTAL = 1000  # steps that the learning rate's schedule spans
+_TOTAL = 100_000  # steps that the learning rate's schedule spans, more than are ever taken
+_DTYPES = {"32-true": "float32", "bf16-mixed": "bfloat16"}  # of the products, by precision
 _TIMED = 5  # steps that nothing watches
 
 
@@ -131,10 +132,10 @@ def setting(name: str, cache: Path | None, batch: int | None, noise: dict[str, i
     if cache is not None and noise:
         raise ValueError(f"the clips' sizes are the cache's; got {', '.join(noise)} and --cache")
     config = configuration(name)
-    if config.trainer.precision == "16-mixed":
+    if config.trainer.precision not in _DTYPES:  # 16-mixed, whose loss scaling is the trainer's
         raise ValueError(
-            f"trainer.precision of {name} is '16-mixed', whose loss scaling is the trainer's; "
-            f"expected '32-true' or 'bf16-mixed'"
+            f"trainer.precision of {name} is {config.trainer.precision!r}; "
+            f"expected {' or '.join(map(repr, _DTYPES))}"
         )
     size = batch or config.data.batch_size
     if cache is not None:
@@ -232,6 +233,7 @@ def profile_step(
     about = About(
         title, command, machine.describe(device.type), settings,
         Spread.of(run["step"]), cost_seconds(), held,
+        ceilings.measure(device.type, [_DTYPES[wanted.config.trainer.precision]]),
     )  # fmt: skip
     return write(trace, about, out, ranges.kinds, shapes=shapes)
 

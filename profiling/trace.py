@@ -162,6 +162,13 @@ class Trace:
         """What ran on any thread during a step, the step's own range included."""
         return [s for s in self.spans if step.start <= s.start and s.end <= step.end + _ROUNDING]
 
+    def milliseconds(self, span: Span) -> float:
+        """What a span took: on a device, of the kernels launched in it; else of the host."""
+        if not self.kernels:
+            return span.duration / 1e3
+        inside = (k for k in self.kernels if k.launch and span in k.launch.ancestors())
+        return sum(k.end - k.start for k in inside) / 1e3
+
     def _allocation(self, event: dict[str, Any]) -> Allocation:
         args = event["args"]
         return Allocation(

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from bench.records import Spread
+from bench.records import Ceilings, Spread
 from profiling.account import Account, Row
+from profiling.convolutions import Convolution
 from profiling.report import (
     PROFILE,
     Profile,
     RangeCost,
     conditions,
+    convolutions_table,
     memory_table,
     ms,
     ranges_table,
@@ -51,6 +53,11 @@ def profile(**changes: object) -> Profile:
             ],
             "at_backward": [{"name": "a", "backward": False, "bytes": 1_000_000}],
         },
+        "convolutions": [
+            Convolution("a.conv", 4e6, 8e6, forward_ms=1.0, backward_ms=2.0),
+            Convolution("a.first", 1e6, 1e6, forward_ms=1.0, backward_ms=4.0),
+        ],
+        "ceilings": Ceilings({"float32": 8e9}, 1e9, {"float32": "torch.mm"}),
     }
     return Profile(**(values | changes))  # type: ignore[arg-type]
 
@@ -95,6 +102,16 @@ def test_conditions_tell_what_the_ranges_cost() -> None:
 def test_memory_by_who_allocated_it() -> None:
     cells = _cells(memory_table(profile()))
     assert cells == {"`a.b` (backward)": ["", "2.00"], "`a`": ["1.00", "1.00"]}
+
+
+def test_convolutions_are_held_against_the_ceiling() -> None:
+    table = convolutions_table(profile())
+    assert "share of 8 GFLOP/s (torch.mm)" in table
+    assert _cells(table) == {
+        "`a.conv`": ["0.0", "4", "4", "50%"],
+        "`a.first`": ["0.0", "1", "0", "5%"],
+        "**total**": ["0.0", "2", "2", "22%"],  # 14 MFLOP in 8 ms
+    }
 
 
 def test_a_profile_comes_back_from_its_file(tmp_path: Path) -> None:
