@@ -80,6 +80,7 @@ def train(
     from avemo.data.datamodule import ClipDataModule
     from avemo.models import build_model
     from avemo.training.callbacks import ModelCheckpoints, StepProgress
+    from avemo.training.memory import keep_freed_memory
     from avemo.training.module import EmotionModule
 
     _quieten()
@@ -96,6 +97,7 @@ def train(
     parameters = sum(p.numel() for p in network.parameters())
     print(f"model {model.name}: {parameters:,} parameters, {len(clips.classes)} classes")
     print(f"operators by backend: {use_backend(network, backend)}")
+    print(f"freed memory: {keep_freed_memory() or 'kept for the next step'}")
     out.mkdir(parents=True, exist_ok=True)
     save_config(config, out / _CONFIG)
     checkpoints = ModelCheckpoints(out, config, clips.classes, clips.features)

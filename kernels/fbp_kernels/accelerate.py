@@ -44,6 +44,12 @@ def accelerate(model: nn.Module, backend: str | None = None) -> list[Replacement
     Known are the modules of `fbp_kernels` and `torch.nn.LocalResponseNorm`; subclasses of them are left alone,
     since they may mean something else.
 
+    Where native kernels come in on a CPU, the weights of all `torch.nn.Conv2d` are laid out channels last as well,
+    in place, as `module.to(memory_format=torch.channels_last)` does: values, shapes and state dicts stay, strides do
+    not. Convolutions are faster so, and their results and all that follows keep the layout. A model that calls `view`
+    on the result of a convolution must call `reshape` instead, and an optimiser that has taken steps already keeps
+    its state in the old layout: accelerate first.
+
     Args:
         model: any module; its device decides what can run.
         backend: the one to use, or None for the best there is for each operator.

@@ -49,6 +49,30 @@ def test_same_results_with_the_same_objects() -> None:
         torch.testing.assert_close(p.grad, other.grad)
 
 
+def test_convolutions_become_channels_last_where_native_kernels_come_in() -> None:
+    def strides(model: Model) -> tuple[int, ...]:
+        return model.features[0].weight.stride()
+
+    model = Model()
+    weight, values = model.features[0].weight, model.features[0].weight.detach().clone()
+    fk.accelerate(model, "reference")
+    assert strides(model) == (9, 9, 3, 1)
+    fk.accelerate(model)
+    assert strides(model) == (9, 1, 3, 1), "and of one channel too, so that its result is"
+    assert model.features[0].weight is weight
+    assert torch.equal(weight, values)
+    image = torch.randn(3, 1, 8, 8)
+    assert model.features[:3](image).is_contiguous(memory_format=torch.channels_last)
+    gradients = []
+    for m in (model, copy.deepcopy(model).to(memory_format=torch.contiguous_format)):
+        m.features(image).square().sum().backward()
+        gradients.append(m.features[0].weight.grad)
+    torch.testing.assert_close(*gradients)
+    only_convolutions = nn.Sequential(nn.Conv2d(2, 3, 3))
+    fk.accelerate(only_convolutions)
+    assert only_convolutions[0].weight.stride() == (18, 9, 3, 1), "nothing was accelerated"
+
+
 def test_hooks_and_training_mode_stay() -> None:
     model = Model()
     seen = []
