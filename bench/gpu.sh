@@ -92,7 +92,7 @@ build() {
     cmake --install "$scratch/build" --prefix "$prefix"
 }
 export -f build
-export scratch prefix python
+export scratch prefix python out
 
 machine() {
   "$python" -m fbp_kernels doctor || return
@@ -123,6 +123,13 @@ else
 fi
 step "profile of an operator" 60 "$python" -m profiling.operator am_fbp --shape $profiled --device $device \
   --out "$scratch/profile"
+if [[ $mode == dry ]]; then
+  leave_out counters "they need a GPU"
+elif has ncu; then
+  step counters 60 bash -c '"$python" -m profiling.ncu am_fbp --shape clip >"$out/ncu.md"'
+else
+  leave_out counters "ncu is not installed"
+fi
 if [[ -d $scratch/profile ]]; then pack_profile; fi
 
 {

@@ -1,7 +1,5 @@
 """One case that is to be measured: an operator at given sizes, in one dtype and mode."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -12,7 +10,7 @@ from . import contenders, memory, verify
 from .contenders import Contender, UnavailableError
 from .names import is_ours
 from .operators import OPERATORS
-from .operators.call import Call, Draw, arithmetic, cotangents, leaves, moved_bytes
+from .operators.call import Call, Draw, arithmetic, cotangents, leaves, moved_bytes, rounding
 from .records import Case, Measurement, Spread
 from .timing import Clock, interleave, ratio
 
@@ -124,7 +122,7 @@ class OperatorPlan:
         return contenders.names(call, self.mode, self.device)
 
     def measure(self, names: list[str], settings: Settings) -> Outcome:
-        with _tf32(self.dtype == "tf32"):
+        with rounding(self.dtype):
             call, _ = self._inputs(seed=0)
             flops, moved = arithmetic(call, self.mode), moved_bytes(call, self.mode)
             checked = self.check(names)
@@ -216,14 +214,3 @@ def ratios(name: str, samples: dict[str, list[float]]) -> dict[str, Spread]:
     if not is_ours(name):
         return {}
     return {peer: ratio(samples, name, peer) for peer in samples if peer != name}
-
-
-@contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    """Lets float32 products on a GPU round their operands, or not."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before

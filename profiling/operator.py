@@ -3,8 +3,7 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from bench.operators.call import (
     moved_bytes,
     on_backend,
     results,
+    rounding,
     training,
 )
 from bench.records import Ceilings, Spread
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(given)
     try:
         device = commands.device_of(options)
-        with tf32(options.dtype == "tf32"):
+        with rounding(options.dtype):
             _run(options, given, device)
     except (OSError, ValueError, RuntimeError) as error:
         return commands.fail(_PROGRAM, error)
@@ -188,17 +188,6 @@ def _profile(
     one_step(calls, device)
     trace = record(calls, steps=options.steps, device=device, path=out / TRACE)
     return write(trace, about(seconds, found, bound), out, {}, shapes=options.shapes)
-
-
-@contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """Lets float32 products on a GPU round their operands, or not."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 if __name__ == "__main__":

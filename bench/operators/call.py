@@ -1,6 +1,7 @@
 """One operator on one set of inputs, whoever computes it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -91,6 +92,17 @@ class Draw:
     def empty(self, *shape: int) -> Tensor:
         """Memory for results, filled with NaN."""
         return torch.full(shape, float("nan"), dtype=self.dtype, device=self.device)
+
+
+@contextmanager
+def rounding(dtype: str) -> Iterator[None]:
+    """Lets float32 products on a GPU round their operands where the dtype is "tf32", and only there."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def results(value: Results) -> tuple[Tensor, ...]:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from bench import contenders, verify
 from bench.operators import OPERATORS, Draw
+from bench.operators.call import rounding
 from bench.plan import OperatorPlan, Settings
 from bench.timing import CpuClock
 from fbp_kernels import backends
@@ -121,3 +122,11 @@ def test_a_peer_needs_half_of_the_digits() -> None:
     eps = torch.finfo(torch.float32).eps
     assert verify.correct(3.0, 100.0, eps) == 6 + 100 * eps
     assert verify.alike(0.0, 100.0, eps) == pytest.approx(100 * 3.45e-4, rel=1e-2)
+
+
+def test_products_round_for_tf32_alone_and_only_inside() -> None:
+    before = torch.backends.cuda.matmul.allow_tf32
+    for dtype in ("tf32", "float32", "bfloat16"):
+        with rounding(dtype):
+            assert torch.backends.cuda.matmul.allow_tf32 is (dtype == "tf32")
+        assert torch.backends.cuda.matmul.allow_tf32 is before

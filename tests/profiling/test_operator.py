@@ -104,10 +104,3 @@ def test_wrong_names_are_told_with_the_usage(
         operator.main(arguments)
     assert stopped.value.code == 2
     assert "usage: python -m profiling.operator" in capsys.readouterr().err
-
-
-def test_tf32_is_as_it_was_afterwards() -> None:
-    before = torch.backends.cuda.matmul.allow_tf32
-    with operator.tf32(not before):
-        assert torch.backends.cuda.matmul.allow_tf32 is not before
-    assert torch.backends.cuda.matmul.allow_tf32 is before
