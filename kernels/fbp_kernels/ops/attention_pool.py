@@ -43,6 +43,7 @@ def attention_pool(
         ValueError: shapes, devices, trunks, lengths or backend that do not fit.
         RuntimeError: the backend asked for cannot run here.
     """
+    x, weight, bias, query = _operator.autocast(x, weight, bias, query)
     _check.tensors("attention_pool", x=x, weight=weight, bias=bias, query=query)
     _check.shape("attention_pool", "x", x, B=None, T=None, C=None)
     _check.shape("attention_pool", "weight", weight, C=x.shape[2], A=None)
