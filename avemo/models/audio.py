@@ -78,7 +78,7 @@ class AudioEncoder(nn.Module):
         Returns:
             (B, T', C), zero past each clip's end, and int64 (B,), its encoded frames.
         """
-        x = _mask(spectrogram.unsqueeze(1), lengths)
+        x = _mask(spectrogram, lengths).unsqueeze(1)
         lengths = _strided(lengths, self.stride[1])
         x, lengths = _max_pool(self.lrn1(self.norms[0](self.conv1(x), lengths)), lengths)
         x, lengths = _max_pool(self.lrn2(self.norms[1](self.conv2(x), lengths)), lengths)
@@ -112,8 +112,7 @@ def _max_pool(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _mask(x: Tensor, lengths: Tensor) -> Tensor:
-    """Zeroes what lies past each clip's end: x (B, C, F, T), lengths int64 (B,)."""
+    """Zeroes what lies past each clip's end: x (B, *, T), lengths int64 (B,)."""
     inside = torch.arange(x.shape[-1], device=x.device) < lengths[:, None]
-    return x.where(
-        inside[:, None, None, :], 0.0
-    )  # keeps the memory format, as masked_fill does not
+    inside = inside.view(x.shape[0], *[1] * (x.dim() - 2), x.shape[-1])
+    return x.where(inside, 0.0)  # keeps the memory format, as masked_fill does not

@@ -195,7 +195,7 @@ STEPS = 200
 
 
 def _marked_batch(seed: int) -> Batch:
-    """Random clips in which every class leaves its mark in both streams."""
+    """Random clips of different lengths in which every class leaves its mark in both streams."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(12) % 4
     audio = torch.randn(12, BINS, 33, generator=generator)
@@ -203,8 +203,12 @@ def _marked_batch(seed: int) -> Batch:
     for row, label in enumerate(labels):
         audio[row, 5 * label : 5 * label + 5, 10:] += 1
         video[row, 2:, 4 * label : 4 * label + 4] += 1
-    lengths = torch.full((12,), 33), torch.full((12,), 4)
-    return Batch(audio, lengths[0], video, lengths[1], labels, [])
+    audio_lengths = torch.randint(20, 34, (12,), generator=generator)
+    video_lengths = torch.randint(3, 5, (12,), generator=generator)
+    for row in range(12):
+        audio[row, :, audio_lengths[row] :] = 0
+        video[row, video_lengths[row] :] = 0
+    return Batch(audio, audio_lengths, video, video_lengths, labels, [])
 
 
 def loss_curve(backend: BackendName, *, jitter: int | None = None) -> torch.Tensor:
