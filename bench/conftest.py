@@ -21,7 +21,10 @@ _REPLAY = Replay()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("avemo", "what is measured; lists are separated by commas")
     lists = {
-        "--labels": ([*shapes.SHAPES, *shapes.MAPS, "one", "full"], "rows of the tables of shapes"),
+        "--labels": (
+            [*shapes.SHAPES, *shapes.MAPS, "one", *shapes.STEPS],
+            "rows of the tables of shapes",
+        ),
         "--curves": ([], "sizes to vary: B, K, H"),
         "--dtypes": (["float32"], "float32, tf32, bfloat16, float16"),
         "--modes": (MODES, "forward, training"),

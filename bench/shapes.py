@@ -51,6 +51,12 @@ FRAMES, HIDDEN = 300, 128
 MAPS = {"conv1": (8, 96, 50, 150), "conv2": (8, 256, 24, 74)}
 SMALLEST_MAPS = {"one": (1, 1, 1, 1), "tiny": (2, 5, 3, 4)}
 
+# Training steps of the full-size model, and how the process that takes them handles its memory.
+STEPS = {
+    "full": "PyTorch's default",
+    "full-kept": "freed memory is kept, as `avemo train` has it",
+}
+
 # The cost of one size, the others held: what is varied, and over which values.
 CURVES = {
     "B": tuple(4**i for i in range(8)),  # 1 to 16384

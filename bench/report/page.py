@@ -6,6 +6,7 @@ from pathlib import Path
 from ..compare import Verdict, compare
 from ..names import COPY, ordered, ours
 from ..records import Case, Measurement, Run
+from ..shapes import STEPS
 from . import charts
 from .figures import (
     NOTHING,
@@ -154,7 +155,14 @@ def _machine(run: Run) -> list[str]:
 
 def _steps(device: Device, shown: list[Picture]) -> list[str]:
     cases = steps(device.run)
-    return [*_images(device, shown), "", *_cases(cases)] if cases else []
+    if not cases:
+        return []
+    memory = [
+        f"- `{case.label}`: memory of the process: {STEPS[case.label]}."
+        for case in cases
+        if case.label in STEPS
+    ]
+    return [*memory, "", *_images(device, shown), "", *_cases(cases)]
 
 
 def _losses(run: Run) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..names import ours
 from ..records import Case
+from ..shapes import STEPS
 from . import charts
 from .figures import against, main_rows, milliseconds, ratio_text, sizes, steps, table
 from .page import PAGE, picture_path
@@ -108,12 +109,18 @@ def _steps(device: Device) -> list[str]:
             if faster:
                 given = f" ({sizes(case)})" if case.sizes else ""
                 lines += [
-                    f"One training step of the full-size model{given}, {case.dtype}, {device.title}: {name} "
+                    f"One training step of the full-size model{given}, {case.dtype}, {device.title}"
+                    f"{_memory(case)}: {name} "
                     f"{milliseconds(case.contenders[name].seconds)} ms (median and quartiles), "
                     f"{' and '.join(faster)} (median, 10th to 90th percentile).",
                     "",
                 ]
     return lines
+
+
+def _memory(case: Case) -> str:
+    how = STEPS.get(case.label)
+    return f"; memory: {how}" if how else ""
 
 
 def _operators(device: Device) -> list[str]:
