@@ -171,6 +171,8 @@ def local_response_norm(
     """Normalisation over neighbouring channels, see `fbp_kernels.local_response_norm`."""
     # PyTorch's pooling lacks half precision on the CPU: compute in float32, round once.
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    if x.dim() > 4:
+        wide = wide.contiguous()  # PyTorch's own views dimensions as one that need not lie together
     y = F.local_response_norm(F.relu(wide) if relu else wide, size, alpha, beta, k)
     return y.to(x.dtype)
 

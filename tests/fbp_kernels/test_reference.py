@@ -184,3 +184,12 @@ def test_dropout_mask_does_not_depend_on_the_batch_around_a_row() -> None:
 @pytest.mark.parametrize(("rate", "value"), [(0.0, 1.0), (1.0, 0.0)])
 def test_dropout_mask_at_the_ends(rate: float, value: float) -> None:
     assert (reference.dropout_mask(torch.tensor(3), 5, 2, 7, rate, 0) == value).all()
+
+
+def test_local_response_norm_of_dimensions_that_do_not_lie_together() -> None:
+    """PyTorch's own fails on it."""
+    x = torch.randn(2, 3, 4, 5, 6, **F64)
+    apart = x.transpose(-1, -2).contiguous().transpose(-1, -2)
+    torch.testing.assert_close(
+        reference.local_response_norm(apart), reference.local_response_norm(x)
+    )
