@@ -6,7 +6,7 @@ from .records import Case, Spread
 
 ACCELERATED = "accelerated"  # a whole model on our kernels
 OURS = ("native", "triton", ACCELERATED)
-PEERS = ("eager", "compile", "max-autotune", "products", "mfb")
+PEERS = ("eager", "channels-last", "compile", "max-autotune", "products", "mfb")
 COPY = "copy"  # what memory allows; not somebody who does the same
 GRAPH = " graph"
 _ORDER = (*OURS, *PEERS, COPY)

@@ -73,8 +73,9 @@ class Case:
         bytes: each input and weight read once, each result written once.
         floor_seconds: the larger of flops and bytes over the machine's ceilings of the same run.
         contenders: by name: "native" and "triton" are ours, "accelerated" a model with ours; peers are "eager",
-            "compile", "max-autotune", "products" (bare matrix products), "mfb" (block.bootstrap.pytorch), "copy";
-            a name with " graph" at its end was replayed as a CUDA graph.
+            "channels-last" (a model all in that memory format), "compile", "max-autotune", "products" (bare matrix
+            products), "mfb" (block.bootstrap.pytorch), "copy"; a name with " graph" at its end was replayed as a
+            CUDA graph.
         left_out: by name, contenders that could not run, and why.
     """
 

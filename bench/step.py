@@ -29,7 +29,7 @@ from .plan import Outcome, Settings, ratios
 from .records import Case, Measurement, Spread
 from .timing import interleave
 
-LEAST_TURNS = 7
+LEAST_TURNS = 5
 _CLASSES = 7
 _TOTAL = 10_000  # steps that the schedule spans, more than are ever taken
 
@@ -109,7 +109,7 @@ class StepPlan:
 
     @property
     def contenders(self) -> list[str]:
-        return [ACCELERATED, "eager", "compile"]
+        return [ACCELERATED, "eager", "channels-last", "compile"]
 
     def measure(self, names: list[str], settings: Settings) -> Outcome:
         if STEPS[self.label].keep_memory and (reason := keep_freed_memory()):
@@ -137,6 +137,8 @@ class StepPlan:
         model = STEPS[self.label].network(self.device)
         if name == ACCELERATED:
             fbp_kernels.accelerate(model)
+        if name == "channels-last":
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         # With PyTorch's own generator, so that dropout can be compared; its masks here are small.
         called = model
         if name == "compile":

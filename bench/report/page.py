@@ -53,7 +53,7 @@ Measured by `python -m bench run`, written by `python -m bench report` from the 
   good as equal.
 - Every contender's results and gradients were checked against the reference before it was timed. One that fails has
   no time: it is listed as left out.
-- *eager* is plain PyTorch, *compile* and *max-autotune* are `torch.compile` of it, *products* the bare matrix
+XX
   products of the operator into memory that is there already (no fusion can be expected to beat them; they do less
   than the operator), *mfb* the MFB of `block.bootstrap.pytorch`, *copy* a copy of the input. *graph*: replayed as a
   CUDA graph.
