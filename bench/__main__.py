@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_choice(parity, labels, ["clip", "batch", *shapes.MAPS], list(OPERATORS))
     run.add_argument("--peers", nargs="*", choices=peers, default=peers)
     run.add_argument("--curves", nargs="*", choices=shapes.CURVES, default=[], help="sizes to vary")
-    run.add_argument("--seconds", type=float, default=2.0, help="for the turns of one case")
+    run.add_argument("--seconds", type=float, default=0.5, help="for the turns of one case")
     run.add_argument(
         "--out",
         type=Path,

@@ -35,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         group.addoption(name, type=_words, default=tuple(default), help=text)
     group.addoption("--device", default="cpu", help="cpu or cuda")
     group.addoption("--threads", type=int, default=2, help="of PyTorch")
-    group.addoption("--seconds", type=float, default=2.0, help="for the turns of one case")
+    group.addoption("--seconds", type=float, default=0.5, help="for the turns of one case")
     group.addoption("--out", type=Path, default=None, help="file for the run")
 
 

@@ -119,7 +119,9 @@ class OperatorPlan:
     def contenders(self) -> list[str]:
         smallest = OPERATORS[self.operator].sizes["one"]
         call = OPERATORS[self.operator].make(smallest, Draw("float32"))
-        return contenders.names(call, self.mode, self.device)
+        names = contenders.names(call, self.mode, self.device)
+        # Tuning is for one size: along a curve it would be compiled and tuned anew at every point.
+        return [name for name in names if not (self.curve and name == "max-autotune")]
 
     def measure(self, names: list[str], settings: Settings) -> Outcome:
         with rounding(self.dtype):
