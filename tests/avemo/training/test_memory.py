@@ -1,4 +1,4 @@
-"""Keeping freed memory: the second time around no page comes from the system."""
+"""Keeping freed memory: after the first times around no page comes from the system."""
 
 import platform
 import subprocess
@@ -25,16 +25,17 @@ def test_memory_is_not_asked_for_twice() -> None:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             torch.ones(2**24)  # 64 MiB, 16384 pages
             return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-        faults()
-        print(faults())
+        # A small block may take a corner of what was freed, and an aligned block of the same size fits there no
+        # longer. That happens a few times (up to 8 were seen) and then no more.
+        print(*(faults() for _ in range(40)))
     """)
     counts = {}
     for what in ("keep", "leave"):
         command = [sys.executable, "-c", script, what]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        counts[what] = int(done.stdout)
-    assert counts["keep"] < 100
-    assert counts["leave"] > 1000
+        counts[what] = [int(word) for word in done.stdout.split()]
+    assert max(counts["keep"][20:]) < 100
+    assert min(counts["leave"]) > 1000
 
 
 def test_other_systems_are_left_alone_and_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
