@@ -229,8 +229,8 @@ def test_the_readme(root: Path) -> None:
     assert "| AM-FBP, both streams | 75.0% | 70.0% | 10 s |" in readme
     assert (
         "(size = 16), float32, Made Up 9000, 2 threads; memory: PyTorch's default: accelerated 400 (380 to 420) ms "
-        "(median and quartiles), 1.60 (1.44 to 1.76) times faster than eager PyTorch and 1.30 (1.17 to 1.43) times faster than"
-        in readme
+        "(median and quartiles), 1.60 (1.44 to 1.76) times faster than eager PyTorch and 1.30 (1.17 to 1.43) times "
+        "faster than" in readme
     )
     assert (
         "| fbp | clip | native | 1.50 (1.35 to 1.65) | 1.25 (1.12 to 1.38) | 1.50 (1.35 to 1.65) "
