@@ -2,17 +2,23 @@
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from statistics import median
 
-from .names import ours, peer_ratios, plain
+import numpy as np
+
+from .names import is_ours, ours, peer_ratios, plain
 from .records import Case, Measurement, Run, Spread
 
 LEAST_CHANGE = 0.05
 """Medians of ratios that differ by less (of the older one) count as unchanged, however narrow their spreads are."""
+
+DRIFT_PERCENTILE = 95
+DRIFT_LEAST = 8
+"""How far peers moved between the runs, as this percentile, from at least so many of their ratios."""
 
 BYTES_ALLOWED = 4096
 BYTES_ALLOWED_PART = 0.01
@@ -69,11 +75,13 @@ class Comparison:
         warnings: what makes the comparison doubtful.
         rows: every figure that is in both.
         apart: what could not be compared, and why: cases, contenders or figures of only one run.
+        drift: how far peers moved between the runs, see `drift`.
     """
 
     warnings: list[str]
     rows: list[Row]
     apart: list[str]
+    drift: float = 0.0
 
     def of(self, verdict: Verdict) -> list[Row]:
         """The rows with that verdict, the largest changes first."""
@@ -93,7 +101,8 @@ class Comparison:
         )
         return (
             f"{sum(row.agrees for row in timed)} of {len(timed)} speed ratios agree within their spread, 10th to "
-            f"90th percentile{changes}; {sum(row.agrees for row in counts)} of {len(counts)} figures of memory and "
+            f"90th percentile, or within the {self.drift:.1%} that peers moved against eager between the "
+            f"runs{changes}; {sum(row.agrees for row in counts)} of {len(counts)} figures of memory and "
             f"launches agree."
         )
 
@@ -103,14 +112,15 @@ def compare(old: Run, new: Run) -> Comparison:
 
     Machines drift, so times themselves are not compared but ratios to a peer of the same turns: eager PyTorch, or
     the fastest peer that both runs have. It is a regression where the newer ratio's spread (10th to 90th
-    percentile) lies wholly below the older one's and the medians differ by more than `LEAST_CHANGE`; where memory
-    or launches grew beyond what is allowed; or where the newer run had to leave a contender out or has no finite
-    figure for it.
+    percentile) lies wholly below the older one's and the medians differ by more than `LEAST_CHANGE` and by more
+    than the peers themselves moved between the runs (`drift`); where memory or launches grew beyond what is
+    allowed; or where the newer run had to leave a contender out or has no finite figure for it.
 
     Raises:
         ValueError: a run has two cases of one name.
     """
     before, after = _by_name(old), _by_name(new)
+    moved = drift(before, after)
     rows: list[Row] = []
     apart = [f"only in the old run: {name}" for name in before if name not in after]
     apart += [f"only in the new run: {name}" for name in after if name not in before]
@@ -120,12 +130,39 @@ def compare(old: Run, new: Run) -> Comparison:
         if case.sizes != after[name].sizes:
             apart.append(f"other sizes: {name}: {case.sizes}, now {after[name].sizes}")
             continue
-        for found in _case_rows(case, after[name]):
+        for found in _case_rows(case, after[name], moved):
             if isinstance(found, Row):
                 rows.append(found)
             else:
                 apart.append(found)
-    return Comparison(_warnings(old, new), rows, apart)
+    return Comparison(_warnings(old, new), rows, apart, moved)
+
+
+def drift(before: Mapping[str, Case], after: Mapping[str, Case]) -> float:
+    """How far the machine alone moves a ratio between two runs.
+
+    The spread of one case is that of some seconds; caches, clocks and neighbours change over minutes, too. Peers' code
+    is the same in both runs, so whatever moved their times over eager's was not code. Given is the 95th percentile
+    of these changes (0.1 is 10 % up or down), 0 where peers are too few to tell.
+    """
+    changes = [
+        abs(math.log(_over_eager(case, name) / _over_eager(after[case_name], name)))
+        for case_name, case in before.items()
+        if case_name in after
+        for name in case.contenders
+        if not is_ours(name) and plain(name) != "eager" and _has(case, after[case_name], name)
+    ]
+    if len(changes) < DRIFT_LEAST:
+        return 0.0
+    return math.expm1(float(np.percentile(changes, DRIFT_PERCENTILE)))
+
+
+def _has(old: Case, new: Case, name: str) -> bool:
+    return all(n in case.contenders for case in (old, new) for n in (name, "eager"))
+
+
+def _over_eager(case: Case, name: str) -> float:
+    return case.contenders[name].seconds.median / case.contenders["eager"].seconds.median
 
 
 def _by_name(run: Run) -> dict[str, Case]:
@@ -148,11 +185,11 @@ def _warnings(old: Run, new: Run) -> list[str]:
     return [f"These runs are not of one machine and set-up: {'; '.join(differences)}."]
 
 
-def _case_rows(old: Case, new: Case) -> Iterator[Row | str]:
+def _case_rows(old: Case, new: Case, moved: float) -> Iterator[Row | str]:
     """Rows of what is in both, and sentences about what is not."""
     for name in ours(old):
         if name in new.contenders:
-            yield _speed_row(old, new, name)
+            yield _speed_row(old, new, name, moved)
             yield from _count_rows(old.name, name, old.contenders[name], new.contenders[name])
         elif name in new.left_out:
             yield Row(
@@ -174,7 +211,7 @@ def _case_rows(old: Case, new: Case) -> Iterator[Row | str]:
     )
 
 
-def _speed_row(old: Case, new: Case, contender: str) -> Row | str:
+def _speed_row(old: Case, new: Case, contender: str, moved: float) -> Row | str:
     before, after = peer_ratios(old, contender), peer_ratios(new, contender)
     shared = [peer for peer in before if peer in after]
     if not shared:
@@ -184,7 +221,7 @@ def _speed_row(old: Case, new: Case, contender: str) -> Row | str:
     a, b = before[peer], after[peer]
     if not _usable(a):
         return f"no usable ratio to {peer} in the old run: {contender} in {old.name}"
-    verdict, agrees = _judge(a, b)
+    verdict, agrees = _judge(a, b, moved)
     change = b.median / a.median - 1
     return Row(
         old.name,
@@ -198,11 +235,15 @@ def _speed_row(old: Case, new: Case, contender: str) -> Row | str:
     )
 
 
-def _judge(old: Spread, new: Spread) -> tuple[Verdict, bool]:
-    """The verdict, and whether the spreads meet; a ratio that is no positive number is a regression."""
+def _judge(old: Spread, new: Spread, moved: float) -> tuple[Verdict, bool]:
+    """The verdict, and whether the two agree within their spread or the machine's drift.
+
+    A ratio that is no positive number is a regression.
+    """
     if not _usable(new):
         return Verdict.REGRESSION, False
-    agrees = new.high >= old.low and new.low <= old.high
+    meet = new.high >= old.low and new.low <= old.high
+    agrees = meet or abs(math.log(new.median / old.median)) <= math.log1p(moved)
     if agrees or abs(new.median / old.median - 1) <= LEAST_CHANGE:
         return Verdict.UNCHANGED, agrees
     return (Verdict.REGRESSION if new.median < old.median else Verdict.IMPROVEMENT), agrees

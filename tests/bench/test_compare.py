@@ -229,3 +229,37 @@ def test_a_file_that_is_no_result(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert "other.json is not a result" in capsys.readouterr().err
     assert run_compare(tmp_path / "run.json", tmp_path / "missing.json") == 2
     assert "missing.json" in capsys.readouterr().err
+
+
+def _peers_moved(factor: float, ours: float) -> Comparison:
+    """Twelve cases: in the new run `compile` is `factor` times slower against eager, ours `ours` times."""
+    labels = [f"B={i}" for i in range(12)]
+    old = [case(label=label, ratios={"eager": 1.5, "compile": 1.5}) for label in labels]
+    new = [
+        case(label=label, ratios={"eager": 1.5 / ours, "compile": factor * 1.5 / ours})
+        for label in labels
+    ]
+    return compare(run(*old), run(*new))
+
+
+def test_what_moves_no_further_than_the_peers_is_no_regression() -> None:
+    comparison = _peers_moved(1.3, ours=1.25)
+    assert comparison.drift == pytest.approx(0.3)
+    assert not comparison.of(Verdict.REGRESSION)
+    assert "12 of 12 speed ratios agree" in comparison.agreement
+    assert "within the 30.0% that peers moved" in comparison.agreement
+
+
+def test_what_moves_further_is_one() -> None:
+    assert len(_peers_moved(1.3, ours=1.4).of(Verdict.REGRESSION)) == 12
+    assert len(_peers_moved(1.0, ours=1.25).of(Verdict.REGRESSION)) == 12
+
+
+def test_too_few_peers_tell_nothing_of_the_machine() -> None:
+    old, new = (
+        case(ratios={"eager": 1.5, "compile": 1.5}),
+        case(ratios={"eager": 1.2, "compile": 2.4}),
+    )
+    comparison = _compare(old, new)
+    assert comparison.drift == 0
+    assert len(comparison.of(Verdict.REGRESSION)) == 1
