@@ -27,9 +27,8 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="measure, and write one JSON file")
     parity = commands.add_parser("parity", help="compare results and gradients with float64")
     labels = [*shapes.ALL, *shapes.MAPS]
-    measured = ["clip", "batch", "vqa", *shapes.MAPS, "one", *shapes.STEPS]
     peers = [*PEERS, COPY]
-    _add_choice(run, [*labels, *shapes.STEPS], measured, [*OPERATORS, "training_step"])
+    _add_choice(run, [*labels, *shapes.STEPS], list(shapes.USUAL), [*OPERATORS, "training_step"])
     _add_choice(parity, labels, ["clip", "batch", *shapes.MAPS], list(OPERATORS))
     run.add_argument("--peers", nargs="*", choices=peers, default=peers)
     run.add_argument("--curves", nargs="*", choices=shapes.CURVES, default=[], help="sizes to vary")

@@ -22,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("avemo", "what is measured; lists are separated by commas")
     lists = {
         "--labels": (
-            [*shapes.SHAPES, *shapes.MAPS, "one", *shapes.STEPS],
+            shapes.USUAL,
             "rows of the tables of shapes",
         ),
         "--curves": ([], "sizes to vary: B, K, H"),

@@ -11,7 +11,7 @@ from .contenders import Contender, UnavailableError
 from .names import is_ours
 from .operators import OPERATORS
 from .operators.call import Call, Draw, arithmetic, cotangents, leaves, moved_bytes, rounding
-from .records import Case, Measurement, Spread
+from .records import Case, Measurement, Spread, case_name
 from .timing import Clock, interleave, ratio
 
 
@@ -109,7 +109,7 @@ class OperatorPlan:
 
     @property
     def name(self) -> str:
-        return f"{self.operator} {self.label} {self.dtype} {self.mode}"
+        return case_name(self.operator, self.label, self.dtype, self.mode)
 
     @property
     def family(self) -> tuple[str, str, str]:

@@ -58,6 +58,11 @@ class Measurement:
     launches: int | None = None
 
 
+def case_name(operator: str, label: str, dtype: str, mode: str) -> str:
+    """What identifies a case among those of a run, measured already or not yet."""
+    return f"{operator} {label} {dtype} {mode}"
+
+
 @dataclass(frozen=True)
 class Case:
     """What was measured together, in turn, in one process.
@@ -94,7 +99,7 @@ class Case:
     @property
     def name(self) -> str:
         """What identifies the case among those of a run."""
-        return f"{self.operator} {self.label} {self.dtype} {self.mode}"
+        return case_name(self.operator, self.label, self.dtype, self.mode)
 
 
 @dataclass(frozen=True)

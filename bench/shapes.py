@@ -57,6 +57,9 @@ STEPS = {
     "full-kept": "freed memory is kept, as `avemo train` has it",
 }
 
+# What is measured where nothing else is asked for: all that a CPU does in seconds.
+USUAL = ("clip", "batch", "vqa", *MAPS, "one", *STEPS)
+
 # The cost of one size, the others held: what is varied, and over which values.
 CURVES = {
     "B": tuple(4**i for i in range(8)),  # 1 to 16384

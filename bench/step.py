@@ -26,7 +26,7 @@ from avemo.training.step import TrainingStep
 from . import memory, verify
 from .names import ACCELERATED
 from .plan import Outcome, Settings, ratios
-from .records import Case, Measurement, Spread
+from .records import Case, Measurement, Spread, case_name
 from .timing import interleave
 
 LEAST_TURNS = 5
@@ -101,7 +101,7 @@ class StepPlan:
 
     @property
     def name(self) -> str:
-        return f"training_step {self.label} float32 training"
+        return case_name("training_step", self.label, "float32", self.mode)
 
     @property
     def family(self) -> tuple[str, str, str]:

@@ -1,0 +1,35 @@
+"""The machine's ceilings: the fastest of what was tried, and nobody waits for what is hopeless."""
+
+from collections.abc import Callable
+
+import pytest
+
+from bench import ceilings
+from bench.records import Ceilings
+
+
+def test_the_fastest_product_counts_and_a_hopeless_one_is_tried_small_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ceilings, "_SIDE", {"cpu": 256})
+    monkeypatch.setattr(ceilings, "_COPY", {"cpu": 1000})
+    taken = iter([1.0, 0.05, 0.5, 0.25])  # mm and convolution of 64, convolution of 256, copy
+
+    def seconds(run: Callable[[], object], device: str) -> float:
+        run()
+        return next(taken)
+
+    monkeypatch.setattr(ceilings, "_seconds", seconds)
+    found = ceilings.measure("cpu", ["float32"])
+    assert found.product == {"float32": "1x1 convolution"}
+    assert found.flops == {"float32": 2 * 256**3 / 0.5}
+    assert found.bytes == 2 * 1000 / 0.25
+    assert next(taken, None) is None
+
+
+def test_of_two_measurements_the_higher_counts_each_with_its_product() -> None:
+    first = Ceilings({"float32": 1.0, "bfloat16": 5.0}, 3.0, {"float32": "a", "bfloat16": "b"})
+    second = Ceilings({"float32": 2.0, "bfloat16": 4.0}, 2.0, {"float32": "c", "bfloat16": "d"})
+    assert ceilings.raised(first, second) == Ceilings(
+        {"float32": 2.0, "bfloat16": 5.0}, 3.0, {"float32": "c", "bfloat16": "b"}
+    )
