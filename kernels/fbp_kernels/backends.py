@@ -1,6 +1,6 @@
 """Which backend runs an operator: one registry, one rule for choosing, one way to ask what is there.
 
-An operator's file registers itself with `register`; a backend's module (`native`) says why it
+An operator's file registers itself with `register`; a backend's module (`native`, `triton`) says why it
 cannot run at all, if so.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import native
+from . import native, triton
 
 BACKENDS = ("native", "triton", "reference")  # in order of preference
 ENVIRONMENT = "FBP_BACKEND"
@@ -66,13 +66,16 @@ def available_backends(device: torch.device | str = "cpu") -> list[BackendStatus
     ]
 
 
-def resolve(operator: str, backend: str | None, device_type: str) -> str:
+def resolve(
+    operator: str, backend: str | None, device_type: str, dtype: torch.dtype | None = None
+) -> str:
     """The backend that runs a call.
 
     Args:
         operator: such as "fbp".
         backend: a name, or None for the one in the environment variable FBP_BACKEND, else the best.
         device_type: where the tensors are, such as "cpu".
+        dtype: theirs, where it is known.
 
     Raises:
         ValueError: there is no backend of that name.
@@ -80,17 +83,25 @@ def resolve(operator: str, backend: str | None, device_type: str) -> str:
     """
     asked = backend or os.environ.get(ENVIRONMENT)
     if not asked:
-        return next(b for b in BACKENDS if not _why_not(operator, b, device_type))
+        return next(
+            b
+            for b in BACKENDS
+            # The interpreter is there to check kernels: nobody who asked for nothing wants it.
+            if not (b == "triton" and device_type == "cpu")
+            and not _why_not(operator, b, device_type, dtype)
+        )
     if asked not in BACKENDS:
         source = "backend" if backend else f"the environment variable {ENVIRONMENT}"
         raise ValueError(f"{source} is {asked!r}, expected one of {', '.join(sorted(BACKENDS))}")
-    reason = _why_not(operator, asked, device_type)
+    reason = _why_not(operator, asked, device_type, dtype)
     if reason:
         raise RuntimeError(f"{operator} cannot run on backend {asked!r}: {reason}")
     return asked
 
 
-def _why_not(operator: str, backend: str, device_type: str) -> str:
+def _why_not(
+    operator: str, backend: str, device_type: str, dtype: torch.dtype | None = None
+) -> str:
     """Why a backend cannot run an operator, or an empty string where it can."""
     if backend == "reference":
         return ""
@@ -98,6 +109,8 @@ def _why_not(operator: str, backend: str, device_type: str) -> str:
         return native.MISSING
     if backend not in _kernels[operator]:
         return f"this version has no {backend} kernel for {operator}"
+    if backend == "triton":
+        return triton.why_not(device_type, dtype)
     if backend == "native" and device_type != "cpu":
         return (
             f"the native kernels of this version run on the CPU, the tensors are on {device_type}"

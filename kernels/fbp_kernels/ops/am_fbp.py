@@ -67,7 +67,7 @@ def am_fbp(
     _check.factor("am_fbp", "trunk_factor", trunk_factor, p_trunks.shape[2])
     _check.probability("am_fbp", dropout)
     lengths = _check.lengths("am_fbp", lengths, a.shape[0], a_trunks.shape[1], a.device)
-    chosen = backends.resolve("am_fbp", backend, a.device.type)
+    chosen = backends.resolve("am_fbp", backend, a.device.type, a.dtype)
     seed = _operator.draw_seed(dropout, training, a.device)
     if chosen == "reference":
         return reference.am_fbp(

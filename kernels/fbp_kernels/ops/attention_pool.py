@@ -52,7 +52,7 @@ def attention_pool(
     lengths = _check.lengths("attention_pool", lengths, x.shape[0], x.shape[1], x.device)
     if trunks < 1:
         raise ValueError(f"attention_pool: trunks is {trunks}, expected at least 1")
-    backends.resolve("attention_pool", backend, x.device.type)
+    backends.resolve("attention_pool", backend, x.device.type, x.dtype)
     if not isinstance(scale, Tensor):
         scale = torch.full((), scale, dtype=x.dtype, device=x.device)
     results: tuple[Tensor, Tensor, Tensor] = _call(x, weight, bias, query, scale, trunks, lengths)

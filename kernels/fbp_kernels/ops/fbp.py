@@ -59,7 +59,7 @@ def fbp(
     _bilinear.check_global("fbp", a, v, p, q, ("p_bias", p_bias), ("q_bias", q_bias))
     _check.factor("fbp", "factor", factor, p.shape[1])
     _check.probability("fbp", dropout)
-    chosen = backends.resolve("fbp", backend, a.device.type)
+    chosen = backends.resolve("fbp", backend, a.device.type, a.dtype)
     seed = _operator.draw_seed(dropout, training, a.device)
     if chosen == "reference":
         return reference.fbp(

@@ -59,7 +59,7 @@ def trunk_fbp(
     _check.factor("trunk_fbp", "factor", factor, p.shape[2])
     _check.probability("trunk_fbp", dropout)
     lengths = _check.lengths("trunk_fbp", lengths, a.shape[0], a.shape[1], a.device)
-    chosen = backends.resolve("trunk_fbp", backend, a.device.type)
+    chosen = backends.resolve("trunk_fbp", backend, a.device.type, a.dtype)
     seed = _operator.draw_seed(dropout, training, a.device)
     if chosen == "reference":
         return reference.trunk_fbp(

@@ -1,0 +1,55 @@
+"""Counters by which the programs of one launch find out which of them comes last.
+
+They are zero between launches: the last program to arrive sets its counter back. So there is nothing to clear before a
+launch, and a launch stays one launch. Two launches must not share counters unless one follows the other:
+each stream has its own, and each capture of a CUDA graph gets its own for good, for its replays may run anywhere.
+"""
+
+import torch
+from torch import Tensor
+
+_ARENA = 1 << 18  # counters allocated at a time: 1 MiB
+
+_arenas: dict[torch.device, tuple[Tensor, int]] = {}
+_streams: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def counters(device: torch.device, count: int) -> Tensor:
+    """Counters that are 0 and that nobody else uses at the same time.
+
+    Args:
+        device: of the launch, which is to follow on the current stream.
+        count: how many.
+
+    Returns:
+        int32, at least `count`.
+    """
+    if device.type != "cuda":
+        return torch.zeros(count, dtype=torch.int32, device=device)
+    if torch.cuda.is_current_stream_capturing():
+        return _captured(device, count)
+    key = (device, torch.cuda.current_stream(device).cuda_stream)
+    have = _streams.get(key)
+    if have is None or have.numel() < count:
+        have = _take(device, max(count, 4096))
+        _streams[key] = have
+    return have
+
+
+def _captured(device: torch.device, count: int) -> Tensor:
+    arena = _arenas.get(device)
+    if arena is None or arena[1] + count > _ARENA:
+        # Zeroed by the graph itself, at each replay: an allocation that outlives the capture cannot be made in it.
+        return torch.zeros(count, dtype=torch.int32, device=device)
+    return _take(device, count)
+
+
+def _take(device: torch.device, count: int) -> Tensor:
+    """The next counters of the arena, never given out again."""
+    arena, used = _arenas.get(device, (None, _ARENA))
+    if arena is None or used + count > arena.numel():
+        arena, used = torch.zeros(max(_ARENA, count), dtype=torch.int32, device=device), 0
+        # Other streams will use the arena too.
+        torch.cuda.synchronize(device)
+    _arenas[device] = (arena, used + count)
+    return arena[used : used + count]
