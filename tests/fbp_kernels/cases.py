@@ -5,22 +5,65 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import fbp_kernels as fk
 
-from .checks import strided
+from .checks import assert_parity, strided
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = ("contiguous", "transposed", "sliced", "batch_last")
 
-batch = st.integers(0, 13) | st.sampled_from([16, 33, 67])
-width = st.integers(1, 40) | st.sampled_from([64, 129])
-outputs = st.integers(1, 20) | st.sampled_from([37, 64])
 factor = st.integers(1, 7)
 trunks = st.integers(1, 5)
 dropout = st.sampled_from([0.0, 0.0, 0.1, 0.5, 1.0])
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What is drawn for a backend.
+
+    Attributes:
+        dtypes: those that it serves.
+        batch: rows.
+        width: of inputs, of channels too.
+        outputs: O.
+        positions: along one dimension after the channels.
+        examples: how many cases.
+        draws: of the values of each, over which errors are taken.
+    """
+
+    dtypes: tuple[torch.dtype, ...]
+    batch: st.SearchStrategy[int]
+    width: st.SearchStrategy[int]
+    outputs: st.SearchStrategy[int]
+    positions: st.SearchStrategy[int]
+    examples: int
+    draws: int
+
+
+SCOPES = {
+    "native": Scope(
+        dtypes=(torch.float32, torch.float64, torch.bfloat16, torch.float16),
+        batch=st.integers(0, 13) | st.sampled_from([16, 33, 67]),
+        width=st.integers(1, 40) | st.sampled_from([64, 129]),
+        outputs=st.integers(1, 20) | st.sampled_from([37, 64]),
+        positions=st.integers(1, 9),
+        examples=60,
+        draws=8,
+    ),
+    # The interpreter takes milliseconds for a program of a launch. Its tiles are small: these sizes have several.
+    "triton": Scope(
+        dtypes=(torch.float32, torch.bfloat16, torch.float16),
+        batch=st.integers(0, 5) | st.sampled_from([16, 19]),
+        width=st.integers(1, 20) | st.sampled_from([33]),
+        outputs=st.integers(1, 7) | st.sampled_from([11]),
+        positions=st.integers(1, 5),
+        examples=25,
+        draws=4,
+    ),
+}
 
 
 class Spec(NamedTuple):
@@ -37,9 +80,7 @@ class Case:
     operator: Callable[..., Any]
     inputs: list[Spec | None]
     arguments: dict[str, Any]
-    outputs: tuple[int, ...]
     dtype: torch.dtype
-    draws: int = 8
 
     def draw(self, seed: int) -> list[Tensor | None]:
         """Values for the inputs."""
@@ -59,9 +100,14 @@ class Case:
 class Draw:
     """Draws what inputs look like, each in a layout of its own."""
 
-    def __init__(self, data: st.DataObject) -> None:
+    def __init__(self, data: st.DataObject, scope: Scope) -> None:
         self.data = data
-        self.dtype = data.draw(st.sampled_from(DTYPES), label="dtype")
+        self.scope = scope
+        self.dtype = data.draw(st.sampled_from(scope.dtypes), label="dtype")
+
+    @property
+    def sizes(self) -> tuple[st.SearchStrategy[int], ...]:
+        return self.scope.batch, self.scope.width, self.scope.outputs
 
     def tensor(self, *shape: int, scale: float = 1.0) -> Spec:
         layout = self.data.draw(st.sampled_from(LAYOUTS)) if len(shape) > 1 else "contiguous"
@@ -90,8 +136,8 @@ def keyword(operator: Callable[..., Any], names: tuple[str, ...]) -> Callable[..
     return call
 
 
-def fbp(data: st.DataObject) -> Case:
-    draw = Draw(data)
+def fbp(draw: Draw) -> Case:
+    data, (batch, width, outputs) = draw.data, draw.sizes
     B, C, D, O, K = (data.draw(s) for s in (batch, width, width, outputs, factor))
     N = O * K
     inputs = [
@@ -105,11 +151,11 @@ def fbp(data: st.DataObject) -> Case:
         "dropout": data.draw(dropout, label="dropout"),
         "training": True,
     }
-    return Case(keyword(fk.fbp, ("p_bias", "q_bias")), inputs, arguments, (B, O), draw.dtype)
+    return Case(keyword(fk.fbp, ("p_bias", "q_bias")), inputs, arguments, draw.dtype)
 
 
-def trunk_fbp(data: st.DataObject) -> Case:
-    draw = Draw(data)
+def trunk_fbp(draw: Draw) -> Case:
+    data, (batch, width, outputs) = draw.data, draw.sizes
     B, H, C, D, O, K = (data.draw(s) for s in (batch, trunks, width, width, outputs, factor))
     N = O * K
     inputs = [
@@ -123,11 +169,11 @@ def trunk_fbp(data: st.DataObject) -> Case:
         "dropout": data.draw(dropout, label="dropout"),
         "training": True,
     }
-    return Case(keyword(fk.trunk_fbp, ("p_bias", "q_bias")), inputs, arguments, (B, O), draw.dtype)
+    return Case(keyword(fk.trunk_fbp, ("p_bias", "q_bias")), inputs, arguments, draw.dtype)
 
 
-def am_fbp(data: st.DataObject) -> Case:
-    draw = Draw(data)
+def am_fbp(draw: Draw) -> Case:
+    data, (batch, width, outputs) = draw.data, draw.sizes
     B, H, C, D = (data.draw(s) for s in (batch, trunks, width, width))
     O_G, K_G, O_M, K_M = (data.draw(s) for s in (outputs, factor, outputs, factor))
     inputs: list[Spec | None] = [
@@ -143,13 +189,13 @@ def am_fbp(data: st.DataObject) -> Case:
         "dropout": data.draw(dropout, label="dropout"),
         "training": True,
     }
-    return Case(fk.am_fbp, inputs, arguments, (B, O_G + O_M), draw.dtype)
+    return Case(fk.am_fbp, inputs, arguments, draw.dtype)
 
 
-def local_response_norm(data: st.DataObject) -> Case:
-    draw = Draw(data)
+def local_response_norm(draw: Draw) -> Case:
+    data = draw.data
     shape = (data.draw(st.integers(0, 3)), data.draw(st.integers(1, 40)))
-    shape += tuple(data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=3)))
+    shape += tuple(data.draw(st.lists(draw.scope.positions, min_size=1, max_size=3)))
     x = draw.tensor(*shape, scale=data.draw(st.sampled_from([1.0, 30.0])))
     if len(shape) == 4 and data.draw(st.booleans(), label="channels_last"):
         x = x._replace(layout="channels_last")
@@ -160,13 +206,13 @@ def local_response_norm(data: st.DataObject) -> Case:
         "k": data.draw(st.sampled_from([1.0, 2.0])),
         "relu": data.draw(st.booleans()),
     }
-    return Case(fk.local_response_norm, [x], arguments, shape, draw.dtype)
+    return Case(fk.local_response_norm, [x], arguments, draw.dtype)
 
 
-def batch_norm(data: st.DataObject) -> Case:
-    draw = Draw(data)
+def batch_norm(draw: Draw) -> Case:
+    data = draw.data
     shape = (data.draw(st.integers(0, 5)), data.draw(st.integers(1, 40) | st.just(130)))
-    shape += tuple(data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=3)))
+    shape += tuple(data.draw(st.lists(draw.scope.positions, min_size=1, max_size=3)))
     # Where the mean is many deviations off, the mean of the squares says nothing about the variance.
     offset = data.draw(st.sampled_from([0.0, 3.0, 300.0]), label="offset")
     x = draw.tensor(*shape, scale=data.draw(st.sampled_from([1.0, 30.0])))._replace(offset=offset)
@@ -178,7 +224,28 @@ def batch_norm(data: st.DataObject) -> Case:
         "relu": data.draw(st.booleans(), label="relu"),
     }
     channel = draw.tensor(shape[1])
-    return Case(fk.batch_norm, [x, channel, channel], arguments, shape, draw.dtype)
+    return Case(fk.batch_norm, [x, channel, channel], arguments, draw.dtype)
+
+
+def power_normalize(draw: Draw) -> Case:
+    data = draw.data
+    shape = (*data.draw(st.lists(st.integers(0, 4), max_size=2)), data.draw(draw.scope.width))
+    # Rows whose norm is below eps are divided by eps: the case has both kinds.
+    scale = data.draw(st.sampled_from([1.0, 1e-4, 30.0]), label="scale")
+    arguments = {"eps": data.draw(st.sampled_from([1e-12, 0.02]), label="eps")}
+    return Case(fk.power_normalize, [draw.tensor(*shape, scale=scale)], arguments, draw.dtype)
+
+
+def attention_pool(draw: Draw) -> Case:
+    data = draw.data
+    B, T = data.draw(draw.scope.batch), data.draw(st.integers(1, 12) | st.just(37))
+    C, A, H = data.draw(draw.scope.width), data.draw(draw.scope.outputs), data.draw(trunks)
+    inputs = [
+        draw.tensor(B, T, C), draw.tensor(C, A, scale=C**-0.5), draw.tensor(A), draw.tensor(A),
+        draw.tensor(),
+    ]  # fmt: skip
+    arguments = {"trunks": H, "lengths": draw.lengths(B, T)}
+    return Case(fk.attention_pool, inputs, arguments, draw.dtype)
 
 
 CASES = {
@@ -187,4 +254,31 @@ CASES = {
     "am_fbp": am_fbp,
     "local_response_norm": local_response_norm,
     "batch_norm": batch_norm,
+    "power_normalize": power_normalize,
+    "attention_pool": attention_pool,
 }
+
+
+def over_examples(
+    operator: str, backend: str, check: Callable[[Case], None], examples: int | None = None
+) -> None:
+    """Calls a check with drawn cases of an operator, as many as the backend's scope says or as given."""
+    scope = SCOPES[backend]
+
+    @settings(
+        max_examples=examples or scope.examples,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    @given(data=st.data())
+    def run(data: st.DataObject) -> None:
+        check(CASES[operator](Draw(data, scope)))
+
+    run()
+
+
+def assert_case(case: Case, backend: str) -> None:
+    """Result and gradients of a case by the rule of correctness."""
+    draws = SCOPES[backend].draws
+    assert_parity(case.operator, case.draw, case.arguments, backend, draws=draws)

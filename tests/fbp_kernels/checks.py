@@ -1,15 +1,38 @@
-"""The rule of correctness, in one place: error against float64 at most twice the reference's plus one ulp."""
+"""What runs here, and the rule of correctness: error against float64 at most twice the reference's plus one ulp."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-FUSED = ("native",)
+import fbp_kernels as fk
+from fbp_kernels import backends
 
 Inputs = Sequence[Tensor | None]
+
+
+def fused(operator: str, dtype: torch.dtype = torch.float32) -> list[str]:
+    """The backends that run an operator on the CPU with kernels of their own; Triton's in its interpreter."""
+
+    def runs(backend: str) -> bool:
+        try:
+            backends.resolve(operator, backend, "cpu", dtype)
+        except RuntimeError:
+            return False
+        return True
+
+    return [b for b in backends.BACKENDS if b != "reference" and runs(b)]
+
+
+def pairs(
+    operators: Iterable[str] = tuple(fk.ops.__all__),
+    dtype: torch.dtype = torch.float32,
+    *others: str,
+) -> list[tuple[str, str]]:
+    """Every operator with every fused backend that runs it on the CPU, and with the others named."""
+    return [(o, b) for o in operators for b in (*fused(o, dtype), *others)]
 
 
 def error(got: Tensor, truth: Tensor) -> float:
@@ -48,15 +71,24 @@ class Errors:
         )
 
 
-def evaluate(call: Callable[..., Any], inputs: Inputs, cotangent: Tensor) -> dict[str, Tensor]:
-    """The results by name, the first of them differentiated by every input under one cotangent."""
+def evaluate(
+    call: Callable[..., Any], inputs: Inputs, seed: int, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The results by name, and the gradients of every input under cotangents that the seed gives.
+
+    Cotangents are rounded to `dtype`, so that results of any dtype see the same numbers.
+    """
     leaves = [None if t is None else t.detach().requires_grad_() for t in inputs]
     results = call(*leaves)
     results = results if isinstance(results, tuple) else (results,)
     there = {f"gradient {i}": t for i, t in enumerate(leaves) if t is not None}
-    gradients = torch.autograd.grad(
-        results[0], list(there.values()), cotangent.to(results[0].dtype)
-    )
+    differentiable = [t for t in results if t.requires_grad]
+    generator = torch.Generator().manual_seed(seed)
+    cotangents = [
+        torch.randn(t.shape, generator=generator, dtype=torch.float64).to(dtype).to(t.dtype)
+        for t in differentiable
+    ]
+    gradients = torch.autograd.grad(differentiable, list(there.values()), cotangents)
     named = {f"result {i}": t.detach() for i, t in enumerate(results)}
     return named | dict(zip(there, gradients, strict=True))
 
@@ -65,18 +97,16 @@ def assert_parity(
     operator: Callable[..., Any],
     draw: Callable[[int], Inputs],
     arguments: dict[str, Any],
-    outputs: tuple[int, ...],
     backend: str,
     draws: int = 1,
 ) -> None:
     """Result and gradients of a backend against the float64 truth, by the rule.
 
     Args:
-        operator: called with the inputs, the arguments and a backend; of several results the first is
-            differentiated.
+        operator: called with the inputs, the arguments and a backend; all results that have a gradient are
+            differentiated together.
         draw: inputs by seed.
         arguments: everything that is not differentiated.
-        outputs: shape of the first result.
         backend: the one under test.
         draws: how many draws the largest errors are taken over. The error of one small result is the luck of
             a rounding or two; the rule compares what the errors amount to.
@@ -89,17 +119,13 @@ def assert_parity(
     for seed in range(draws):
         inputs = draw(seed)
         dtype = next(t.dtype for t in inputs if t is not None)
-        generator = torch.Generator().manual_seed(seed)
-        # Rounded to the dtype first, so that all see the same numbers.
-        cotangent = (
-            torch.randn(outputs, generator=generator, dtype=torch.float64).to(dtype).double()
-        )
 
-        def run(dtype: torch.dtype, inputs: Inputs = inputs, **options: Any) -> dict[str, Tensor]:
+        def run(wide: torch.dtype, inputs: Inputs = inputs, **options: Any) -> dict[str, Tensor]:
             # `to` keeps strides, which are part of the case, and is exact towards float64.
-            cast = [None if t is None else t.to(dtype) for t in inputs]
+            cast = [None if t is None else t.to(wide) for t in inputs]
             torch.manual_seed(seed)  # noqa: B023 (the same dropout mask for all)
-            return evaluate(lambda *t: operator(*t, **arguments, **options), cast, cotangent)  # noqa: B023
+            call = lambda *t: operator(*t, **arguments, **options)  # noqa: E731
+            return evaluate(call, cast, seed, dtype)  # noqa: B023
 
         truth = run(torch.float64, backend="reference")
         reference = reference_errors(run, dtype, inputs, truth)

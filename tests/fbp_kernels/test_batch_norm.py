@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 import fbp_kernels as fk
 
-from .checks import FUSED
+from .checks import fused
 from .test_native import ISAS
 
-BACKENDS = (*FUSED, "reference")
+BACKENDS = (*fused("batch_norm"), "reference")
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 

@@ -2,14 +2,11 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import fbp_kernels as fk
 
-from .cases import CASES
-from .checks import assert_parity
-from .test_parity import EXAMPLES
+from .cases import CASES, assert_case, over_examples
+from .checks import fused
 
 ISAS = torch.ops.fbp_native.cpu_isas().split(",")
 
@@ -20,22 +17,14 @@ def test_the_portable_kernels_are_always_there() -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("operator", CASES)
+@pytest.mark.parametrize("operator", [o for o in CASES if "native" in fused(o)])
 def test_every_instruction_set_matches_float64(
     operator: str, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FBP_CPU_ISA", isa)
     assert torch.ops.fbp_native.cpu_isa() == isa
 
-    @settings(EXAMPLES, max_examples=12)
-    @given(data=st.data())
-    def check(data: st.DataObject) -> None:
-        case = CASES[operator](data)
-        assert_parity(
-            case.operator, case.draw, case.arguments, case.outputs, "native", draws=case.draws
-        )
-
-    check()
+    over_examples(operator, "native", lambda case: assert_case(case, "native"), examples=12)
 
 
 @pytest.mark.parametrize("isa", ISAS)
