@@ -1,15 +1,30 @@
-"""Which configuration a kernel runs with: one table, by kernel, family of devices, dtype and class of size."""
+"""Which configuration a kernel runs with: one table, by kernel, family of devices, dtype and class of size.
+
+Where the environment variable FBP_AUTOTUNE is 1, a search on the device decides in place of the table (`autotune`).
+"""
 
 import functools
+import importlib
 import json
-from collections.abc import Callable
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-_TABLE = Path(__file__).with_name("table.json")
+# The modules that have kernels, each with `CANDIDATES` and `samples`.
+MODULES = tuple(
+    f"{__package__}.{name}"
+    for name in ("attention_pool", "bilinear", "local_response_norm", "power_normalize")
+)
+SIZES = ("small", "medium", "large")
+ENVIRONMENT = "FBP_AUTOTUNE"
+
+TABLE = Path(__file__).with_name("table.json")
 
 
 @dataclass(frozen=True)
@@ -26,6 +41,16 @@ class Config:
     warps: int
     stages: int
 
+    @classmethod
+    def of(cls, entry: dict[str, int]) -> "Config":
+        """From what a table says of it."""
+        blocks = dict(entry)
+        return cls(warps=blocks.pop("warps"), stages=blocks.pop("stages"), blocks=blocks)
+
+    def entry(self) -> dict[str, int]:
+        """What a table says of it."""
+        return {**self.blocks, "warps": self.warps, "stages": self.stages}
+
 
 @dataclass(frozen=True)
 class Key:
@@ -41,27 +66,147 @@ class Key:
     dtype: str
     size: str
 
+    def __str__(self) -> str:
+        return f"{self.kernel} {self.dtype} {self.size}"
 
-def run(key: Key, architecture: str, call: Callable[[Config], Any]) -> Any:
-    """Calls what launches a kernel with the configuration chosen for it."""
-    return call(lookup(key, architecture))
+
+Call = Callable[[Config], Any]
+"""Launches a kernel with a configuration. It can be repeated: what it writes does not depend on what was there."""
+
+Chooser = Callable[[Key, str, Call], Any]
+_choosers: list[Chooser] = []
+_chosen: dict[tuple[Key, str, torch.device | None], Config] = {}
+_searching = threading.RLock()
+
+
+def run(key: Key, architecture: str, call: Call, device: torch.device | None = None) -> Any:
+    """Calls what launches a kernel with the configuration chosen for it.
+
+    The choice holds for the rest of the process, so that results are the same bits from call to call.
+
+    Args:
+        key: of the kernel and what it is called with.
+        architecture: whose part of the table counts.
+        call: launches the kernel, and may be called several times.
+        device: where its tensors are; by default CUDA's current device.
+    """
+    if _choosers:
+        return _choosers[-1](key, architecture, call)
+    place = (key, architecture, device)
+    config = _chosen.get(place)
+    if config is None:
+        with _searching:
+            config = _chosen.get(place) or _choose(key, architecture, call, device)
+            _chosen[place] = config
+    return call(config)
+
+
+def _choose(key: Key, architecture: str, call: Call, device: torch.device | None) -> Config:
+    config = lookup(key, architecture)
+    on_gpu = architecture != "interpreter" and (device is None or device.type == "cuda")
+    if not (autotuning() and on_gpu):
+        return config
+    from . import autotune
+
+    return autotune.choose(key, config, call, device)
+
+
+def autotuning() -> bool:
+    """Whether configurations are searched for at a kernel's first call.
+
+    Raises:
+        ValueError: the environment variable is neither 0 nor 1.
+    """
+    value = os.environ.get(ENVIRONMENT) or "0"
+    if value not in ("0", "1"):
+        raise ValueError(f"the environment variable {ENVIRONMENT} is {value!r}, expected 0 or 1")
+    return value == "1"
+
+
+@contextmanager
+def choosing(chooser: Chooser) -> Iterator[None]:
+    """Within it, `chooser` is called in place of `run` and does what it likes with the call."""
+    _choosers.append(chooser)
+    try:
+        yield
+    finally:
+        _choosers.pop()
 
 
 @functools.cache
 def lookup(key: Key, architecture: str) -> Config:
-    """The table's configuration."""
-    entry = dict(_table()[architecture][key.kernel][key.dtype][key.size])
-    return Config(warps=entry.pop("warps"), stages=entry.pop("stages"), blocks=entry)
+    """The table's configuration.
+
+    Raises:
+        LookupError: it has none.
+    """
+    level: Any = table()
+    names = {
+        "architecture": architecture,
+        "kernel": key.kernel,
+        "dtype": key.dtype,
+        "size": key.size,
+    }
+    for what, name in names.items():
+        if name not in level:
+            raise LookupError(
+                f"{TABLE.name} has no configuration for {key} on {architecture}: "
+                f"{what} is {name!r}, expected one of {', '.join(level)}"
+            )
+        level = level[name]
+    return Config.of(level)
+
+
+def entries(architecture: str) -> dict[Key, Config]:
+    """All that the table has for an architecture."""
+    return {
+        Key(kernel, dtype, size): Config.of(entry)
+        for kernel, dtypes in table().get(architecture, {}).items()
+        for dtype, sizes in dtypes.items()
+        for size, entry in sizes.items()
+    }
+
+
+def candidates(key: Key) -> list[Config]:
+    """What a search tries for a kernel, as its module says: a list, or a function that gives one for a key.
+
+    Raises:
+        LookupError: no module knows the kernel.
+    """
+    for module in MODULES:
+        known = importlib.import_module(module).CANDIDATES
+        if key.kernel in known:
+            found = known[key.kernel]
+            return list(found(key) if callable(found) else found)
+    raise LookupError(f"no module of {', '.join(MODULES)} has candidates for {key.kernel!r}")
 
 
 @functools.cache
-def _table() -> dict[str, Any]:
-    table: dict[str, Any] = json.loads(_TABLE.read_text())
-    return table
+def table() -> dict[str, Any]:
+    """The configurations by architecture, kernel, dtype and size."""
+    found: dict[str, Any] = json.loads(TABLE.read_text())
+    return found
+
+
+def text(table: dict[str, Any]) -> str:
+    """A table as its file has it: a configuration a line, in order, so that changes can be read."""
+
+    def block(level: dict[str, Any], depth: int, order: Callable[[str], Any]) -> str:
+        indent = "  " * depth
+        inner = {
+            name: json.dumps(level[name])
+            if depth == 4
+            else block(level[name], depth + 1, SIZES.index if depth == 3 else str)
+            for name in sorted(level, key=order)
+        }
+        lines = ",\n".join(f"{indent}{json.dumps(name)}: {value}" for name, value in inner.items())
+        return f"{{\n{lines}\n{indent[2:]}}}"
+
+    return block(table, 1, str) + "\n"
 
 
 def dtype_class(dtype: torch.dtype) -> str:
     """The class of a dtype; float32 products may run in TF32 where PyTorch's own may."""
     if dtype != torch.float32:
         return "half"
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "float32"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "float32"

@@ -1,0 +1,127 @@
+"""Compiles the kernels of a module ahead of time, with no GPU: as its launchers would launch them."""
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from . import launch, tuning
+from .tuning import Config, Key
+
+CAPABILITIES = {"sm80": 80, "sm90": 90, "sm100": 100}
+DTYPES = {"half": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}  # by class
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One launch that was compiled in place of being made.
+
+    Attributes:
+        key: what its configuration was chosen by, or None where the launcher did not come to choose.
+        config: the configuration.
+        function: the kernel's name.
+        kernel: what Triton made of it, or None.
+        error: why there is none.
+    """
+
+    key: Key | None
+    config: Config | None
+    function: str
+    kernel: Any = None
+    error: str = ""
+
+
+class _Driver:
+    """Stands in for a GPU's driver where only its compiler is asked for."""
+
+    def __init__(self, capability: int) -> None:
+        self._target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return int(self._target.arch)  # kernels keep what was compiled by device
+
+    def get_current_stream(self, device: object = None) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("meta")
+
+
+def target(architecture: str) -> None:
+    """From now on, this process compiles for an architecture, whatever the machine has, and can run no kernel."""
+    driver.set_active(_Driver(CAPABILITIES[architecture]))
+
+
+@contextmanager
+def products(dtype: str) -> Iterator[None]:
+    """Within it, float32 products are of a class: "tf32" or not."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def compile_samples(
+    module: str,
+    size: str,
+    dtype: str,
+    architecture: str,
+    configure: Callable[[Key], list[Config]] | None = None,
+) -> list[Compiled]:
+    """Compiles every launch of a module's samples.
+
+    Args:
+        module: its full name.
+        size: class of size.
+        dtype: class of dtype.
+        architecture: "sm80", "sm90" or "sm100".
+        configure: the configurations that are compiled for a key; by default the table's.
+    """
+    found: list[Compiled] = []
+    here: list[tuple[Key, Config]] = []
+
+    def choose(key: Key, own: str, call: tuning.Call) -> Any:
+        result = None
+        for config in configure(key) if configure else [tuning.lookup(key, own)]:
+            here.append((key, config))
+            result = call(config)
+            here.pop()
+        return result
+
+    def compile_it(
+        kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], options: dict[str, Any]
+    ) -> None:
+        key, config = here[-1] if here else (None, None)
+        name = kernel.fn.__name__
+        try:
+            made = kernel.warmup(*arguments, grid=grid, **options)
+            found.append(Compiled(key, config, name, made))
+        except Exception as error:  # whatever the compiler says is what is asked for
+            found.append(Compiled(key, config, name, error=_short(error)))
+
+    target(architecture)
+    with products(dtype):
+        for sample in importlib.import_module(module).samples(size, DTYPES[dtype], "meta"):
+            here.clear()
+            with tuning.choosing(choose), launch.instead(compile_it):
+                try:
+                    sample()
+                except Exception as error:
+                    key, config = here[-1] if here else (None, None)
+                    found.append(Compiled(key, config, module, error=_short(error)))
+    return found
+
+
+def _short(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[-1]}"
