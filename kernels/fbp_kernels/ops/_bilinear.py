@@ -57,6 +57,11 @@ def like_inputs(gradients: Any, inputs: tuple[Tensor | None, ...]) -> tuple[Tens
     )
 
 
+def due(needs: int, inputs: int) -> tuple[bool, ...]:
+    """Which of the inputs need their gradient, from the bits that say so."""
+    return tuple(bool(needs >> i & 1) for i in range(inputs))
+
+
 def check_global(
     operator: str, a: Tensor, v: Tensor, p: Tensor, q: Tensor, *biases: tuple[str, Tensor | None]
 ) -> None:

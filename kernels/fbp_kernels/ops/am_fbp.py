@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import backends, native, reference
+from .. import backends, native, reference, triton
+from ..triton.levels import Level, Levels
 from . import _bilinear, _check, _operator
 
 
@@ -117,6 +118,36 @@ def _native_backward(dz: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return _bilinear.like_inputs(gradients, tuple(inputs))
 
 
+_pool, _pool_backward = triton.late("bilinear")
+
+
+def _levels(*arguments: Any) -> Levels:
+    *inputs, lengths, factor, trunk_factor, adaptive = arguments
+    a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks = _one_trunk(inputs)
+    return Levels(
+        Level(a, v, p, q, None, None, None, factor, adaptive),
+        Level(a_trunks, v_trunks, p_trunks, q_trunks, None, None, lengths, trunk_factor, False),
+    )
+
+
+def _triton(*arguments: Any) -> Any:
+    *inputs, lengths, seed, factor, trunk_factor, adaptive, dropout, keep = arguments
+    levels = _levels(*inputs, lengths, factor, trunk_factor, adaptive)
+    return _pool(levels, seed, dropout, keep)
+
+
+def _triton_backward(dz: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    *tensors, factor, trunk_factor, adaptive, dropout, needs = arguments
+    inputs, (lengths, seed), kept = tensors[:8], tensors[8:10], tensors[10:]
+    levels = _levels(*inputs, lengths, factor, trunk_factor, adaptive)
+    a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks = _bilinear.due(needs, 8)
+    due = ((a, v, p, q, False, False), (a_trunks, v_trunks, p_trunks, q_trunks, False, False))
+    kept = () if kept[0] is None else tuple(kept)
+    once, each = _pool_backward(dz, levels, seed, kept, dropout, due)
+    gradients = (*once[:2], *each[:2], *once[2:4], *each[2:4])
+    return _bilinear.like_inputs(gradients, tuple(inputs))
+
+
 _call = _operator.Operator(
     "am_fbp",
     inputs=tuple(f"Tensor {name}" for name in _INPUTS),
@@ -124,4 +155,7 @@ _call = _operator.Operator(
     attributes=("SymInt factor", "SymInt trunk_factor", "bool adaptive", "float dropout"),
     kept=4,
     fake=_fake,
-).register(native=backends.Kernel(_native, _native_backward))
+).register(
+    native=backends.Kernel(_native, _native_backward),
+    triton=backends.Kernel(_triton, _triton_backward),
+)

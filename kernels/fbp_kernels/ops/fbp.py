@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import backends, native, reference
+from .. import backends, native, reference, triton
+from ..triton.levels import Level, Levels
 from . import _bilinear, _check, _operator
 
 
@@ -97,6 +98,28 @@ def _native_backward(dz: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return _bilinear.like_inputs(gradients, (a, v, *shared))
 
 
+_pool, _pool_backward = triton.late("bilinear")
+
+
+def _levels(a: Tensor, v: Tensor, *rest: Any) -> Levels:
+    *shared, factor, adaptive = rest
+    tensors = _bilinear.add_trunk((a, v), tuple(shared))
+    return Levels(Level(*tensors, None, factor, adaptive), None)
+
+
+def _triton(*arguments: Any) -> Any:
+    *inputs, seed, factor, adaptive, dropout, keep = arguments
+    return _pool(_levels(*inputs, factor, adaptive), seed, dropout, keep)
+
+
+def _triton_backward(dz: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    *inputs, seed, u, w, factor, adaptive, dropout, needs = arguments
+    kept = () if u is None else (u, w)
+    levels = _levels(*inputs, factor, adaptive)
+    (gradients,) = _pool_backward(dz, levels, seed, kept, dropout, (_bilinear.due(needs, 6),))
+    return _bilinear.like_inputs(gradients, tuple(inputs))
+
+
 _call = _operator.Operator(
     "fbp",
     inputs=("Tensor a", "Tensor v", "Tensor p", "Tensor q", "Tensor? p_bias", "Tensor? q_bias"),
@@ -104,4 +127,7 @@ _call = _operator.Operator(
     attributes=("SymInt factor", "bool adaptive", "float dropout"),
     kept=2,
     fake=_fake,
-).register(native=backends.Kernel(_native, _native_backward))
+).register(
+    native=backends.Kernel(_native, _native_backward),
+    triton=backends.Kernel(_triton, _triton_backward),
+)

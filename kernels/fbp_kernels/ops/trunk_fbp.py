@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import backends, native, reference
+from .. import backends, native, reference, triton
+from ..triton.levels import Level, Levels
 from . import _bilinear, _check, _operator
 
 
@@ -94,6 +95,22 @@ def _native_backward(*arguments: Any) -> Any:
     )
 
 
+_pool, _pool_backward = triton.late("bilinear")
+
+
+def _triton(*arguments: Any) -> Any:
+    *tensors, seed, factor, dropout, keep = arguments
+    return _pool(Levels(None, Level(*tensors, factor, False)), seed, dropout, keep)
+
+
+def _triton_backward(dz: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    *tensors, seed, u, w, factor, dropout, needs = arguments
+    kept = () if u is None else (u, w)
+    levels = Levels(None, Level(*tensors, factor, False))
+    (gradients,) = _pool_backward(dz, levels, seed, kept, dropout, (_bilinear.due(needs, 6),))
+    return tuple(gradients)
+
+
 _call = _operator.Operator(
     "trunk_fbp",
     inputs=("Tensor a", "Tensor v", "Tensor p", "Tensor q", "Tensor? p_bias", "Tensor? q_bias"),
@@ -101,4 +118,7 @@ _call = _operator.Operator(
     attributes=("SymInt factor", "float dropout"),
     kept=2,
     fake=_fake,
-).register(native=backends.Kernel(_native, _native_backward))
+).register(
+    native=backends.Kernel(_native, _native_backward),
+    triton=backends.Kernel(_triton, _triton_backward),
+)

@@ -35,19 +35,24 @@ def mend() -> None:
         return dot(self, operand(a), operand(b), *rest)
 
     def rounded(self, src, dst_type):
-        """The cast between float32 and bfloat16, or None for other casts."""
-        pair = (src.dtype.scalar, dst_type.scalar)
-        if pair == (tl.float32, tl.bfloat16):
-            return interpreter.TensorHandle(_narrow(src.data), tl.bfloat16)
-        if pair == (tl.bfloat16, tl.float32):
-            return interpreter.TensorHandle(_widen(src.data), tl.float32)
-        return None
+        """The cast to or from bfloat16, or None for other casts."""
+        source, target = src.dtype.scalar, dst_type.scalar
+        if source == target or tl.bfloat16 not in (source, target):
+            return None
+        if source == tl.bfloat16:
+            wide = interpreter.TensorHandle(_widen(src.data), tl.float32)
+            return wide if target == tl.float32 else cast(self, wide, dst_type)
+        wide = src.data.astype(np.float32)  # of whatever it is: float16, a whole number or a mask
+        return interpreter.TensorHandle(_narrow(wide), tl.bfloat16)
 
+    # Handles are false where an element is 0: only None says that there is nothing to mend.
     def cast_impl(self, src, dst_type):
-        return rounded(self, src, dst_type) or cast(self, src, dst_type)
+        mended = rounded(self, src, dst_type)
+        return cast(self, src, dst_type) if mended is None else mended
 
     def create_fp_to_fp(self, src, dst_type, rounding_mode):
-        return rounded(self, src, dst_type) or convert(self, src, dst_type, rounding_mode)
+        mended = rounded(self, src, dst_type)
+        return convert(self, src, dst_type, rounding_mode) if mended is None else mended
 
     builder.create_dot = create_dot
     builder.cast_impl = cast_impl

@@ -1,0 +1,288 @@
+"""Starts the kernels of `fbp`, `trunk_fbp` and `am_fbp`: one launch forward, two backward."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from . import tuning, workspace
+from .bilinear_kernels import (
+    Mask,
+    Operand,
+    Part,
+    ProjectionGradients,
+    Side,
+    forward_kernel,
+    gradients_kernel,
+    projection_gradients_kernel,
+)
+from .launch import architecture, launch, multiprocessors
+from .levels import Level, Levels
+from .tuning import Config, Key
+
+
+def forward(levels: Levels, seed: Tensor | None, dropout: float, keep: bool) -> tuple[Tensor, ...]:
+    """Pools, in one launch.
+
+    Args:
+        levels: what to pool.
+        seed: int64 scalar that the dropout mask follows from; None means no dropout.
+        dropout: its probability.
+        keep: whether the projections are wanted.
+
+    Returns:
+        The result (B, sum of O), and two projections (H, B, N) of each part, or empty tensors where not wanted.
+    """
+    first = levels.there[0].a
+    z = first.new_empty(first.shape[0], sum(level.outputs for level in levels.there))
+    kept = tuple(tensor for level in levels.there for tensor in _projections(level, keep))
+    if z.numel():
+        parts = _parts(levels, kept if keep else ())
+        mask = _mask(seed, dropout)
+        _run("fbp_forward", z, lambda config: _forward(config, z, levels, parts, mask))
+    return z, *kept
+
+
+def backward(
+    dz: Tensor,
+    levels: Levels,
+    seed: Tensor | None,
+    kept: tuple[Tensor, ...],
+    dropout: float,
+    needs: tuple[tuple[bool, ...], ...],
+) -> list[list[Tensor]]:
+    """Gradients, in two launches.
+
+    Args:
+        dz: (B, sum of O).
+        levels: as the forward had them.
+        seed: likewise.
+        kept: the projections that the forward kept, or nothing: then they are computed again.
+        dropout: as the forward had it.
+        needs: for each part that is there, which of a, v, p, q, p_bias and q_bias need their gradient.
+
+    Returns:
+        For each part that is there those six gradients, contiguous; empty where not needed.
+    """
+    gradients = [
+        [_gradient(dz, tensor, need) for tensor, need in zip(level[:6], due, strict=True)]
+        for level, due in zip(levels.there, needs, strict=True)
+    ]
+    if not dz.numel():
+        return [[gradient.zero_() for gradient in part] for part in gradients]
+    parts = _parts(levels, kept)
+    mask = _mask(seed, dropout)
+    found: list[ProjectionGradients] = _run(
+        "fbp_projection_gradients",
+        dz,
+        lambda config: _projection_gradients(config, dz, levels, parts, mask),
+    )
+    sides = []
+    for level, out, part, due in zip(levels.there, found, gradients, needs, strict=True):
+        sides += _sides(level, out, part, due)
+    _run("fbp_gradients", dz, lambda config: _gradients(config, dz, sides))
+    return gradients
+
+
+def _run(kernel: str, like: Tensor, call: Any) -> Any:
+    rows = like.shape[0]
+    size = "small" if rows <= 64 else "medium" if rows <= 1024 else "large"
+    key = Key(kernel, tuning.dtype_class(like.dtype), size)
+    return tuning.run(key, architecture(like.device), call)
+
+
+def _precision(dtype: torch.dtype) -> str:
+    return "tf32" if tuning.dtype_class(dtype) == "tf32" else "ieee"
+
+
+def _forward(config: Config, z: Tensor, levels: Levels, parts: list[Part], mask: Mask) -> None:
+    once, each = levels
+    rows = math.ceil(z.shape[0] / config.blocks["BLOCK_M"])
+    tiles = [rows * _tiles(level, config, z.dtype) for level in levels]
+    splits = 1
+    if each is not None and tiles[1]:
+        idle = multiprocessors(z) - tiles[0]
+        splits = max(1, min(each.a.shape[1], math.ceil(idle / tiles[1])))
+    columns = _columns(levels, config, z.dtype)
+    blocks = [columns[f"BLOCK_O_{part}"] for part in "GM"]
+    partials = counters = None
+    if splits > 1:
+        cells = tiles[1] * splits * config.blocks["BLOCK_M"] * blocks[1]
+        partials = z.new_empty(cells, dtype=torch.float32)
+        counters = workspace.counters(z.device, tiles[1])
+    launch(
+        forward_kernel, (tiles[0] + tiles[1] * splits,),
+        z, *parts, mask, partials, counters, z.shape[0], rows, splits, tiles[1] * splits,
+        **columns, ADAPTIVE=once is not None and once.adaptive,
+        PRECISION=_precision(z.dtype), EXACT=tuning.dtype_class(z.dtype) == "float32",
+        SPLIT=splits > 1, device=z.device, config=config,
+    )  # fmt: skip
+
+
+def _projection_gradients(
+    config: Config, dz: Tensor, levels: Levels, parts: list[Part], mask: Mask
+) -> list[ProjectionGradients]:
+    B = dz.shape[0]
+    once, each = levels
+    rows = math.ceil(B / config.blocks["BLOCK_M"])
+    padded = rows * config.blocks["BLOCK_M"]
+    tiles = [_tiles(level, config, dz.dtype) for level in levels]
+    programs = 0 if each is None else rows * tiles[1] * each.a.shape[1]
+    outs = []
+    for level, count in zip(levels, tiles, strict=True):
+        if level is None:
+            outs.append(ProjectionGradients(None, None, None, None, None))
+            continue
+        H, _, N = level.p.shape
+        du, dw = _projections(level, True)
+        norms = scales = biases = None
+        if level.adaptive:
+            norms = dz.new_empty(2, padded, dtype=torch.float32)
+            scales = dz.new_empty(count, 2, padded, dtype=torch.float32)
+        if level.p_bias is not None or level.q_bias is not None:
+            biases = dz.new_empty(rows, 2, H, N, dtype=torch.float32)
+        outs.append(ProjectionGradients(du, dw, norms, scales, biases))
+    columns = _columns(levels, config, dz.dtype)
+    del columns["BLOCK_O_G"], columns["BLOCK_O_M"]
+    launch(
+        projection_gradients_kernel, (programs + rows * tiles[0],),
+        dz, dz.stride(0), dz.stride(1), *parts, *outs, mask, B, rows, programs,
+        **columns, ADAPTIVE=once is not None and once.adaptive, PRECISION=_precision(dz.dtype),
+        device=dz.device, config=config,
+    )  # fmt: skip
+    return [out for out, level in zip(outs, levels, strict=True) if level is not None]
+
+
+def _sides(
+    level: Level, out: ProjectionGradients, gradients: list[Tensor], needs: tuple[bool, ...]
+) -> list[Side]:
+    """The part's modalities, of those that anything is needed of; programs are counted when blocks are known."""
+    sides = []
+    for second in range(2):
+        x, weight, bias = level[second], level[2 + second], level[4 + second]
+        dx, d_weight, d_bias = gradients[second], gradients[2 + second], gradients[4 + second]
+        needs_x, needs_weight, needs_bias = needs[second], needs[2 + second], needs[4 + second]
+        if not (needs_x or needs_weight or needs_bias):
+            continue
+        if needs_bias and not needs_weight:
+            d_weight = weight.new_empty(weight.shape)
+        H, W, N = weight.shape
+        sides.append(
+            Side(
+                x=_operand(x),
+                weight=_operand(weight),
+                d=out.dw if second else out.du,
+                dx=dx,
+                d_weight=d_weight,
+                d_bias=d_bias if needs_bias else None,
+                biases=out.biases[:, second] if needs_bias else None,
+                lengths=level.lengths,
+                own_norm=out.norms[second] if level.adaptive else None,
+                other_norm=out.norms[1 - second] if level.adaptive else None,
+                own_scale=out.scales[:, second] if level.adaptive else None,
+                other_scale=out.scales[:, 1 - second] if level.adaptive else None,
+                tiles_o=len(out.scales) if level.adaptive else 0,
+                H=H,
+                W=W,
+                N=N,
+                weight_programs=int(needs_weight or needs_bias),
+                x_programs=int(needs_x),
+            )
+        )
+    return sides
+
+
+def _gradients(config: Config, dz: Tensor, sides: list[Side]) -> None:
+    blocks = config.blocks
+    B = dz.shape[0]
+    rows = math.ceil(B / blocks["BLOCK_M"])
+    counted = []
+    for side in sides:
+        widths = math.ceil(side.W / blocks["WEIGHT_C"]) * math.ceil(side.N / blocks["WEIGHT_N"])
+        counted.append(
+            side._replace(
+                weight_programs=side.weight_programs * side.H * widths,
+                x_programs=side.x_programs * side.H * rows * math.ceil(side.W / blocks["BLOCK_C"]),
+            )
+        )
+    before = next((side for side in sides if side.own_norm is not None), None)
+    padded = 0 if before is None else before.own_norm.shape[0]
+    tiles_p = next((len(side.biases) for side in sides if side.biases is not None), 0)
+    programs = sum(side.weight_programs + side.x_programs for side in counted)
+    launch(
+        gradients_kernel, (programs,), tuple(counted), B, rows, tiles_p, padded,
+        PRECISION=_precision(dz.dtype), device=dz.device, config=config,
+    )  # fmt: skip
+
+
+def _tiles(level: Level | None, config: Config, dtype: torch.dtype) -> int:
+    """How many tiles of outputs a part has."""
+    if level is None:
+        return 0
+    return math.ceil(level.outputs / _groups(level.factor, config.blocks["BLOCK_N"], dtype))
+
+
+def _groups(factor: int, block: int, dtype: torch.dtype) -> int:
+    """Outputs of a tile: as many as its columns hold, but so that tiles begin at 16 bytes where K allows it."""
+    groups = max(1, block // factor)
+    unit = 16 // dtype.itemsize
+    unit //= math.gcd(unit, factor)
+    return groups - groups % unit if groups > unit else groups
+
+
+def _columns(levels: Levels, config: Config, dtype: torch.dtype) -> dict[str, int]:
+    """The compile-time sizes that follow from K."""
+    constants = {"STREAM_G": reference.GLOBAL_STREAM, "STREAM_M": reference.TRUNK_STREAM}
+    for name, level in zip("GM", levels, strict=True):
+        K, block = 0 if level is None else level.factor, config.blocks["BLOCK_N"]
+        groups = _groups(K, block, dtype) if K else 1
+        constants |= {
+            f"K_{name}": K,
+            f"GROUPS_{name}": groups,
+            f"CHUNKS_{name}": math.ceil(groups * K / block),
+            f"BLOCK_O_{name}": max(16, 1 << (groups - 1).bit_length()),
+        }
+    return constants
+
+
+def _projections(level: Level, keep: bool) -> tuple[Tensor, Tensor]:
+    H, _, N = level.p.shape
+    shape = (H, level.a.shape[0], N) if keep else (0,)
+    return level.a.new_empty(shape), level.a.new_empty(shape)
+
+
+def _gradient(dz: Tensor, tensor: Tensor | None, need: bool) -> Tensor:
+    return dz.new_empty(0 if tensor is None or not need else tensor.shape)
+
+
+def _parts(levels: Levels, kept: tuple[Tensor, ...]) -> list[Part]:
+    """The kernels' arguments; `kept` has two projections for each part that is there, or none at all."""
+    parts = []
+    pairs = iter(zip(kept[::2], kept[1::2], strict=True))
+    for level in levels:
+        if level is None:
+            parts.append(Part(*[None] * len(Part._fields)))
+            continue
+        u, w = next(pairs, (None, None))
+        H, C, N = level.p.shape
+        operands = (_operand(tensor) for tensor in level[:4])
+        biases = (_operand(None if b is None else b.unsqueeze(1)) for b in level[4:6])
+        parts.append(
+            Part(*operands, *biases, u, w, level.lengths, H=H, C=C, D=level.q.shape[1], N=N)
+        )
+    return parts
+
+
+def _operand(tensor: Tensor | None) -> Operand:
+    if tensor is None:
+        return Operand(None, None, None, None)
+    return Operand(tensor, *tensor.stride())
+
+
+def _mask(seed: Tensor | None, dropout: float) -> Mask:
+    if seed is None:
+        return Mask(None, None, None)
+    scale = 1.0 / (1.0 - dropout) if dropout < 1 else 0.0
+    return Mask(seed, min(int(dropout * 2**32), 2**32 - 1), scale)

@@ -1,0 +1,592 @@
+"""Device code of factorized bilinear pooling; `bilinear` starts it.
+
+Everything works on parts: the global part is one trunk. A part's operands are (B, H, C), (B, H, D), (H, C, N) and (H, D, N)
+with N = O * K, column o * K + k factor k of output o. Names: rows are rows of the batch, columns those of N.
+
+A program's tile has the columns of GROUPS whole outputs: GROUPS * K of them, in CHUNKS chunks of BLOCK_N. Only K above
+BLOCK_N makes that more than one.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .functions import arrive, swizzle
+
+
+class Operand(NamedTuple):
+    """A tensor of three dimensions and its strides, in elements."""
+
+    data: Any
+    stride0: Any
+    stride1: Any
+    stride2: Any
+
+
+class Part(NamedTuple):
+    """One level of pooling; None where there is no such tensor."""
+
+    a: Any  # Operand (B, H, C)
+    v: Any  # Operand (B, H, D)
+    p: Any  # Operand (H, C, N)
+    q: Any  # Operand (H, D, N)
+    p_bias: Any  # Operand (H, 1, N)
+    q_bias: Any
+    u: Any  # (H, B, N) contiguous: a p, kept by the forward; in the backward where they were kept
+    w: Any  # (H, B, N) contiguous: v q
+    lengths: Any  # (B,) int64
+    H: Any
+    C: Any
+    D: Any
+    N: Any
+
+
+class Mask(NamedTuple):
+    """What product dropout follows from."""
+
+    seed: Any  # int64 scalar tensor
+    threshold: Any  # words of the generator below it drop their element
+    scale: Any  # of what is kept
+
+
+@triton.jit
+def project(
+    x, weight, h, width, rows, alive, columns, inside,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    NORMS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The rows of a trunk times columns of its weights, (BLOCK_M, BLOCK_N), and the rows' sums of squares.
+
+    Rows that are not alive are not read: whatever stands there, they count as 0.
+    """
+    c = tl.arange(0, BLOCK_C)
+    x_tile = x.data + h * x.stride1 + rows[:, None] * x.stride0 + c[None, :] * x.stride2
+    weight_tile = (
+        weight.data
+        + h * weight.stride0
+        + c[:, None] * weight.stride1
+        + columns[None, :] * weight.stride2
+    )
+    product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    squares = tl.zeros((BLOCK_M,), tl.float32)
+    for first in range(0, width, BLOCK_C):
+        left = c < width - first
+        x_block = tl.load(x_tile, mask=alive[:, None] & left[None, :], other=0.0)
+        weight_block = tl.load(weight_tile, mask=left[:, None] & inside[None, :], other=0.0)
+        product = tl.dot(x_block, weight_block, product, input_precision=PRECISION)
+        if NORMS:
+            wide = x_block.to(tl.float32)
+            squares += tl.sum(wide * wide, 1)
+        x_tile += BLOCK_C * x.stride2
+        weight_tile += BLOCK_C * weight.stride1
+    return product, squares
+
+
+@triton.jit
+def sum_of_squares(x, width, rows, alive, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Of each row of the only trunk, (BLOCK_M,)."""
+    c = tl.arange(0, BLOCK_C)
+    squares = tl.zeros((BLOCK_M,), tl.float32)
+    for first in range(0, width, BLOCK_C):
+        block = tl.load(
+            x.data + rows[:, None] * x.stride0 + (first + c)[None, :] * x.stride2,
+            mask=alive[:, None] & (first + c < width)[None, :],
+            other=0.0,
+        ).to(tl.float32)
+        squares += tl.sum(block * block, 1)
+    return squares
+
+
+@triton.jit
+def row_scales(a_squares, v_squares):
+    """mu and eta from sums of squares, and the two norms; 0.5 each where both norms are 0."""
+    a_norm = tl.sqrt_rn(a_squares)
+    v_norm = tl.sqrt_rn(v_squares)
+    total = a_norm + v_norm
+    silent = total == 0
+    safe = tl.where(silent, 1.0, total)
+    mu = tl.where(silent, 0.5, a_norm / safe)
+    eta = tl.where(silent, 0.5, v_norm / safe)
+    return mu, eta, a_norm, v_norm
+
+
+@triton.jit
+def biased(projection, scale, bias, h, columns, inside, SCALED: tl.constexpr):
+    """scale * projection + bias, of which either may be missing."""
+    if SCALED:
+        projection = projection * scale[:, None]
+    if bias.data is not None:
+        row = tl.load(bias.data + h * bias.stride0 + columns * bias.stride2, mask=inside, other=0.0)
+        projection += row.to(tl.float32)[None, :]
+    return projection
+
+
+@triton.jit
+def dropout(
+    mask, row0, h, columns, STREAM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """What multiplies the product, (BLOCK_M, BLOCK_N): `reference.dropout_mask` of these elements.
+
+    One call of the generator gives the words of four rows.
+    """
+    quads = (row0 // 4 + tl.arange(0, BLOCK_M // 4)).to(tl.uint32)
+    like = tl.zeros((BLOCK_M // 4, BLOCK_N), tl.uint32)
+    word0, word1, word2, word3 = tl.philox(
+        tl.load(mask.seed),
+        like + columns.to(tl.uint32)[None, :],
+        like + tl.cast(h, tl.uint32),
+        like + quads[:, None],
+        like + STREAM,
+    )
+    words = tl.join(tl.join(word0, word2), tl.join(word1, word3))  # word 2 i + j at [..., i, j]
+    words = tl.reshape(tl.permute(words, (0, 2, 3, 1)), (BLOCK_M, BLOCK_N))
+    return tl.where(words >= tl.cast(mask.threshold, tl.uint32), mask.scale, 0.0)
+
+
+@triton.jit
+def sum_factors(product, group, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, EXACT: tl.constexpr):
+    """Sums over the factors of each output, (M, BLOCK_N) to (M, BLOCK_O); `group` names each column's output.
+
+    A product with a matrix of zeros and ones, so any K will do, on the tensor cores. They take bfloat16 in two parts,
+    16 digits of the product; EXACT leaves float32 alone.
+    """
+    outputs = tl.arange(0, BLOCK_O)
+    member = group[:, None] == outputs[None, :]
+    if EXACT:
+        sums = tl.dot(product, member.to(tl.float32), input_precision="ieee")
+    else:
+        ones = member.to(tl.bfloat16)
+        high = product.to(tl.bfloat16)
+        low = (product - high.to(tl.float32)).to(tl.bfloat16)
+        sums = tl.dot(high, ones, tl.dot(low, ones))
+    # Infinity times 0 is NaN: one overflow would reach every output of its row.
+    if tl.max(tl.max(tl.where(tl.abs(sums) < float("inf"), 0, 1), 1), 0) > 0:
+        for output in range(BLOCK_O):
+            one = tl.sum(tl.where((group == output)[None, :], product, 0.0), 1)
+            sums = tl.where((outputs == output)[None, :], one[:, None], sums)
+    return sums
+
+
+@triton.jit
+def forward_tile(
+    part, mask, tile_m, tile_o, first, last, B,
+    K: tl.constexpr, GROUPS: tl.constexpr, CHUNKS: tl.constexpr, STREAM: tl.constexpr,
+    ADAPTIVE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """A tile of one part's result, over the trunks first to last, (BLOCK_M, BLOCK_O) in float32."""
+    row0 = tile_m * BLOCK_M
+    rows = (row0 + tl.arange(0, BLOCK_M)).to(tl.int64)
+    present = rows < B
+    if part.lengths is not None:
+        length = tl.load(part.lengths + rows, mask=present, other=0)
+        if part.u is None:
+            last = tl.minimum(last, tl.max(length, 0).to(tl.int32))
+    pooled = tl.zeros((BLOCK_M, BLOCK_O), tl.float32)
+    for trunk in range(first, last):
+        h = tl.cast(trunk, tl.int64)
+        alive = present
+        if part.lengths is not None:
+            alive = present & (h < length)
+        for chunk in range(CHUNKS):
+            within = chunk * BLOCK_N + tl.arange(0, BLOCK_N)
+            columns = tile_o * (GROUPS * K) + within
+            inside = (within < GROUPS * K) & (columns < part.N)
+            u, a_squares = project(
+                part.a, part.p, h, part.C, rows, alive, columns, inside,
+                BLOCK_M, BLOCK_N, BLOCK_C, ADAPTIVE, PRECISION,
+            )  # fmt: skip
+            w, v_squares = project(
+                part.v, part.q, h, part.D, rows, alive, columns, inside,
+                BLOCK_M, BLOCK_N, BLOCK_C, ADAPTIVE, PRECISION,
+            )  # fmt: skip
+            if part.u is not None:
+                kept = (h * B + rows)[:, None] * part.N + columns[None, :]
+                there = present[:, None] & inside[None, :]
+                tl.store(part.u + kept, u.to(part.u.dtype.element_ty), mask=there)
+                tl.store(part.w + kept, w.to(part.w.dtype.element_ty), mask=there)
+            mu, eta, _, _ = row_scales(a_squares, v_squares)
+            u = biased(u, mu, part.p_bias, h, columns, inside, ADAPTIVE)
+            w = biased(w, eta, part.q_bias, h, columns, inside, ADAPTIVE)
+            product = u * w
+            if mask.seed is not None:
+                product *= dropout(mask, row0, h, columns, STREAM, BLOCK_M, BLOCK_N)
+            if part.lengths is not None:
+                product = tl.where(alive[:, None], product, 0.0)
+            pooled += sum_factors(product, within // K, BLOCK_N, BLOCK_O, EXACT)
+    return pooled
+
+
+@triton.jit
+def store_tile(
+    z, stride, tile_m, tile_o, pooled, B, offset, outputs,
+    GROUPS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_O: tl.constexpr,
+):  # fmt: skip
+    rows = (tile_m * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    within = tl.arange(0, BLOCK_O)
+    columns = tile_o * GROUPS + within
+    tl.store(
+        z + rows[:, None] * stride + offset + columns[None, :],
+        pooled.to(z.dtype.element_ty),
+        mask=(rows < B)[:, None] & ((within < GROUPS) & (columns < outputs))[None, :],
+    )
+
+
+@triton.jit(do_not_specialize=["B", "tiles_m", "splits", "trunk_programs"])
+def forward_kernel(
+    z, once, each, mask, partials, counters, B, tiles_m, splits, trunk_programs,
+    K_G: tl.constexpr, K_M: tl.constexpr, GROUPS_G: tl.constexpr, GROUPS_M: tl.constexpr,
+    CHUNKS_G: tl.constexpr, CHUNKS_M: tl.constexpr,
+    STREAM_G: tl.constexpr, STREAM_M: tl.constexpr, ADAPTIVE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_O_G: tl.constexpr, BLOCK_O_M: tl.constexpr, GROUP: tl.constexpr,
+    PRECISION: tl.constexpr, EXACT: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """z (B, O_G + O_M). The first `trunk_programs` programs do the trunks' half, which takes longest.
+
+    K_G or K_M is 0 where that half is switched off. A tile of the trunks' half is shared by `splits` programs, each with some of
+    the trunks; the last to finish adds their sums up, in the order of the trunks.
+    """
+    program = tl.program_id(0)
+    outputs_g = 0
+    if K_G > 0:
+        outputs_g = once.N // K_G
+    stride = outputs_g
+    if K_M > 0:
+        stride += each.N // K_M
+    if program < trunk_programs:
+        if K_M > 0:
+            outputs = each.N // K_M
+            tile, split = program // splits, program % splits
+            tile_m, tile_o = swizzle(tile, tiles_m, tl.cdiv(outputs, GROUPS_M), GROUP)
+            pooled = forward_tile(
+                each, mask, tile_m, tile_o, split * each.H // splits, (split + 1) * each.H // splits, B,
+                K_M, GROUPS_M, CHUNKS_M, STREAM_M, False,
+                BLOCK_M, BLOCK_N, BLOCK_C, BLOCK_O_M, PRECISION, EXACT,
+            )  # fmt: skip
+            finished = True
+            if SPLIT:
+                m, o = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_O_M)[None, :]
+                own = (
+                    partials
+                    + tile.to(tl.int64) * splits * (BLOCK_M * BLOCK_O_M)
+                    + m * BLOCK_O_M
+                    + o
+                )
+                tl.store(own + split * (BLOCK_M * BLOCK_O_M), pooled)
+                finished = arrive(counters + tile, splits)
+                if finished:
+                    pooled = tl.zeros((BLOCK_M, BLOCK_O_M), tl.float32)
+                    for other in range(splits):
+                        pooled += tl.load(own + other * (BLOCK_M * BLOCK_O_M), cache_modifier=".cg")
+            if finished:
+                store_tile(
+                    z, stride, tile_m, tile_o, pooled, B, outputs_g, outputs,
+                    GROUPS_M, BLOCK_M, BLOCK_O_M,
+                )  # fmt: skip
+    else:
+        if K_G > 0:
+            tile_m, tile_o = swizzle(
+                program - trunk_programs, tiles_m, tl.cdiv(outputs_g, GROUPS_G), GROUP
+            )
+            pooled = forward_tile(
+                once, mask, tile_m, tile_o, 0, 1, B, K_G, GROUPS_G, CHUNKS_G, STREAM_G, ADAPTIVE,
+                BLOCK_M, BLOCK_N, BLOCK_C, BLOCK_O_G, PRECISION, EXACT,
+            )  # fmt: skip
+            store_tile(
+                z, stride, tile_m, tile_o, pooled, B, 0, outputs_g, GROUPS_G, BLOCK_M, BLOCK_O_G
+            )
+
+
+class ProjectionGradients(NamedTuple):
+    """Where the first kernel of the backward writes, of one part."""
+
+    du: Any  # (H, B, N) contiguous: gradient of a p
+    dw: Any  # (H, B, N)
+    norms: Any  # (2, R) float32: of the rows of a and v; None without adaptive scales
+    scales: Any  # (tiles of outputs, 2, R) float32: parts of the gradients of mu and eta
+    biases: Any  # (tiles of rows, 2, H, N) float32: parts of the biases' gradients, or None
+
+
+@triton.jit
+def projection_gradient_tile(
+    dz, dz_row, dz_column, part, out, mask, tile_m, tile_o, trunk, B, tiles_m,
+    K: tl.constexpr, GROUPS: tl.constexpr, CHUNKS: tl.constexpr, STREAM: tl.constexpr,
+    ADAPTIVE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the two projections for a tile of one trunk, from dz at the part's first output."""
+    row0 = tile_m * BLOCK_M
+    rows = (row0 + tl.arange(0, BLOCK_M)).to(tl.int64)
+    present = rows < B
+    h = tl.cast(trunk, tl.int64)
+    alive = present
+    if part.lengths is not None:
+        alive = present & (h < tl.load(part.lengths + rows, mask=present, other=0))
+    if ADAPTIVE and part.u is not None:
+        a_squares = sum_of_squares(part.a, part.C, rows, alive, BLOCK_M, BLOCK_C)
+        v_squares = sum_of_squares(part.v, part.D, rows, alive, BLOCK_M, BLOCK_C)
+    d_mu = tl.zeros((BLOCK_M,), tl.float32)
+    d_eta = tl.zeros((BLOCK_M,), tl.float32)
+    for chunk in range(CHUNKS):
+        within = chunk * BLOCK_N + tl.arange(0, BLOCK_N)
+        columns = tile_o * (GROUPS * K) + within
+        inside = (within < GROUPS * K) & (columns < part.N)
+        there = present[:, None] & inside[None, :]
+        at = (h * B + rows)[:, None] * part.N + columns[None, :]
+        if part.u is not None:
+            u = tl.load(part.u + at, mask=there, other=0.0).to(tl.float32)
+            w = tl.load(part.w + at, mask=there, other=0.0).to(tl.float32)
+        else:
+            u, a_squares = project(
+                part.a, part.p, h, part.C, rows, alive, columns, inside,
+                BLOCK_M, BLOCK_N, BLOCK_C, ADAPTIVE, PRECISION,
+            )  # fmt: skip
+            w, v_squares = project(
+                part.v, part.q, h, part.D, rows, alive, columns, inside,
+                BLOCK_M, BLOCK_N, BLOCK_C, ADAPTIVE, PRECISION,
+            )  # fmt: skip
+        g = tl.load(
+            dz + rows[:, None] * dz_row + (columns // K)[None, :] * dz_column, mask=there, other=0.0
+        ).to(tl.float32)
+        if mask.seed is not None:
+            g *= dropout(mask, row0, h, columns, STREAM, BLOCK_M, BLOCK_N)
+        if ADAPTIVE:
+            mu, eta, a_norm, v_norm = row_scales(a_squares, v_squares)
+        else:
+            mu, eta = 1.0, 1.0
+        du = g * biased(w, eta, part.q_bias, h, columns, inside, ADAPTIVE)
+        dw = g * biased(u, mu, part.p_bias, h, columns, inside, ADAPTIVE)
+        if part.lengths is not None:
+            du = tl.where(alive[:, None], du, 0.0)
+            dw = tl.where(alive[:, None], dw, 0.0)
+        if out.biases is not None:
+            own = out.biases + tile_m.to(tl.int64) * 2 * part.H * part.N + h * part.N + columns
+            tl.store(own, tl.sum(du, 0), mask=inside)
+            tl.store(own + part.H * part.N, tl.sum(dw, 0), mask=inside)
+        if ADAPTIVE:
+            d_mu += tl.sum(du * u, 1)
+            d_eta += tl.sum(dw * w, 1)
+            du *= mu[:, None]
+            dw *= eta[:, None]
+        tl.store(out.du + at, du.to(out.du.dtype.element_ty), mask=there)
+        tl.store(out.dw + at, dw.to(out.dw.dtype.element_ty), mask=there)
+    if ADAPTIVE:
+        R = tiles_m * BLOCK_M
+        own = out.scales + tile_o.to(tl.int64) * 2 * R + rows
+        tl.store(own, d_mu, mask=present)
+        tl.store(own + R, d_eta, mask=present)
+        if tile_o == 0:
+            tl.store(out.norms + rows, a_norm, mask=present)
+            tl.store(out.norms + R + rows, v_norm, mask=present)
+
+
+@triton.jit(do_not_specialize=["B", "tiles_m", "trunk_programs"])
+def projection_gradients_kernel(
+    dz, dz_row, dz_column, once, each, out_once, out_each, mask, B, tiles_m, trunk_programs,
+    K_G: tl.constexpr, K_M: tl.constexpr, GROUPS_G: tl.constexpr, GROUPS_M: tl.constexpr,
+    CHUNKS_G: tl.constexpr, CHUNKS_M: tl.constexpr,
+    STREAM_G: tl.constexpr, STREAM_M: tl.constexpr, ADAPTIVE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, GROUP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """du and dw of both parts; the projections are read where they were kept, else computed again.
+
+    What else the gradients need comes out of the same tiles, as one sum a tile, to be added up in order: R is the number of
+    rows, rounded up to whole tiles.
+    """
+    program = tl.program_id(0)
+    if program < trunk_programs:
+        if K_M > 0:
+            tiles_o = tl.cdiv(each.N // K_M, GROUPS_M)
+            tiles = tiles_m * tiles_o
+            tile_m, tile_o = swizzle(program % tiles, tiles_m, tiles_o, GROUP)
+            offset = 0
+            if K_G > 0:
+                offset = once.N // K_G
+            projection_gradient_tile(
+                dz + offset * dz_column, dz_row, dz_column, each, out_each, mask,
+                tile_m, tile_o, program // tiles, B, tiles_m, K_M, GROUPS_M, CHUNKS_M, STREAM_M, False,
+                BLOCK_M, BLOCK_N, BLOCK_C, PRECISION,
+            )  # fmt: skip
+    else:
+        if K_G > 0:
+            tile_m, tile_o = swizzle(
+                program - trunk_programs, tiles_m, tl.cdiv(once.N // K_G, GROUPS_G), GROUP
+            )
+            projection_gradient_tile(
+                dz, dz_row, dz_column, once, out_once, mask, tile_m, tile_o, 0, B, tiles_m,
+                K_G, GROUPS_G, CHUNKS_G, STREAM_G, ADAPTIVE,
+                BLOCK_M, BLOCK_N, BLOCK_C, PRECISION,
+            )  # fmt: skip
+
+
+class Side(NamedTuple):
+    """One modality of one part, in the second kernel of the backward; W is C or D.
+
+    `own` is of this modality, `other` of the other one: mu and |a| for a, eta and |v| for v.
+    """
+
+    x: Any  # Operand (B, H, W)
+    weight: Any  # Operand (H, W, N)
+    d: Any  # (H, B, N) contiguous: gradient of x weight
+    dx: Any  # (B, H, W) contiguous
+    d_weight: Any  # (H, W, N) contiguous
+    d_bias: Any  # (H, N) contiguous, or None
+    biases: Any  # (tiles of rows, 2, H, N) float32, at its own half: parts of d_bias
+    lengths: Any  # (B,) int64, or None
+    own_norm: Any  # (B,) float32, or None without adaptive scales
+    other_norm: Any
+    own_scale: (
+        Any  # (tiles of outputs, 2, R) float32, at its own row: parts of the scale's gradient
+    )
+    other_scale: Any
+    tiles_o: Any
+    H: Any
+    W: Any
+    N: Any
+    weight_programs: Any  # how many programs d_weight takes; 0 where it is not needed
+    x_programs: Any
+
+
+@triton.jit
+def norm_gradient(side, rows, present, R, BLOCK_M: tl.constexpr):
+    """What multiplies a row of x in its gradient through mu and eta, (BLOCK_M,).
+
+    d mu / d|a| = |v| / (|a| + |v|)^2 = -d eta / d|a| and d|a| / da = a / |a|, so 0 where the norm is 0.
+    """
+    difference = tl.zeros((BLOCK_M,), tl.float32)
+    for tile in range(side.tiles_o):
+        at = 2 * tile * R + rows
+        difference += tl.load(side.own_scale + at, mask=present, other=0.0)
+        difference -= tl.load(side.other_scale + at, mask=present, other=0.0)
+    own = tl.load(side.own_norm + rows, mask=present, other=0.0)
+    other = tl.load(side.other_norm + rows, mask=present, other=0.0)
+    safe = tl.where(own > 0, own, 1.0)
+    total = safe + other
+    return tl.where(own > 0, difference * (other / total) / total / safe, 0.0)
+
+
+@triton.jit
+def input_gradient_tile(
+    side, index, B, tiles_m, R,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dx = d weight^T of a tile (BLOCK_M rows, BLOCK_C of the width), and what comes through the row's norm."""
+    tiles_c = tl.cdiv(side.W, BLOCK_C)
+    tiles = tiles_m * tiles_c
+    h = tl.cast(index // tiles, tl.int64)
+    tile_m, tile_c = swizzle(index % tiles, tiles_m, tiles_c, GROUP)
+    rows = (tile_m * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    c = tile_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    n = tl.arange(0, BLOCK_N)
+    present, inside = rows < B, c < side.W
+    d_tile = side.d + (h * B + rows)[:, None] * side.N + n[None, :]
+    weight_tile = (
+        side.weight.data
+        + h * side.weight.stride0
+        + c[None, :] * side.weight.stride1
+        + n[:, None] * side.weight.stride2
+    )
+    gradient = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
+    for first in range(0, side.N, BLOCK_N):
+        left = n < side.N - first
+        d = tl.load(d_tile, mask=present[:, None] & left[None, :], other=0.0)
+        weight = tl.load(weight_tile, mask=left[:, None] & inside[None, :], other=0.0)
+        gradient = tl.dot(d, weight, gradient, input_precision=PRECISION)
+        d_tile += BLOCK_N
+        weight_tile += BLOCK_N * side.weight.stride2
+    there = present[:, None] & inside[None, :]
+    if side.own_norm is not None:
+        x = tl.load(
+            side.x.data + rows[:, None] * side.x.stride0 + c[None, :] * side.x.stride2,
+            mask=there,
+            other=0.0,
+        )
+        share = norm_gradient(side, rows, present, R, BLOCK_M)
+        gradient += share[:, None] * x.to(tl.float32)
+    at = (rows[:, None] * side.H + h) * side.W + c[None, :]
+    tl.store(side.dx + at, gradient.to(side.dx.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def weight_gradient_tile(
+    side, index, B, tiles_m,
+    BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, GROUP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """d_weight = x^T d of a tile (BLOCK_C of the width, BLOCK_N columns); the first row of tiles does d_bias too."""
+    tiles_c, tiles_n = tl.cdiv(side.W, BLOCK_C), tl.cdiv(side.N, BLOCK_N)
+    tiles = tiles_c * tiles_n
+    h = tl.cast(index // tiles, tl.int64)
+    tile_c, tile_n = swizzle(index % tiles, tiles_c, tiles_n, GROUP)
+    c = tile_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tl.arange(0, BLOCK_M).to(tl.int64)
+    inside_c, inside_n = c < side.W, n < side.N
+    x_tile = (
+        side.x.data + h * side.x.stride1 + m[None, :] * side.x.stride0 + c[:, None] * side.x.stride2
+    )
+    d_tile = side.d + (h * B + m)[:, None] * side.N + n[None, :]
+    gradient = tl.zeros((BLOCK_C, BLOCK_N), tl.float32)
+    for first in range(0, B, BLOCK_M):
+        present = m < B - first
+        alive = present
+        if side.lengths is not None:
+            # d is 0 where a trunk is dead, but x may hold NaN there.
+            alive = present & (h < tl.load(side.lengths + first + m, mask=present, other=0))
+        x = tl.load(x_tile, mask=inside_c[:, None] & alive[None, :], other=0.0)
+        d = tl.load(d_tile, mask=present[:, None] & inside_n[None, :], other=0.0)
+        gradient = tl.dot(x, d, gradient, input_precision=PRECISION)
+        x_tile += BLOCK_M * side.x.stride0
+        d_tile += BLOCK_M * side.N
+    at = (h * side.W + c)[:, None] * side.N + n[None, :]
+    there = inside_c[:, None] & inside_n[None, :]
+    tl.store(side.d_weight + at, gradient.to(side.d_weight.dtype.element_ty), mask=there)
+    if side.biases is not None:
+        if tile_c == 0:
+            total = tl.zeros((BLOCK_N,), tl.float32)
+            for tile in range(tiles_m):
+                own = side.biases + (tl.cast(tile, tl.int64) * 2 * side.H + h) * side.N + n
+                total += tl.load(own, mask=inside_n, other=0.0)
+            own = side.d_bias + h * side.N + n
+            tl.store(own, total.to(side.d_bias.dtype.element_ty), mask=inside_n)
+
+
+@triton.jit
+def side_gradients(
+    side, index, B, tiles_m, tiles_p, R,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
+    WEIGHT_C: tl.constexpr, WEIGHT_N: tl.constexpr, WEIGHT_M: tl.constexpr, GROUP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Does the tile of that index, if this side has it; gives the index less the side's tiles."""
+    if (index >= 0) & (index < side.weight_programs):
+        weight_gradient_tile(
+            side, index, B, tiles_p, WEIGHT_C, WEIGHT_N, WEIGHT_M, GROUP, PRECISION
+        )
+    index -= side.weight_programs
+    if (index >= 0) & (index < side.x_programs):
+        input_gradient_tile(side, index, B, tiles_m, R, BLOCK_M, BLOCK_C, BLOCK_N, GROUP, PRECISION)
+    return index - side.x_programs
+
+
+@triton.jit(do_not_specialize=["B", "tiles_m", "tiles_p", "R"])
+def gradients_kernel(
+    sides, B, tiles_m, tiles_p, R,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
+    WEIGHT_C: tl.constexpr, WEIGHT_N: tl.constexpr, WEIGHT_M: tl.constexpr, GROUP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of inputs, weights and biases from du and dw, of all sides in one launch.
+
+    tiles_m counts the tiles of rows of this kernel, tiles_p those of the kernel before, R the length of its rows.
+    """
+    index = tl.program_id(0)
+    for side in tl.static_range(len(sides)):
+        index = side_gradients(
+            sides[side], index, B, tiles_m, tiles_p, R, BLOCK_M, BLOCK_C, BLOCK_N,
+            WEIGHT_C, WEIGHT_N, WEIGHT_M, GROUP, PRECISION,
+        )  # fmt: skip
