@@ -139,9 +139,7 @@ def _rounded(value: int, unit: int) -> int:
 
 
 # Matrix products in Triton's own representation: sizes and dtypes of both operands.
-_DOT = re.compile(
-    r"tt\.dot .*: tensor<(\d+)x(\d+)x(\w+)[^>]*> \* tensor<(\d+)x(\d+)x(\w+)[^>]*>"
-)
+_DOT = re.compile(r"tt\.dot .*: tensor<(\d+)x(\d+)x(\w+)[^>]*> \* tensor<(\d+)x(\d+)x(\w+)[^>]*>")
 _PRODUCTS = {"wgmma": "wgmma.mma_async", "tcgen05": "tcgen05.mma", "mma.sync": "mma.sync"}
 
 
@@ -153,7 +151,10 @@ def products(ptx: str, ttir: str) -> tuple[str, ...]:
 
 def copies(ptx: str) -> tuple[str, ...]:
     """How tiles get into shared memory past the registers."""
-    kinds = {"bulk": r"cp\.async\.bulk\.tensor|cp\.async\.bulk\.shared", "cp.async": r"cp\.async\.c[ag]"}
+    kinds = {
+        "bulk": r"cp\.async\.bulk\.tensor|cp\.async\.bulk\.shared",
+        "cp.async": r"cp\.async\.c[ag]",
+    }
     return tuple(name for name, pattern in kinds.items() if re.search(pattern, ptx))
 
 
@@ -244,7 +245,7 @@ def rows(module: str, size: str, dtype: str, architecture: str) -> list[Row]:
 
     found: dict[tuple[str, ...], Row] = {}
     seen: set[str] = set()
-    for made in ahead.compile_samples(module, size, dtype, architecture):
+    for made in ahead.compile_samples(module, size, dtype, ahead.CAPABILITIES[architecture]):
         if made.kernel is not None:
             if made.kernel.hash in seen:
                 continue
@@ -331,13 +332,23 @@ def unreached(architecture: str, found: Iterable[Row], modules: Sequence[str]) -
     """
     reached = {(r.kernel, r.dtype, r.size) for r in found if r.architecture == architecture}
     known = {
-        kernel: module for module in modules for kernel in importlib.import_module(module).CANDIDATES
+        kernel: module
+        for module in modules
+        for kernel in importlib.import_module(module).CANDIDATES
     }
     everything = set(modules) == set(tuning.MODULES)
     return [
         Row(
-            architecture, known.get(key.kernel, "").rpartition(".")[2], key.kernel, "", key.dtype, key.size,
-            config.blocks, config.stages, warps=config.warps, problems=("no sample comes to it",),
+            architecture,
+            known.get(key.kernel, "").rpartition(".")[2],
+            key.kernel,
+            "",
+            key.dtype,
+            key.size,
+            config.blocks,
+            config.stages,
+            warps=config.warps,
+            problems=("no sample comes to it",),
         )  # fmt: skip
         for key, config in tuning.entries(architecture).items()
         if (everything or key.kernel in known) and (key.kernel, key.dtype, key.size) not in reached
@@ -366,7 +377,14 @@ def collect(architectures: Sequence[str], modules: Sequence[str], processes: int
 
     def place(row: Row) -> tuple[Any, ...]:
         rank = {n: order.index(getattr(row, n)) for n, order in orders.items()}
-        return rank["architecture"], row.module, row.kernel, row.function, rank["dtype"], rank["size"]
+        return (
+            rank["architecture"],
+            row.module,
+            row.kernel,
+            row.function,
+            rank["dtype"],
+            rank["size"],
+        )
 
     return sorted(result, key=place)
 
@@ -383,7 +401,9 @@ HEADER = (
 
 def cells(row: Row) -> tuple[str, ...]:
     """A row as it is printed, in the order of `HEADER`."""
-    name = row.kernel if row.function in ("", row.kernel) else f"{row.kernel} ({row.function})"
+    name = row.kernel or row.function
+    if row.function not in ("", name):
+        name += f" ({row.function})"
     return (
         name,
         row.dtype,
@@ -440,7 +460,10 @@ def _devices(architecture: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fbp_kernels.resources", description=__doc__)
     parser.add_argument(
-        "devices", nargs="*", metavar="DEVICE", help=f"{', '.join([*DEVICES, *LIMITS])}; default: all"
+        "devices",
+        nargs="*",
+        metavar="DEVICE",
+        help=f"{', '.join([*DEVICES, *LIMITS])}; default: all",
     )
     parser.add_argument(
         "--modules", nargs="+", help="of the Triton backend, such as bilinear; default: all"
@@ -486,7 +509,9 @@ def main(arguments: list[str] | None = None) -> int:
         options.markdown.parent.mkdir(parents=True, exist_ok=True)
         options.markdown.write_text(page(found, triton.__version__))
     wrong = [row for row in found if row.problems]
-    print(f"\n{len(found)} kernels compiled with Triton {triton.__version__}, {len(wrong)} with problems")
+    print(
+        f"\n{len(found)} kernels compiled with Triton {triton.__version__}, {len(wrong)} with problems"
+    )
     for row in wrong:
         print(f"  {row.architecture} {' '.join(cells(row)[:3])}: {'; '.join(row.problems)}")
     return 1 if options.check and (wrong or not found) else 0

@@ -55,9 +55,9 @@ class _Driver:
         return torch.device("meta")
 
 
-def target(architecture: str) -> None:
-    """From now on, this process compiles for an architecture, whatever the machine has, and can run no kernel."""
-    driver.set_active(_Driver(CAPABILITIES[architecture]))
+def target(capability: int) -> None:
+    """From now on, this process compiles for devices of a capability, whatever the machine has, and runs no kernel."""
+    driver.set_active(_Driver(capability))
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def compile_samples(
     module: str,
     size: str,
     dtype: str,
-    architecture: str,
+    capability: int,
     configure: Callable[[Key], list[Config]] | None = None,
 ) -> list[Compiled]:
     """Compiles every launch of a module's samples.
@@ -84,15 +84,15 @@ def compile_samples(
         module: its full name.
         size: class of size.
         dtype: class of dtype.
-        architecture: "sm80", "sm90" or "sm100".
+        capability: of the devices that it is for, such as 90.
         configure: the configurations that are compiled for a key; by default the table's.
     """
     found: list[Compiled] = []
     here: list[tuple[Key, Config]] = []
 
-    def choose(key: Key, own: str, call: tuning.Call) -> Any:
+    def choose(key: Key, architecture: str, call: tuning.Call) -> Any:
         result = None
-        for config in configure(key) if configure else [tuning.lookup(key, own)]:
+        for config in configure(key) if configure else [tuning.lookup(key, architecture)]:
             here.append((key, config))
             result = call(config)
             here.pop()
@@ -107,9 +107,9 @@ def compile_samples(
             made = kernel.warmup(*arguments, grid=grid, **options)
             found.append(Compiled(key, config, name, made))
         except Exception as error:  # whatever the compiler says is what is asked for
-            found.append(Compiled(key, config, name, error=_short(error)))
+            found.append(Compiled(key, config, name, error=tuning.reason(error)))
 
-    target(architecture)
+    target(capability)
     with products(dtype):
         for sample in importlib.import_module(module).samples(size, DTYPES[dtype], "meta"):
             here.clear()
@@ -118,10 +118,5 @@ def compile_samples(
                     sample()
                 except Exception as error:
                     key, config = here[-1] if here else (None, None)
-                    found.append(Compiled(key, config, module, error=_short(error)))
+                    found.append(Compiled(key, config, module, error=tuning.reason(error)))
     return found
-
-
-def _short(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[-1]}"

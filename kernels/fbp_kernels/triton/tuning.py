@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-# The modules that have kernels, each with `CANDIDATES` and `samples`.
+# The modules that have kernels, each with `CANDIDATES` and `samples`; what is tuned first comes first.
 MODULES = tuple(
     f"{__package__}.{name}"
-    for name in ("attention_pool", "bilinear", "local_response_norm", "power_normalize")
+    for name in ("bilinear", "attention_pool", "local_response_norm", "power_normalize")
 )
 SIZES = ("small", "medium", "large")
 ENVIRONMENT = "FBP_AUTOTUNE"
@@ -210,3 +210,9 @@ def dtype_class(dtype: torch.dtype) -> str:
     if dtype != torch.float32:
         return "half"
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "float32"
+
+
+def reason(error: Exception) -> str:
+    """An error in one line; compilers say what matters last."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[-1].strip()}"

@@ -1,0 +1,369 @@
+"""Which configuration a kernel runs with: the table, the search at a first call, the search that writes a table."""
+
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fbp_kernels import tune
+from fbp_kernels.triton import autotune, tuning
+from fbp_kernels.triton.tuning import Config, Key
+
+KEY = Key("made_up", "half", "small")
+SLOW, FAST, WRONG, BROKEN = (Config({"BLOCK": size}, 4, 2) for size in (16, 32, 64, 128))
+SECONDS = {16: 8.0, 32: 2.0, 64: 1.0, 128: 0.5}
+
+
+@pytest.fixture(autouse=True)
+def table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """A table of one entry, and a process that has chosen nothing yet."""
+    made = {"sm90": {"made_up": {"half": {"small": SLOW.entry()}}}}
+    path = tmp_path / "table.json"
+    path.write_text(tuning.text(made))
+    monkeypatch.setattr(tuning, "TABLE", path)
+    monkeypatch.setattr(tuning, "_chosen", {})
+    monkeypatch.setattr(tuning, "candidates", lambda key: [SLOW, FAST, WRONG, BROKEN])
+    monkeypatch.setenv(autotune.ENVIRONMENT, str(tmp_path))
+    monkeypatch.delenv(tuning.ENVIRONMENT, raising=False)
+    _forget_table()
+    yield made
+    _forget_table()
+
+
+def _forget_table() -> None:
+    tuning.table.cache_clear()
+    tuning.lookup.cache_clear()
+
+
+class Gpu:
+    """Stands in for a GPU: says how long a configuration takes, and what it was asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.capturing = False
+        self.timed: list[int] = []
+        monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Made Up (R) 9000")
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.capturing)
+        monkeypatch.setattr(autotune, "_milliseconds", self.milliseconds)
+        monkeypatch.setenv(tuning.ENVIRONMENT, "1")
+
+    def milliseconds(self, call: Callable[[Config], object], config: Config) -> float:
+        self.timed.append(config.blocks["BLOCK"])
+        if config == BROKEN:
+            raise RuntimeError("out of resource: shared memory")
+        call(config)
+        return SECONDS[config.blocks["BLOCK"]]
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    return Gpu(monkeypatch)
+
+
+def _block(config: Config) -> int:
+    return config.blocks["BLOCK"]
+
+
+def test_the_table_decides() -> None:
+    assert tuning.run(KEY, "sm90", lambda config: config) == Config({"BLOCK": 16}, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("key", "architecture", "message"),
+    [
+        (KEY, "sm70", "made_up half small on sm70: architecture is 'sm70', expected one of sm90"),
+        (Key("mad", "half", "small"), "sm90", "kernel is 'mad', expected one of made_up"),
+        (Key("made_up", "tf32", "small"), "sm90", "dtype is 'tf32', expected one of half"),
+        (Key("made_up", "half", "tiny"), "sm90", "size is 'tiny', expected one of small"),
+    ],
+)
+def test_a_missing_entry_is_named(key: Key, architecture: str, message: str) -> None:
+    with pytest.raises(LookupError, match=message):
+        tuning.run(key, architecture, lambda config: config)
+
+
+def test_a_table_is_written_as_it_is_read(table: dict[str, Any]) -> None:
+    text = tuning.text(table)
+    assert json.loads(text) == table
+    assert '        "small": {"BLOCK": 16, "warps": 4, "stages": 2}\n' in text
+    assert tuning.entries("sm90") == {KEY: SLOW}
+    assert tuning.entries("sm80") == {}
+
+
+def test_sizes_are_written_in_their_order() -> None:
+    entry = SLOW.entry()
+    made = {"sm90": {"k": {"half": {"large": entry, "small": entry, "medium": entry}}}}
+    assert list(json.loads(tuning.text(made))["sm90"]["k"]["half"]) == list(tuning.SIZES)
+
+
+def test_candidates_are_a_list_or_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(tuning, "MODULES", ("tests.fbp_kernels.triton.small",))
+    from . import small
+
+    key = Key("small_product", "half", "small")
+    assert [c.blocks["BLOCK"] for c in tuning.candidates(key)] == [64, 128]
+    monkeypatch.setitem(
+        small.CANDIDATES,
+        "small_product",
+        lambda key: [FAST] if key.dtype == "half" else [SLOW],  # type: ignore[arg-type]
+    )
+    assert tuning.candidates(key) == [FAST]
+    with pytest.raises(LookupError, match="has candidates for 'made_up'"):
+        tuning.candidates(KEY)
+
+
+def test_tf32_is_what_pytorch_may_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tuning.dtype_class(torch.bfloat16) == tuning.dtype_class(torch.float16) == "half"
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        assert tuning.dtype_class(torch.float32) == "float32"
+        torch.set_float32_matmul_precision("high")
+        assert tuning.dtype_class(torch.float32) == "tf32"
+        assert tuning.dtype_class(torch.bfloat16) == "half"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_the_first_call_searches_and_the_choice_holds(gpu: Gpu) -> None:
+    launched: list[int] = []
+    for _ in range(3):
+        tuning.run(KEY, "sm90", lambda config: launched.append(_block(config)))
+    assert gpu.timed == [16, 32, 64, 128]  # once each
+    assert launched == [16, 32, 64, 64, 64, 64]  # the search, then three calls
+
+
+def test_another_process_takes_the_choice_from_disk(gpu: Gpu, tmp_path: Path) -> None:
+    import triton
+
+    tuning.run(KEY, "sm90", _block)
+    path = tmp_path / "fbp_kernels" / "1" / f"made-up-r-9000-{triton.__version__}.json"
+    assert json.loads(path.read_text()) == {"made_up half small": WRONG.entry()}
+    tuning._chosen.clear()
+    gpu.timed.clear()
+    assert tuning.run(KEY, "sm90", _block) == 64
+    assert gpu.timed == []
+
+
+def test_a_choice_that_is_no_candidate_any_more_is_replaced(gpu: Gpu) -> None:
+    tuning.run(KEY, "sm90", _block)
+    (path,) = autotune.folder().glob("*.json")
+    path.write_text(json.dumps({str(KEY): {"OTHER": 16, "warps": 4, "stages": 2}}))
+    tuning._chosen.clear()
+    assert tuning.run(KEY, "sm90", _block) == 64
+    assert json.loads(path.read_text()) == {"made_up half small": WRONG.entry()}
+
+
+def test_while_a_stream_captures_the_table_decides_for_good(gpu: Gpu, tmp_path: Path) -> None:
+    gpu.capturing = True
+    assert tuning.run(KEY, "sm90", _block) == 16
+    gpu.capturing = False
+    assert tuning.run(KEY, "sm90", _block) == 16  # the same bits as in the graph
+    assert gpu.timed == []
+    assert not list(tmp_path.rglob("made-up*"))
+
+
+def test_nothing_is_searched_for_off_a_gpu(gpu: Gpu, table: dict[str, Any]) -> None:
+    table["interpreter"] = table["sm90"]
+    tuning.TABLE.write_text(tuning.text(table))
+    _forget_table()
+    assert tuning.run(KEY, "interpreter", _block) == 16
+    assert tuning.run(KEY, "sm90", _block, torch.device("meta")) == 16
+    assert gpu.timed == []
+
+
+def test_nothing_is_searched_for_unless_asked(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("", "0"):
+        monkeypatch.setenv(tuning.ENVIRONMENT, value)
+        tuning._chosen.clear()
+        assert tuning.run(KEY, "sm90", _block) == 16
+    monkeypatch.setenv(tuning.ENVIRONMENT, "yes")
+    tuning._chosen.clear()
+    with pytest.raises(ValueError, match="FBP_AUTOTUNE is 'yes', expected 0 or 1"):
+        tuning.run(KEY, "sm90", _block)
+    assert gpu.timed == []
+
+
+def test_a_gain_within_the_spread_is_none() -> None:
+    times = {16: 1.0, 32: 0.985}
+    assert autotune.fastest(SLOW, [SLOW, FAST], lambda c: times[_block(c)]) == SLOW
+    times[32] = 0.97
+    assert autotune.fastest(SLOW, [SLOW, FAST], lambda c: times[_block(c)]) == FAST
+
+
+def test_a_lost_device_is_not_passed_over() -> None:
+    def lost(config: Config) -> float:
+        if config == FAST:
+            raise torch.AcceleratorError("illegal memory access")
+        return 1.0
+
+    with pytest.raises(torch.AcceleratorError):
+        autotune.fastest(SLOW, [FAST], lost)
+
+
+def test_an_unreadable_file_is_told_and_rebuilt(gpu: Gpu) -> None:
+    tuning.run(KEY, "sm90", _block)
+    (path,) = autotune.folder().glob("*.json")
+    for content in ('{"made_up half', "[1]", '{"k half small": 3}', '{"k half": {"warps": 1}}'):
+        path.write_text(content)
+        tuning._chosen.clear()
+        with pytest.warns(UserWarning, match=r"cannot be read .*; its choices are searched for"):
+            assert tuning.run(KEY, "sm90", _block) == 64
+        assert json.loads(path.read_text()) == {"made_up half small": WRONG.entry()}
+
+
+def test_where_nothing_can_be_kept_that_is_told(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(autotune.ENVIRONMENT, str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="cannot"):
+        assert tuning.run(KEY, "sm90", _block) == 64
+
+
+def test_who_comes_second_takes_the_first_ones_choice(tmp_path: Path) -> None:
+    path = tmp_path / "choices.json"
+    assert autotune.Choices(path).put(KEY, FAST) == FAST
+    assert autotune.Choices(path).put(KEY, SLOW) == FAST
+    assert autotune.Choices(path).put(KEY, SLOW, stale=FAST) == SLOW
+
+
+def _put_many(path: Path, process: int) -> None:
+    for number in range(20):
+        key = Key(f"kernel{process}_{number}", "half", "small")
+        autotune.Choices(path).put(key, Config({"BLOCK": process}, 4, number))
+
+
+def test_several_processes_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "choices.json"
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_put_many, args=(path, n)) for n in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    for process in range(4):
+        for number in range(20):
+            kept = autotune.Choices(path).get(Key(f"kernel{process}_{number}", "half", "small"))
+            assert kept == Config({"BLOCK": process}, 4, number)
+    assert {p.name for p in tmp_path.glob("choices*")} == {"choices.json", "choices.lock"}
+
+
+def test_choices_are_kept_where_the_platform_keeps_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(autotune.ENVIRONMENT)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    monkeypatch.setattr("sys.platform", "linux")
+    assert autotune.folder() == Path("/caches/fbp_kernels/1")
+
+
+# The search that writes a table.
+
+X = torch.linspace(-3, 3, 50, dtype=torch.bfloat16)
+_launched: list[Config] = []
+
+
+def _sample() -> Tensor:
+    """Right for every configuration but two: one forgets the last element, one cannot run."""
+    z = torch.empty_like(X)
+
+    def call(config: Config) -> None:
+        if config == BROKEN:
+            raise RuntimeError("out of resource: shared memory")
+        _launched.append(config)
+        count = len(X) - (config == WRONG)
+        z[:count] = 2 * X[:count]
+
+    tuning.run(KEY, "sm90", call)
+    return z
+
+
+def _bench(seconds_left: float = 1.0) -> tune.Bench:
+    """Times a call by the configuration that it launches."""
+
+    def time(call: Callable[[], object], milliseconds: float) -> tune.Timing:
+        call()
+        seconds = SECONDS[_block(_launched[-1])]
+        return tune.Timing(0.9 * seconds, seconds, 1.1 * seconds)
+
+    return tune.Bench(time, lambda dtype: 2**-9, lambda: seconds_left)
+
+
+def test_the_fastest_that_is_right_wins(table: dict[str, Any]) -> None:
+    done: set[Key] = set()
+    (found,) = tune.searches(_sample, "sm90", done, ["made_up"], _bench())
+    assert found.table == (SLOW, tune.Timing(7.2, 8.0, 8.8))
+    assert found.best == (FAST, tune.Timing(1.8, 2.0, 2.2))
+    assert found.tried == 2
+    (wrong, why_wrong), (broken, why_broken) = found.left_out
+    assert (wrong, broken) == (WRONG, BROKEN)
+    assert "result 0 differs by nan" in why_wrong
+    assert why_broken == "does not run: RuntimeError: out of resource: shared memory"
+    assert "table 8000.0 (7200.0 to 8800.0) us, best of 2: 2000.0" in str(found)
+    assert "(4.00 times as fast)" in str(found)
+    assert done == {KEY}
+    table["sm80"] = json.loads(json.dumps(table["sm90"]))
+    new = tune.merged(table, "sm90", [found])
+    assert new["sm90"]["made_up"]["half"]["small"] == FAST.entry()
+    assert new["sm80"]["made_up"]["half"]["small"] == SLOW.entry()
+    assert table["sm90"]["made_up"]["half"]["small"] == SLOW.entry()
+
+
+def test_the_tables_choice_stays_unless_beaten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SECONDS, 32, 7.9)
+    (found,) = tune.searches(_sample, "sm90", set(), ["made_up"], _bench())
+    assert found.best == found.table == (SLOW, tune.Timing(7.2, 8.0, 8.8))
+
+
+@pytest.mark.parametrize(
+    ("done", "kernels", "seconds"),
+    [({KEY}, ["made_up"], 1.0), (set(), ["other"], 1.0), (set(), ["made_up"], 0.0)],
+)
+def test_what_is_done_or_not_asked_for_or_late_is_left(
+    done: set[Key], kernels: list[str], seconds: float
+) -> None:
+    assert not list(tune.searches(_sample, "sm90", done, kernels, _bench(seconds)))
+
+
+def test_a_sample_without_results_proves_nothing() -> None:
+    with pytest.raises(ValueError, match="no candidate can be compared"):
+        list(tune.searches(lambda: None, "sm90", set(), ["made_up"], _bench()))
+
+
+def test_results_differ_by_the_rule_of_correctness() -> None:
+    wanted = torch.tensor([1.0, -4.0], dtype=torch.bfloat16)
+    error = 2**-9  # of PyTorch; one unit in the last place is 2**-7
+    allowed = 2 * (2 * error + 2**-7) * 4.0
+    assert allowed == 0.09375
+    for apart, right in ((0.0625, True), (0.09375, True), (0.125, False), (float("nan"), False)):
+        got = wanted + torch.tensor([apart, 0.0])
+        assert (tune.differs([got.bfloat16()], [wanted], error) == "") is right, apart
+    counts = torch.tensor([1, 2])
+    assert tune.differs([counts], [counts.clone()], error) == ""
+    assert tune.differs([counts], [counts + 1], error) == "result 0 differs"
+
+
+def test_results_are_found_however_they_are_nested() -> None:
+    a, b = torch.ones(2), torch.zeros(1)
+    assert [t is u for t, u in zip(tune.tensors((a, [None, (b,)])), (a, b), strict=True)]
+    assert tune.tensors((None, torch.empty(0))) == []
+
+
+def test_there_has_to_be_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        tune.main([])
+    assert "TRITON_INTERPRET is set" in capsys.readouterr().err
+    monkeypatch.delenv("TRITON_INTERPRET")
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit):
+            tune.main([])
+        assert "PyTorch finds no GPU here" in capsys.readouterr().err
