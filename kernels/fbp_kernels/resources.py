@@ -1,7 +1,7 @@
 """What the compiler makes of every kernel of the committed table, without a GPU: `python -m fbp_kernels.resources`.
 
-Compiles each kernel ahead of time for the devices named, as its launchers would launch it, and prints registers, spills,
-shared memory, how many programs a multiprocessor holds, and which instructions do the work.
+Compiles each kernel ahead of time for the devices named, as its launchers would launch it, and prints registers,
+spills, shared memory, how many programs a multiprocessor holds, and which instructions do the work.
 """
 
 import argparse
@@ -304,11 +304,11 @@ def _row(made: Any, module: str, size: str, dtype: str, architecture: str) -> Ro
 
 def _merged(first: Row, second: Row) -> Row:
     """Two variants of a kernel: the larger figures, the instructions of both."""
-    largest = {
+    largest: dict[str, Any] = {
         name: max(getattr(first, name), getattr(second, name))
         for name in ("registers", "spilled", "shared", "load")
     }
-    both = {
+    both: dict[str, Any] = {
         name: tuple(dict.fromkeys((*getattr(first, name), *getattr(second, name))))
         for name in ("products", "copies", "problems")
     }
@@ -349,7 +349,7 @@ def unreached(architecture: str, found: Iterable[Row], modules: Sequence[str]) -
             config.stages,
             warps=config.warps,
             problems=("no sample comes to it",),
-        )  # fmt: skip
+        )
         for key, config in tuning.entries(architecture).items()
         if (everything or key.kernel in known) and (key.kernel, key.dtype, key.size) not in reached
     ]
@@ -433,11 +433,11 @@ def page(found: Sequence[Row], version: str) -> str:
     lines = [
         "# What the compiler makes of the kernels",
         "",
-        f"Written by `python -m fbp_kernels.resources --markdown`, with Triton {version}; other versions differ a little. Every kernel of the",
-        "committed table, compiled ahead of time: no GPU was needed. Of a kernel's variants (with and without bias, dropout, lengths) the",
-        "largest figures are shown.",
+        f"Written by `python -m fbp_kernels.resources --markdown` with Triton {version}; other versions differ a",
+        "little. Every kernel of the committed table, compiled ahead of time: no GPU was needed. Of a kernel's variants",
+        "(with and without bias, dropout, lengths) the largest figures are shown.",
         "",
-        "- registers: of a thread; spilled: bytes of a thread that do not fit them; shared: memory of a program in bytes;",
+        "- registers: of a thread; spilled: bytes of a thread that do not fit them; shared: memory of a program, bytes;",
         "- resident: programs that a multiprocessor holds at a time, by registers, threads and shared memory;",
         "- products: what multiplies matrices; copies: how tiles reach shared memory past the registers (bulk: TMA);",
         "- load: bytes that the widest load from global memory moves for a thread.",

@@ -1,7 +1,8 @@
 """Searches for the fastest configurations on a GPU and writes them into a table: `python -m fbp_kernels.tune`.
 
 A candidate counts only if it computes what the table's configuration computes. Candidates are compiled ahead by other
-processes while this one runs them; the table is written after every kernel, so that a run that is cut off leaves what it found.
+processes while this one runs them; the table is written after every kernel, so that a run that is cut off leaves what
+it found.
 """
 
 import argparse
