@@ -115,7 +115,8 @@ def test_back_to_the_reference() -> None:
     assert model.fusion.backend == "reference"
 
 
-def test_what_cannot_run_is_an_error_that_changes_nothing() -> None:
+def test_what_cannot_run_is_an_error_that_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET")
     model = Model()
     with pytest.raises(RuntimeError, match="nothing can run on backend 'triton'"):
         fk.accelerate(model, "triton")

@@ -92,7 +92,7 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
     (fk.batch_norm, norm_arguments(lengths=torch.tensor([1])), ValueError, r"lengths has shape \(1,\), expected \(B=4\)"),
     # backend
     (fk.fbp, global_arguments(backend="cuda"), ValueError, "backend is 'cuda', expected one of native, reference, triton"),
-    (fk.fbp, global_arguments(backend="triton"), RuntimeError, "fbp cannot run on backend 'triton'"),
+    (fk.batch_norm, norm_arguments(backend="triton"), RuntimeError, "batch_norm cannot run on backend 'triton': this version has no triton kernel"),
 ]  # fmt: skip
 
 

@@ -2,14 +2,27 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 
 import fbp_kernels as fk
-from fbp_kernels import backends, native
+from fbp_kernels import backends, native, triton
+
+from .checks import fused
 
 CALL = (torch.randn(2, 3), torch.randn(2, 4), torch.randn(3, 6), torch.randn(4, 6), 2)
+TRUNKS = tuple(torch.randn(s) for s in ((2, 5, 3), (2, 5, 4), (5, 3, 6), (5, 4, 6)))
+CALLS: dict[str, tuple[Any, ...]] = {
+    "fbp": CALL,
+    "trunk_fbp": (*TRUNKS, 2),
+    "am_fbp": (*CALL[:2], *TRUNKS[:2], *CALL[2:4], *TRUNKS[2:], 2, 2),
+    "attention_pool": (torch.randn(2, 5, 3), torch.randn(3, 4), torch.ones(4), torch.ones(4), 2.0),
+    "local_response_norm": (torch.randn(2, 3, 4),),
+    "power_normalize": (torch.randn(2, 3),),
+}
+TRITON = [o for o in CALLS if "triton" in fused(o)]
 
 
 def status(operator: str, backend: str, device: str = "cpu") -> backends.BackendStatus:
@@ -45,6 +58,52 @@ def test_operators_without_a_fused_kernel_say_so_and_never_fall_back_silently() 
             1.0,
             backend="native",
         )
+
+
+def float64(*tensors: Any) -> list[Any]:
+    return [t.double() if isinstance(t, torch.Tensor) else t for t in tensors]
+
+
+def test_triton_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert triton.why_not("cpu") == "", "the tests run with Triton's interpreter"
+    assert "have no float64" in triton.why_not("cpu", torch.float64)
+    monkeypatch.delenv("TRITON_INTERPRET")
+    assert "run on a GPU, the tensors are on cpu (TRITON_INTERPRET=1" in triton.why_not("cpu")
+    assert triton.why_not("cuda") == ""
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert triton.why_not("cuda") == "Triton is not installed"
+
+
+@pytest.mark.parametrize("operator", TRITON)
+def test_triton_refuses_float64_by_name(operator: str) -> None:
+    assert status(operator, "triton").available
+    with pytest.raises(
+        RuntimeError,
+        match=f"{operator} cannot run on backend 'triton': the Triton kernels have no float64",
+    ):
+        getattr(fk, operator)(*float64(*CALLS[operator]), backend="triton")
+
+
+@pytest.mark.parametrize("operator", fk.ops.__all__)
+def test_nobody_gets_the_interpreter_who_did_not_ask(operator: str) -> None:
+    chosen = backends.resolve(operator, None, "cpu", torch.float32)
+    assert chosen == ("native" if status(operator, "native").available else "reference")
+
+
+def test_the_environment_may_ask_for_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FBP_BACKEND", "triton")
+    for operator in TRITON:
+        assert backends.resolve(operator, None, "cpu", torch.float32) == "triton"
+        with pytest.raises(RuntimeError, match="float64"):
+            backends.resolve(operator, None, "cpu", torch.float64)
+
+
+def test_importing_does_not_import_triton() -> None:
+    code = (
+        "import sys, fbp_kernels; fbp_kernels.available_backends(); print('triton' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_native_does_not_claim_other_devices() -> None:
