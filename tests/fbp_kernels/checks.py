@@ -129,14 +129,14 @@ def assert_parity(
 
         truth = run(torch.float64, backend="reference")
         reference = reference_errors(run, dtype, inputs, truth)
-        for variant in variants:
+        # The interpreter is slow: it takes the variants in turn.
+        for variant in variants if backend == "native" else [variants[seed % len(variants)]]:
             got = run(dtype, backend=backend, **variant)
             assert got.keys() == truth.keys()
             for name in got:
-                errors = found.setdefault(f"{operator.__name__} {variant} {name}", Errors())
-                errors.add(got[name], truth[name], reference[name])
+                found.setdefault(name, Errors()).add(got[name], truth[name], reference[name])
     for name, errors in found.items():
-        errors.assert_within_rule(name)
+        errors.assert_within_rule(f"{operator.__name__} {name}")
 
 
 def reference_errors(
