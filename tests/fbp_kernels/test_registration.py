@@ -123,7 +123,7 @@ def composite_arguments(operator: str) -> tuple[Any, ...]:
     return (*tensors, 2, torch.tensor([5, 0, 3]))
 
 
-@pytest.mark.parametrize("operator", ["power_normalize", "attention_pool"])
+@pytest.mark.parametrize("operator", ["power_normalize"])
 def test_operators_without_a_fused_kernel_are_registered_too(operator: str) -> None:
     registered = getattr(torch.ops.fbp_kernels, operator).default
     torch.library.opcheck(registered, composite_arguments(operator))

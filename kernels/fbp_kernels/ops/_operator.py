@@ -1,8 +1,8 @@
 """How an operator enters PyTorch: one schema, one fake kernel and one autograd formula for all backends.
 
 An operator here is a pair, `fbp_kernels::name` and `fbp_kernels::name_backward`, derived from one declaration. The
-first result of the forward is what users see; the others are what it may keep for the backward. Both end in a
-`backend` argument, which picks the kernel when they run; tracing looks into neither.
+first results of the forward are what users see and differentiate, mostly just one; the others are what it may keep for
+the backward. Both end in a `backend` argument, which picks the kernel when they run; tracing looks into neither.
 """
 
 from collections.abc import Callable
@@ -22,16 +22,19 @@ LIBRARY = torch.library.Library("fbp_kernels", "DEF")
 class Operator:
     """The declaration of an operator; arguments as a schema has them, in this order.
 
-    A forward kernel is called with (*inputs, *extras, *attributes, keep) and returns the result and what was
-    kept; a backward kernel with (dz, *inputs, *extras, *kept, *attributes, needs) and returns one gradient for
-    each input. `needs` has bit i set where input i needs its gradient. Schemas have no optional results: what was
-    not kept or not needed is an empty tensor.
+    A forward kernel is called with (*inputs, *extras, *attributes, keep) and returns the results and what was
+    kept; a backward kernel with (*gradients, *inputs, *extras, *reused, *kept, *attributes, needs) and returns one
+    gradient for each input. `needs` has bit i set where input i needs its gradient. Of several results, those
+    that nobody used have None for a gradient, but never all. Schemas have no optional results: what was not kept
+    or not needed is an empty tensor.
 
     Attributes:
         name: the public name.
         inputs: the differentiable tensors.
         extras: other tensors.
         attributes: everything that is no tensor.
+        results: how many results can be differentiated.
+        reused: which of these the backward is given.
         kept: how many tensors the forward may keep, 0 where it has no `keep` argument.
         fake: shapes of the forward's results; called as a forward kernel is.
         fake_gradient: what the gradient of an input looks like, contiguous by default.
@@ -42,6 +45,8 @@ class Operator:
     attributes: tuple[str, ...]
     fake: Callable[..., Any]
     extras: tuple[str, ...] = ()
+    results: int = 1
+    reused: tuple[int, ...] = ()
     kept: int = 0
     fake_gradient: Callable[[Tensor], Tensor] = lambda t: t.new_empty(t.shape)
 
@@ -53,18 +58,27 @@ class Operator:
         """
         backends.register(self.name, **kernels)
         keep = ("bool keep",) if self.kept else ()
+        gradients = tuple(f"Tensor? dz{i}" for i in range(self.results))
+        reused = tuple(f"Tensor z{i}" for i in self.reused)
         kept = tuple(f"Tensor? kept{i}" for i in range(self.kept))
         tensors = self.inputs + self.extras
         _define(
             self.name,
             tensors + self.attributes + keep,
-            1 + self.kept,
+            self.results + self.kept,
             lambda backend: backends.kernel(self.name, backend).forward,
             self.fake,
         )
         _define(
             f"{self.name}_backward",
-            ("Tensor dz", *tensors, *kept, *self.attributes, "int needs"),
+            (
+                *(gradients if self.results > 1 else ("Tensor dz",)),
+                *tensors,
+                *reused,
+                *kept,
+                *self.attributes,
+                "int needs",
+            ),  # fmt: skip
             len(self.inputs),
             lambda backend: backends.kernel(self.name, backend).backward,
             self._fake_backward,
@@ -89,11 +103,13 @@ class Operator:
             f"{self.name}: the fused kernels have no second derivative; use backend='reference' for it"
         )
 
-    def _fake_backward(self, dz: Tensor, *arguments: Any) -> Any:
+    def _fake_backward(self, *arguments: Any) -> Any:
         needs = arguments[-1]
+        inputs = arguments[self.results : self.results + len(self.inputs)]
+        some = next(dz for dz in arguments if dz is not None)
         gradients = tuple(
-            dz.new_empty(0) if t is None or not needs >> i & 1 else self.fake_gradient(t)
-            for i, t in enumerate(arguments[: len(self.inputs)])
+            some.new_empty(0) if t is None or not needs >> i & 1 else self.fake_gradient(t)
+            for i, t in enumerate(inputs)
         )
         return gradients if len(gradients) > 1 else gradients[0]
 
@@ -102,21 +118,22 @@ class Operator:
         attributes = list(inputs[tensors:-1])  # the last is the backend
         kept: tuple[Tensor | None, ...] = ()
         if self.kept:
-            kept = output[1:]
+            kept = output[self.results :]
             ctx.mark_non_differentiable(*kept)
             kept = kept if attributes.pop() else (None,) * self.kept
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:tensors], *kept)
+        ctx.save_for_backward(*inputs[:tensors], *(output[i] for i in self.reused), *kept)
         ctx.attributes = tuple(attributes)
         ctx.backend = inputs[-1]
         ctx.arguments = len(inputs)
 
-    def _gradient(self, ctx: Any, dz: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        if dz is None:
+    def _gradient(self, ctx: Any, *gradients_of_results: Any) -> tuple[Tensor | None, ...]:
+        dz = gradients_of_results[: self.results]
+        if all(d is None for d in dz):
             return (None,) * ctx.arguments
         wanted = ctx.needs_input_grad[1 : 1 + len(self.inputs)]  # the dispatcher's keys come first
         needs = sum(1 << i for i, needed in enumerate(wanted) if needed)
-        arguments = (dz, *ctx.saved_tensors, *ctx.attributes, needs)
+        arguments = (*dz, *ctx.saved_tensors, *ctx.attributes, needs)
         if not torch.is_grad_enabled() and _autograd.nobody_listens(arguments):
             gradients = backends.kernel(self.name, ctx.backend).backward(*arguments)
         else:

@@ -1,9 +1,11 @@
 """Self-attention over frames, pooled over the whole clip and over each trunk of it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from .. import backends, reference
+from .. import backends, reference, triton
 from . import _check, _operator
 
 
@@ -29,17 +31,17 @@ def attention_pool(
         weight: (C, A).
         bias: (A,).
         query: (A,).
-        scale: factor of the scores (lambda), a number or a scalar tensor.
+        scale: factor of the scores (lambda), a number or a scalar tensor of any floating dtype.
         trunks: H.
         lengths: int64 or int32 (B,), n of each row, whatever the frames after hold; None means T.
         backend: as in `fbp`.
 
     Returns:
         The sum over the clip (B, C), the sums over the trunks (B, H, C) and the weights (B, T), which are 0 from
-        frame n on and everywhere in a row without frames.
+        frame n on and everywhere in a row without frames. All three can be differentiated.
 
     Raises:
-        TypeError: dtypes that are not supported or differ; lengths that are no integers.
+        TypeError: dtypes that are not supported or differ; a scale that does not float; lengths that are no integers.
         ValueError: shapes, devices, trunks, lengths or backend that do not fit.
         RuntimeError: the backend asked for cannot run here.
     """
@@ -52,27 +54,36 @@ def attention_pool(
     lengths = _check.lengths("attention_pool", lengths, x.shape[0], x.shape[1], x.device)
     if trunks < 1:
         raise ValueError(f"attention_pool: trunks is {trunks}, expected at least 1")
-    backends.resolve("attention_pool", backend, x.device.type, x.dtype)
-    if not isinstance(scale, Tensor):
-        scale = torch.full((), scale, dtype=x.dtype, device=x.device)
-    results: tuple[Tensor, Tensor, Tensor] = _call(x, weight, bias, query, scale, trunks, lengths)
+    if isinstance(scale, Tensor):
+        _check.tensors("attention_pool", scale=scale)
+        _check.shape("attention_pool", "scale", scale)
+        if scale.device != x.device:
+            raise ValueError(f"attention_pool: scale is on {scale.device}, expected {x.device}")
+    chosen = backends.resolve("attention_pool", backend, x.device.type, x.dtype)
+    if chosen == "reference":
+        return reference.attention_pool(
+            x, weight, bias, query, scale, trunks=trunks, lengths=lengths
+        )
+    # A number travels as one: a tensor made of it would be a launch of its own.
+    tensor, number = (scale, 1.0) if isinstance(scale, Tensor) else (None, float(scale))
+    results: tuple[Tensor, Tensor, Tensor] = _call(
+        x, weight, bias, query, tensor, lengths, trunks, number, chosen
+    )
     return results
 
 
-def _reference(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    query: Tensor,
-    scale: Tensor,
-    trunks: int,
-    lengths: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return reference.attention_pool(x, weight, bias, query, scale, trunks=trunks, lengths=lengths)
+def _fake(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    trunks = arguments[-2]
+    B, T, C = x.shape
+    return x.new_empty(B, C), x.new_empty(B, trunks, C), x.new_empty(B, T)
 
 
-_call = _operator.register_composite(
-    "attention_pool(Tensor x, Tensor weight, Tensor bias, Tensor query, Tensor scale,"
-    " SymInt trunks, Tensor? lengths) -> (Tensor, Tensor, Tensor)",
-    _reference,
-)
+_call = _operator.Operator(
+    "attention_pool",
+    inputs=("Tensor x", "Tensor weight", "Tensor bias", "Tensor query", "Tensor? scale"),
+    extras=("Tensor? lengths",),
+    attributes=("SymInt trunks", "float factor"),
+    fake=_fake,
+    results=3,
+    reused=(2,),  # the weights
+).register(triton=backends.Kernel(*triton.late("attention_pool")))

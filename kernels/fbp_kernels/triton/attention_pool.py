@@ -1,0 +1,556 @@
+"""Attention over frames: scores, softmax and the sums over clip and trunks in one launch, its gradients in three.
+
+A program has BT frames of one row. Frames from the row's length on are never read, whatever they hold.
+
+Shapes: x (B, T, C), weight (C, A), H trunks, n frames of a row that count.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import launch, tuning, workspace
+from .functions import arrive
+from .tuning import Config, Key
+
+
+class Strided(NamedTuple):
+    """A tensor that a kernel reads, any strides."""
+
+    data: Any
+    s0: Any
+    s1: Any = 0
+    s2: Any = 0
+
+
+def _strided(tensor: Tensor) -> Strided:
+    return Strided(tensor, *tensor.stride())
+
+
+# What the programs share
+
+
+@triton.jit
+def _length(lengths, row, T):
+    """How many frames of a row count; never more than there are, for they are read."""
+    n = T
+    if lengths is not None:
+        n = tl.minimum(tl.maximum(tl.load(lengths + row), 0), T).to(tl.int32)
+    return n
+
+
+@triton.jit
+def _scale(scale, factor):
+    """The factor of the scores: a number, or a tensor's value (then the number is 1)."""
+    value = factor
+    if scale is not None:
+        value = tl.load(scale).to(tl.float32) * factor
+    return value
+
+
+@triton.jit
+def _trunk(frame, H, n):
+    """The trunk that a frame falls in: the last h with floor(h n / H) <= frame."""
+    return (((frame + 1).to(tl.int64) * H - 1) // n).to(tl.int32)
+
+
+@triton.jit
+def _load(tensor, i, j, mask):
+    """A tile of a matrix, zeros outside of the mask; 64-bit offsets, for any strides."""
+    offsets = i.to(tl.int64)[:, None] * tensor.s0 + j.to(tl.int64)[None, :] * tensor.s1
+    return tl.load(tensor.data + offsets, mask=mask, other=0.0)
+
+
+@triton.jit
+def _load_frames(x, row, frame, c, mask):
+    """A tile of one row of x (frames x channels), zeros outside of the mask."""
+    offsets = frame.to(tl.int64)[:, None] * x.s1 + c.to(tl.int64)[None, :] * x.s2
+    return tl.load(x.data + row.to(tl.int64) * x.s0 + offsets, mask=mask, other=0.0)
+
+
+@triton.jit
+def _load_vector(vector, i, mask):
+    return tl.load(vector.data + i.to(tl.int64) * vector.s0, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _tanh(x):
+    """tanh of a float32 and its slope, both to two units in the last place, the slope near 1 too."""
+    size = tl.abs(x)
+    decay = tl.exp(-2.0 * size)
+    square = size * size
+    # 1 - decay cancels near 0; there, four terms of Lambert's continued fraction.
+    small = size < 0.75
+    above = tl.where(small, size * (945.0 + square * (105.0 + square)), 1.0 - decay)
+    below = tl.where(small, 945.0 + square * (420.0 + square * 15.0), 1.0 + decay)
+    y = above / below
+    slope = 4.0 * decay / ((1.0 + decay) * (1.0 + decay))
+    return tl.where(x < 0, -y, y), slope
+
+
+@triton.jit
+def _hidden(
+    x, weight, bias, row, frame, alive, a, C, A,
+    BT: tl.constexpr, BA: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """x weight + bias of some frames and columns (BT, BA), before the tanh."""
+    acc = tl.zeros((BT, BA), tl.float32)
+    for c0 in range(0, C, BC):
+        c = c0 + tl.arange(0, BC)
+        frames = _load_frames(x, row, frame, c, alive[:, None] & (c < C)[None, :])  # (BT, BC)
+        columns = _load(weight, c, a, (c < C)[:, None] & (a < A)[None, :])  # (BC, BA)
+        acc = tl.dot(frames, columns, acc, input_precision=PRECISION)
+    return acc + _load_vector(bias, a, a < A)[None, :]
+
+
+# Forward
+
+
+@triton.jit(do_not_specialize=["T"])
+def forward_kernel(
+    x, weight, bias, query, scale, factor, lengths,
+    pooled, trunk_pooled, weights, scores, tops, totals, sums, counters,
+    T, C, A, H,
+    BT: tl.constexpr, BA: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Scores of a tile, their maximum and the sums weighted relative to it; the last of a row joins the tiles.
+
+    Grid: rows times tiles of frames. The sum of tile i for trunk h goes to slot i + h of the row: tiles and trunks
+    both follow the frames, so no two sums want the same slot and tiles + H - 1 are enough.
+    """
+    tiles = tl.maximum(tl.cdiv(T, BT), 1)
+    row = tl.program_id(0) // tiles
+    tile = tl.program_id(0) % tiles
+    n = _length(lengths, row, T)
+    start = tile * BT
+    frame = start + tl.arange(0, BT)
+    first_frame = row.to(tl.int64) * T
+    padding = (frame >= n) & (frame < T)
+    tl.store(weights + first_frame + frame, tl.zeros((BT,), weights.dtype.element_ty), mask=padding)
+    if start < n:
+        alive = frame < n
+        score = tl.zeros((BT,), tl.float32)
+        for a0 in range(0, A, BA):
+            a = a0 + tl.arange(0, BA)
+            y, _ = _tanh(
+                _hidden(x, weight, bias, row, frame, alive, a, C, A, BT, BA, BC, PRECISION)
+            )
+            score += tl.sum(y * _load_vector(query, a, a < A)[None, :], 1)
+        score *= _scale(scale, factor)
+        tl.store(scores + first_frame + frame, score, mask=alive)
+        score = tl.where(alive, score, -float("inf"))
+        top = tl.max(score, 0)
+        share = tl.exp(score - top)
+        tl.store(tops + row * tiles + tile, top)
+        tl.store(totals + row * tiles + tile, tl.sum(share, 0))
+        trunk = _trunk(frame, H, n)
+        last = _trunk(tl.minimum(start + BT, n) - 1, H, n)
+        slots = sums + (row.to(tl.int64) * (tiles + H - 1) + tile) * C
+        for h0 in range(_trunk(start, H, n), last + 1, BH):
+            h = h0 + tl.arange(0, BH)
+            shares = tl.where(h[:, None] == trunk[None, :], share[None, :], 0.0)  # (BH, BT)
+            shares = shares.to(weights.dtype.element_ty)
+            for c0 in range(0, C, BC):
+                c = c0 + tl.arange(0, BC)
+                frames = _load_frames(x, row, frame, c, alive[:, None] & (c < C)[None, :])
+                partial_sum = tl.dot(shares, frames, input_precision=PRECISION)  # (BH, BC)
+                offsets = h.to(tl.int64)[:, None] * C + c[None, :]
+                tl.store(slots + offsets, partial_sum, mask=(h <= last)[:, None] & (c < C)[None, :])
+    if (start < n) | (tile == 0):  # a row without frames has one program, to write its zeros
+        if arrive(counters + row, tl.maximum(tl.cdiv(n, BT), 1)):
+            _join(
+                pooled, trunk_pooled, weights, scores, tops, totals, sums,
+                row, n, tiles, T, C, H, BT, BC, BH,
+            )  # fmt: skip
+
+
+@triton.jit
+def _join(
+    pooled, trunk_pooled, weights, scores, tops, totals, sums, row, n, tiles, T, C, H,
+    BT: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr,
+):  # fmt: skip
+    """The results of a row from those of its tiles, in the order of the tiles."""
+    tops += row * tiles
+    totals += row * tiles
+    sums += row.to(tl.int64) * (tiles + H - 1) * C
+    top = -float("inf")
+    for i0 in range(0, tl.cdiv(n, BT), 64):
+        i = i0 + tl.arange(0, 64)
+        there = i * BT < n
+        some = tl.load(tops + i, mask=there, other=-float("inf"), cache_modifier=".cg")
+        top = tl.maximum(top, tl.max(some, 0))
+    total = 0.0
+    for i0 in range(0, tl.cdiv(n, BT), 64):
+        i = i0 + tl.arange(0, 64)
+        there = i * BT < n
+        some = tl.load(tops + i, mask=there, other=-float("inf"), cache_modifier=".cg")
+        there_total = tl.load(totals + i, mask=there, other=0.0, cache_modifier=".cg")
+        total += tl.sum(there_total * tl.exp(some - top), 0)
+    total = tl.where(n > 0, total, 1.0)
+
+    for t0 in range(0, n, 1024):
+        t = t0 + tl.arange(0, 1024)
+        at = row.to(tl.int64) * T + t
+        score = tl.load(scores + at, mask=t < n, other=0.0, cache_modifier=".cg")
+        weight = tl.exp(score - top) / total
+        tl.store(weights + at, weight.to(weights.dtype.element_ty), mask=t < n)
+
+    for c0 in range(0, C, BC):
+        c = c0 + tl.arange(0, BC)
+        over_trunks = tl.zeros((BC,), tl.float32)
+        for h0 in range(0, H, BH):
+            h = h0 + tl.arange(0, BH)
+            low = (h.to(tl.int64) * n // H).to(tl.int32)
+            high = ((h.to(tl.int64) + 1) * n // H).to(tl.int32)  # past the trunk's last frame
+            first = low // BT
+            count = tl.where((high > low) & (h < H), (high - 1) // BT - first + 1, 0)
+            acc = tl.zeros((BH, BC), tl.float32)
+            for j in range(0, tl.max(count, 0)):
+                i = first + j
+                there = j < count
+                some = tl.load(tops + i, mask=there, other=-float("inf"), cache_modifier=".cg")
+                offsets = (i + h).to(tl.int64)[:, None] * C + c[None, :]
+                mask = there[:, None] & (c < C)[None, :]
+                part = tl.load(sums + offsets, mask=mask, other=0.0, cache_modifier=".cg")
+                acc += part * (tl.exp(some - top) / total)[:, None]
+            offsets = (row.to(tl.int64) * H + h)[:, None] * C + c[None, :]
+            mask = (h < H)[:, None] & (c < C)[None, :]
+            tl.store(trunk_pooled + offsets, acc.to(trunk_pooled.dtype.element_ty), mask=mask)
+            over_trunks += tl.sum(acc, 0)
+        at = row.to(tl.int64) * C + c
+        tl.store(pooled + at, over_trunks.to(pooled.dtype.element_ty), mask=c < C)
+
+
+# Backward
+
+
+@triton.jit
+def _load_gradient(d_pooled, d_trunks, row, trunk, c, mask):
+    """The gradient of what each frame's weight multiplies x into: its clip's plus its trunk's, float32."""
+    gradient = tl.zeros(mask.shape, tl.float32)
+    if d_pooled is not None:
+        at = row.to(tl.int64) * d_pooled.s0 + c.to(tl.int64) * d_pooled.s1
+        gradient += tl.load(d_pooled.data + at[None, :], mask=mask, other=0.0).to(tl.float32)
+    if d_trunks is not None:
+        gradient += _load_frames(d_trunks, row, trunk, c, mask).to(tl.float32)
+    return gradient
+
+
+@triton.jit(do_not_specialize=["T"])
+def weights_backward_kernel(
+    d_pooled, d_trunks, d_weights, x, weights, lengths, gamma, means, T, C, H,
+    BT: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """gamma, the gradient of each frame's weight, and the tile's part of its mean under the weights."""
+    tiles = tl.cdiv(T, BT)
+    row = tl.program_id(0) // tiles
+    tile = tl.program_id(0) % tiles
+    n = _length(lengths, row, T)
+    if tile * BT < n:
+        frame = tile * BT + tl.arange(0, BT)
+        alive = frame < n
+        at = row.to(tl.int64) * T + frame
+        acc = tl.zeros((BT,), tl.float32)
+        if d_weights is not None:
+            d_at = row.to(tl.int64) * d_weights.s0 + frame.to(tl.int64) * d_weights.s1
+            acc += tl.load(d_weights.data + d_at, mask=alive, other=0.0).to(tl.float32)
+        trunk = _trunk(frame, H, n)
+        for c0 in range(0, C, BC):
+            c = c0 + tl.arange(0, BC)
+            mask = alive[:, None] & (c < C)[None, :]
+            frames = _load_frames(x, row, frame, c, mask).to(tl.float32)
+            acc += tl.sum(frames * _load_gradient(d_pooled, d_trunks, row, trunk, c, mask), 1)
+        tl.store(gamma + at, acc, mask=alive)
+        weight = tl.load(weights + at, mask=alive, other=0.0).to(tl.float32)
+        tl.store(means + row * tiles + tile, tl.sum(weight * acc, 0))
+
+
+@triton.jit(do_not_specialize=["T"])
+def inputs_backward_kernel(
+    d_pooled, d_trunks, x, weight, bias, query, scale, factor, weights, lengths, gamma, means,
+    dx, d_hidden, parts, T, C, A, H,
+    GT: tl.constexpr, BT: tl.constexpr, BA: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The gradients before the tanh, kept for the weight's; from them dx, and parts of the vectors' gradients.
+
+    Grid: rows times tiles of frames. GT is the tile of the kernel that wrote `means`. `parts` has a row for each
+    program: its part of the gradients of bias (A), query (A) and scale (1).
+    """
+    tiles = tl.cdiv(T, BT)
+    row = tl.program_id(0) // tiles
+    tile = tl.program_id(0) % tiles
+    program = tl.program_id(0).to(tl.int64)
+    n = _length(lengths, row, T)
+    start = tile * BT
+    frame = start + tl.arange(0, BT)
+    alive = frame < n
+    at = row.to(tl.int64) * T + frame
+    hidden = Strided(d_hidden + row.to(tl.int64) * T * A, A, 1)
+
+    d_score = tl.zeros((BT,), tl.float32)
+    value = tl.zeros((BT,), tl.float32)
+    if start < n:
+        groups = tl.cdiv(T, GT)
+        mean = 0.0
+        for i0 in range(0, tl.cdiv(n, GT), 64):
+            i = i0 + tl.arange(0, 64)
+            mean += tl.sum(tl.load(means + row * groups + i, mask=i * GT < n, other=0.0), 0)
+        value = tl.load(weights + at, mask=alive, other=0.0).to(tl.float32)
+        # Where a row has one frame only, both are the same number and the difference is exactly 0.
+        d_score = value * (tl.load(gamma + at, mask=alive, other=0.0) - mean)
+        d_score = tl.where(alive, d_score, 0.0)
+
+    d_tanh = d_score * _scale(scale, factor)
+    plain = tl.zeros((BT,), tl.float32)  # the score before the scale
+    for a0 in range(0, A, BA):
+        a = a0 + tl.arange(0, BA)
+        bias_part = tl.zeros((BA,), tl.float32)
+        query_part = tl.zeros((BA,), tl.float32)
+        if start < n:
+            y, slope = _tanh(
+                _hidden(x, weight, bias, row, frame, alive, a, C, A, BT, BA, BC, PRECISION)
+            )
+            q = _load_vector(query, a, a < A)[None, :]
+            gradient = d_tanh[:, None] * q * slope
+            mask = alive[:, None] & (a < A)[None, :]
+            offsets = frame.to(tl.int64)[:, None] * A + a[None, :]
+            tl.store(hidden.data + offsets, gradient.to(x.data.dtype.element_ty), mask=mask)
+            bias_part = tl.sum(gradient, 0)
+            query_part = tl.sum(d_tanh[:, None] * y, 0)
+            plain += tl.sum(y * q, 1)
+        if parts is not None:
+            part = parts + program * (2 * A + 1)
+            tl.store(part + a, bias_part, mask=a < A)
+            tl.store(part + A + a, query_part, mask=a < A)
+    if parts is not None:
+        tl.store(parts + program * (2 * A + 1) + 2 * A, tl.sum(d_score * plain, 0) * factor)
+
+    if dx is not None:
+        tl.debug_barrier()  # every thread has written its part of the gradients that all now read
+        trunk = _trunk(frame, H, tl.maximum(n, 1))
+        for c0 in range(0, C, BC):
+            c = c0 + tl.arange(0, BC)
+            acc = tl.zeros((BT, BC), tl.float32)
+            if start < n:
+                for a0 in range(0, A, BA):
+                    a = a0 + tl.arange(0, BA)
+                    gradient = _load(hidden, frame, a, alive[:, None] & (a < A)[None, :])
+                    offsets = c.to(tl.int64)[None, :] * weight.s0 + a.to(tl.int64)[:, None] * weight.s1
+                    mask = (c < C)[None, :] & (a < A)[:, None]
+                    rows = tl.load(weight.data + offsets, mask=mask, other=0.0)  # (BA, BC)
+                    acc = tl.dot(gradient, rows, acc, input_precision=PRECISION)
+                mask = alive[:, None] & (c < C)[None, :]
+                acc += value[:, None] * _load_gradient(d_pooled, d_trunks, row, trunk, c, mask)
+            offsets = at[:, None] * C + c[None, :]
+            mask = (frame < T)[:, None] & (c < C)[None, :]
+            tl.store(dx + offsets, acc.to(dx.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _sum_rows(rows, columns, width, first, last, BP: tl.constexpr):
+    """The sum of rows first..last - 1 of a float32 matrix, at some of its columns."""
+    acc = tl.zeros(columns.shape, tl.float32)
+    for p0 in range(first, last, BP):
+        p = p0 + tl.arange(0, BP)
+        offsets = p.to(tl.int64)[:, None] * width + columns[None, :]
+        mask = (p < last)[:, None] & (columns < width)[None, :]
+        acc += tl.sum(tl.load(rows + offsets, mask=mask, other=0.0, cache_modifier=".cg"), 0)
+    return acc
+
+
+@triton.jit(do_not_specialize=["B", "T", "programs", "splits"])
+def parameters_backward_kernel(
+    x, d_hidden, lengths, parts, matrices, vectors, d_weight, d_bias, d_query, d_scale, counters,
+    B, T, C, A, programs, splits,
+    BT: tl.constexpr, BA: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The gradients of the parameters, sums over all frames: split, and joined by the last split of a tile.
+
+    Grid: splits of the frames times tiles (BC, BA) of the weight. The first row of tiles does the vectors as well, whose
+    parts the kernel before has left in `parts`. Without `d_weight` there are the vectors only.
+    """
+    columns = tl.cdiv(A, BA)
+    outputs = columns
+    if d_weight is not None:
+        outputs = columns * tl.cdiv(C, BC)
+    output = tl.program_id(0) % outputs
+    split = tl.program_id(0) // outputs
+    a = output % columns * BA + tl.arange(0, BA)
+    width = 2 * A + 1
+    if output < columns:
+        per_split = tl.cdiv(programs, splits)
+        first = split * per_split
+        last = tl.minimum(first + per_split, programs)
+        mine = vectors + split * width
+        tl.store(mine + a, _sum_rows(parts, a, width, first, last, BP), mask=a < A)
+        tl.store(mine + A + a, _sum_rows(parts, A + a, width, first, last, BP), mask=a < A)
+        if output == 0:
+            at = 2 * A + tl.arange(0, 16)
+            tl.store(mine + at, _sum_rows(parts, at, width, first, last, BP), mask=at < width)
+    if d_weight is not None:
+        c = output // columns * BC + tl.arange(0, BC)
+        offsets = c.to(tl.int64)[:, None] * A + a[None, :]
+        mask = (c < C)[:, None] & (a < A)[None, :]
+        tiles = tl.cdiv(T, BT)
+        per_split = tl.cdiv(B * tiles, splits)
+        first = split * per_split
+        acc = tl.zeros((BC, BA), tl.float32)
+        for unit in range(first, tl.minimum(first + per_split, B * tiles)):
+            row = unit // tiles
+            n = _length(lengths, row, T)
+            t = unit % tiles * BT + tl.arange(0, BT)
+            alive = t < n
+            frames = _load_frames(x, row, t, c, alive[:, None] & (c < C)[None, :])  # (BT, BC)
+            at = (row.to(tl.int64) * T + t)[:, None] * A + a[None, :]
+            gradient = tl.load(d_hidden + at, mask=alive[:, None] & (a < A)[None, :], other=0.0)
+            acc = tl.dot(tl.trans(frames), gradient, acc, input_precision=PRECISION)
+        tl.store(matrices + split.to(tl.int64) * C * A + offsets, acc, mask=mask)
+    if arrive(counters + output, splits):
+        if d_weight is not None:
+            acc = tl.zeros((BC, BA), tl.float32)
+            at = matrices + offsets
+            for _ in range(0, splits):
+                acc += tl.load(at, mask=mask, other=0.0, cache_modifier=".cg")
+                at += C * A
+            tl.store(d_weight + offsets, acc.to(d_weight.dtype.element_ty), mask=mask)
+        if output < columns:
+            if d_bias is not None:
+                total = _sum_rows(vectors, a, width, 0, splits, BP)
+                tl.store(d_bias + a, total.to(d_bias.dtype.element_ty), mask=a < A)
+            if d_query is not None:
+                total = _sum_rows(vectors, A + a, width, 0, splits, BP)
+                tl.store(d_query + a, total.to(d_query.dtype.element_ty), mask=a < A)
+            if d_scale is not None:
+                if output == 0:
+                    at = tl.arange(0, 16)
+                    total = _sum_rows(vectors, 2 * A + at, width, 0, splits, BP)
+                    tl.store(d_scale + at, total.to(d_scale.dtype.element_ty), mask=at < 1)
+
+
+# Launchers
+
+_X, _WEIGHT, _BIAS, _QUERY, _SCALE = (1 << i for i in range(5))  # bits of `needs`
+_SPLITS = 16  # at most, for one program adds them up
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    query: Tensor,
+    scale: Tensor | None,
+    lengths: Tensor | None,
+    trunks: int,
+    factor: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The results of `fbp_kernels.attention_pool`; the scores are multiplied by `scale` and by `factor`."""
+    B, T, C = x.shape
+    A = weight.shape[1]
+    results = x.new_empty(B, C), x.new_empty(B, trunks, C), x.new_empty(B, T)
+
+    def run(config: Config) -> None:
+        tiles = max(triton.cdiv(T, config.blocks["BT"]), 1)
+        scores, tops, totals = (_floats(x, B, size) for size in (T, tiles, tiles))
+        sums = _floats(x, B, tiles + trunks - 1, C)
+        launch.launch(
+            forward_kernel, (B * tiles,),
+            _strided(x), _strided(weight), _strided(bias), _strided(query), scale, factor, lengths,
+            *results, scores, tops, totals, sums, workspace.counters(x.device, B),
+            T, C, A, trunks,
+            device=x.device, config=config, PRECISION=_precision(x.dtype),
+        )  # fmt: skip
+
+    if B:
+        _tuned("forward", x, run)
+    return results
+
+
+def backward(
+    d_pooled: Tensor | None,
+    d_trunks: Tensor | None,
+    d_weights: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    query: Tensor,
+    scale: Tensor | None,
+    lengths: Tensor | None,
+    weights: Tensor,
+    trunks: int,
+    factor: float,
+    needs: int,
+) -> tuple[Tensor, ...]:
+    """The gradients of x, weight, bias, query and scale, of which `needs` says by bits which are due."""
+    B, T, C = x.shape
+    A = weight.shape[1]
+    weights = weights.contiguous()
+    inputs = (x, weight, bias, query, scale)
+    wanted = [t if needs >> i & 1 else None for i, t in enumerate(inputs)]
+    gradients = [None if t is None else t.new_empty(t.shape) for t in wanted]
+    parameters = bool(needs & ~_X)
+    sums = [None if d is None else _strided(d) for d in (d_pooled, d_trunks)]
+    gamma, d_hidden = _floats(x, B, T), x.new_empty(B, T, A)
+    written: dict[str, Any] = {}  # what a launch leaves behind, whose shape its configuration says
+
+    def run_weights(config: Config) -> None:
+        tiles = triton.cdiv(T, config.blocks["BT"])
+        written["GT"] = config.blocks["BT"]
+        written["means"] = _floats(x, B, tiles)
+        launch.launch(
+            weights_backward_kernel, (B * tiles,),
+            *sums, None if d_weights is None else _strided(d_weights),
+            _strided(x), weights, lengths, gamma, written["means"], T, C, trunks,
+            device=x.device, config=config,
+        )  # fmt: skip
+
+    def run_inputs(config: Config) -> None:
+        programs = B * triton.cdiv(T, config.blocks["BT"])
+        written["parts"] = _floats(x, programs, 2 * A + 1) if parameters else None
+        launch.launch(
+            inputs_backward_kernel, (programs,),
+            *sums, _strided(x), _strided(weight), _strided(bias), _strided(query), scale, factor,
+            weights, lengths, gamma, written["means"], gradients[0], d_hidden, written["parts"],
+            T, C, A, trunks,
+            device=x.device, config=config, GT=written["GT"], PRECISION=_precision(x.dtype),
+        )  # fmt: skip
+
+    def run_parameters(config: Config) -> None:
+        parts = written.get("parts", _floats(x, 0, 2 * A + 1))
+        tiles = triton.cdiv(A, config.blocks["BA"])
+        if needs & _WEIGHT:
+            tiles *= triton.cdiv(C, config.blocks["BC"])
+        splits = min(_SPLITS, max(1, launch.multiprocessors(x) // tiles))
+        matrices = _floats(x, splits, C, A) if needs & _WEIGHT else None
+        launch.launch(
+            parameters_backward_kernel, (tiles * splits,),
+            _strided(x), d_hidden, lengths, parts, matrices, _floats(x, splits, 2 * A + 1),
+            *gradients[1:], workspace.counters(x.device, tiles),
+            B, T, C, A, parts.shape[0], splits,
+            device=x.device, config=config, PRECISION=_precision(x.dtype),
+        )  # fmt: skip
+
+    if B and T:
+        _tuned("weights_backward", x, run_weights)
+        _tuned("inputs_backward", x, run_inputs)
+    if parameters:
+        _tuned("parameters_backward", x, run_parameters)
+    return tuple(x.new_empty(0) if g is None else g for g in gradients)
+
+
+def _tuned(kernel: str, x: Tensor, run: Callable[[Config], None]) -> None:
+    frames = x.shape[0] * x.shape[1]
+    size = "small" if frames < 2**14 else "medium" if frames < 2**17 else "large"
+    key = Key(f"attention_pool_{kernel}", tuning.dtype_class(x.dtype), size)
+    tuning.run(key, launch.architecture(x.device), run, x.device)
+
+
+def _floats(like: Tensor, *shape: int) -> Tensor:
+    return like.new_empty(shape, dtype=torch.float32)
+
+
+def _precision(dtype: torch.dtype) -> str:
+    return "tf32" if tuning.dtype_class(dtype) == "tf32" else "ieee"
