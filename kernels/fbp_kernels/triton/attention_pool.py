@@ -6,6 +6,7 @@ Shapes: x (B, T, C), weight (C, A), H trunks, n frames of a row that count.
 """
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -389,8 +390,8 @@ def parameters_backward_kernel(
         tl.store(mine + a, _sum_rows(parts, a, width, first, last, BP), mask=a < A)
         tl.store(mine + A + a, _sum_rows(parts, A + a, width, first, last, BP), mask=a < A)
         if output == 0:
-            at = 2 * A + tl.arange(0, 16)
-            tl.store(mine + at, _sum_rows(parts, at, width, first, last, BP), mask=at < width)
+            end = 2 * A + tl.arange(0, 16)  # of which the first is the last column there is
+            tl.store(mine + end, _sum_rows(parts, end, width, first, last, BP), mask=end < width)
     if d_weight is not None:
         c = output // columns * BC + tl.arange(0, BC)
         offsets = c.to(tl.int64)[:, None] * A + a[None, :]
@@ -412,23 +413,26 @@ def parameters_backward_kernel(
     if arrive(counters + output, splits):
         if d_weight is not None:
             acc = tl.zeros((BC, BA), tl.float32)
-            at = matrices + offsets
+            part = matrices + offsets
             for _ in range(0, splits):
-                acc += tl.load(at, mask=mask, other=0.0, cache_modifier=".cg")
-                at += C * A
+                acc += tl.load(part, mask=mask, other=0.0, cache_modifier=".cg")
+                part += C * A
             tl.store(d_weight + offsets, acc.to(d_weight.dtype.element_ty), mask=mask)
         if output < columns:
             if d_bias is not None:
-                total = _sum_rows(vectors, a, width, 0, splits, BP)
-                tl.store(d_bias + a, total.to(d_bias.dtype.element_ty), mask=a < A)
+                _join_rows(d_bias, a, a < A, vectors, a, width, splits, BP)
             if d_query is not None:
-                total = _sum_rows(vectors, A + a, width, 0, splits, BP)
-                tl.store(d_query + a, total.to(d_query.dtype.element_ty), mask=a < A)
+                _join_rows(d_query, a, a < A, vectors, A + a, width, splits, BP)
             if d_scale is not None:
                 if output == 0:
-                    at = tl.arange(0, 16)
-                    total = _sum_rows(vectors, 2 * A + at, width, 0, splits, BP)
-                    tl.store(d_scale + at, total.to(d_scale.dtype.element_ty), mask=at < 1)
+                    end = tl.arange(0, 16)
+                    _join_rows(d_scale, end, end < 1, vectors, 2 * A + end, width, splits, BP)
+
+
+@triton.jit
+def _join_rows(target, at, mask, rows, columns, width, count, BP: tl.constexpr):
+    total = _sum_rows(rows, columns, width, 0, count, BP)
+    tl.store(target + at, total.to(target.dtype.element_ty), mask=mask)
 
 
 # Launchers
@@ -554,3 +558,77 @@ def _floats(like: Tensor, *shape: int) -> Tensor:
 
 def _precision(dtype: torch.dtype) -> str:
     return "tf32" if tuning.dtype_class(dtype) == "tf32" else "ieee"
+
+
+def _product(*pipelines: tuple[int, int], **blocks: tuple[int, ...]) -> list[Config]:
+    return [
+        Config(dict(zip(blocks, sizes, strict=True)), warps, stages)
+        for sizes in product(*blocks.values())
+        for warps, stages in pipelines
+    ]
+
+
+_PIPELINES = (4, 3), (8, 2), (8, 3), (8, 4)
+
+# What a search on a device tries. A launch reads x once for each BA columns of the weight.
+CANDIDATES = {
+    "attention_pool_forward": _product(
+        *_PIPELINES, BT=(32, 64, 128), BA=(64, 128, 256), BC=(32, 64), BH=(16,)
+    ),
+    "attention_pool_weights_backward": _product(
+        (2, 2), (4, 2), (8, 2), BT=(8, 16, 32, 64), BC=(64, 128, 256)
+    ),
+    "attention_pool_inputs_backward": _product(
+        *_PIPELINES, BT=(32, 64, 128), BA=(32, 64, 128), BC=(32, 64)
+    ),
+    "attention_pool_parameters_backward": _product(
+        *_PIPELINES, BT=(32, 64), BA=(64, 128), BC=(64, 128), BP=(16,)
+    ),
+}
+
+# By class of size: B, T, C, A, H; voices of the paper's length, a larger batch, and throughput.
+SAMPLES = {
+    "small": (32, 300, 256, 128, 8),
+    "medium": (256, 300, 256, 128, 8),
+    "large": (256, 1000, 512, 256, 8),
+}
+
+
+def samples(
+    size: str, dtype: torch.dtype, device: torch.device | str
+) -> list[Callable[[], object]]:
+    """Calls that launch every kernel here at a representative shape.
+
+    Args:
+        size: a class of size.
+        dtype: of the tensors.
+        device: where they are; "meta" where only the compiler runs.
+    """
+    B, T, C, A, H = SAMPLES[size]
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device).to(dtype)
+
+    x, weight, bias, query, scale = draw(B, T, C), draw(C, A).mul_(C**-0.5), draw(A), draw(A), draw()
+    sums = draw(B, C), draw(B, H, C), draw(B, T)
+
+    def train(
+        gradients: tuple[Tensor | None, ...],
+        scale: Tensor | None,
+        lengths: Tensor | None,
+        needs: int,
+    ) -> Callable[[], object]:
+        tensors = x, weight, bias, query, scale, lengths
+
+        def call() -> object:
+            results = forward(*tensors, H, 1.0)
+            return results, backward(*gradients, *tensors, results[2], H, 1.0, needs)
+
+        return call
+
+    lengths = torch.full((B,), T, dtype=torch.int64, device=device)
+    parameters = _X | _WEIGHT | _BIAS | _QUERY
+    return [
+        train((*sums[:2], None), None, None, parameters),
+        train(sums, scale, lengths, parameters | _SCALE),
+    ]
