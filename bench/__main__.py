@@ -34,6 +34,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--curves", nargs="*", choices=shapes.CURVES, default=[], help="sizes to vary")
     run.add_argument("--seconds", type=float, default=0.5, help="for the turns of one case")
     run.add_argument(
+        "--resume", action="store_true", help="keep the cases that the file has, measure the others"
+    )
+    run.add_argument(
         "--out",
         type=Path,
         help="file or folder, default bench/results; there it is bench-DEVICE-DATE.json",
@@ -107,6 +110,7 @@ def _run(options: argparse.Namespace) -> int:
         f"--threads={options.threads}",
         f"--seconds={options.seconds}",
         f"--out={out.resolve()}",
+        *(["--resume"] if options.resume else []),
         f"--rootdir={FOLDER.parent}",
         "--capture=no",
         "--no-header",

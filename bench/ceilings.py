@@ -34,12 +34,15 @@ def measure(device: str, dtypes: list[str]) -> Ceilings:
 
 
 def raised(first: Ceilings, second: Ceilings) -> Ceilings:
-    """The higher of two measurements, such as before and after a run."""
-    faster = {d: second if second.flops[d] > first.flops[d] else first for d in first.flops}
+    """The higher of two measurements, such as before and after a run; one may have dtypes that the other has not."""
+    faster = {
+        d: max((c for c in (first, second) if d in c.flops), key=lambda c: c.flops[d])
+        for d in {**first.flops, **second.flops}
+    }
     return Ceilings(
-        {d: faster[d].flops[d] for d in first.flops},
+        {d: best.flops[d] for d, best in faster.items()},
         max(first.bytes, second.bytes),
-        {d: faster[d].product[d] for d in first.flops},
+        {d: best.product[d] for d, best in faster.items()},
     )
 
 

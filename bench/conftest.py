@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from bench import shapes
+from bench import machine, shapes
 from bench.contenders import KERNELS
 from bench.names import COPY, PEERS
 from bench.plan import Outcome, Plan
+from bench.records import Run
 from bench.session import Replay, Session
 from bench.suite import MODES, Choice
 
@@ -37,6 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--threads", type=int, default=2, help="of PyTorch")
     group.addoption("--seconds", type=float, default=0.5, help="for the turns of one case")
     group.addoption("--out", type=Path, default=None, help="file for the run")
+    group.addoption("--resume", action="store_true", help="go on with the run in that file")
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -46,6 +48,7 @@ def _words(text: str) -> tuple[str, ...]:
 def pytest_configure(config: pytest.Config) -> None:
     option = config.option
     torch.set_num_threads(option.threads)
+    resumed = option.resume and option.out.is_file()
     config.stash[_SESSION] = Session(
         Choice(
             option.labels,
@@ -58,12 +61,28 @@ def pytest_configure(config: pytest.Config) -> None:
         ),
         option.seconds,
         option.out,
+        _earlier(option.out, option.device) if resumed else None,
     )
+
+
+def _earlier(path: Path, device: str) -> Run:
+    """The run in a file.
+
+    Raises:
+        pytest.UsageError: it is of another machine, software or commit.
+    """
+    run = Run.load(path)
+    here = machine.describe(device) | {"date": run.machine["date"]}
+    other = [name for name, value in here.items() if run.machine.get(name) != value]
+    if other:
+        raise pytest.UsageError(f"{path} cannot be resumed: {', '.join(other)} differ")
+    return run
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every case of the suite with every contender."""
-    choice = metafunc.config.stash[_SESSION].choice
+    session = metafunc.config.stash[_SESSION]
+    choice = session.choice
     pairs = [
         pytest.param(
             plan,
@@ -72,6 +91,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             marks=pytest.mark.benchmark(group=plan.name, timer=_REPLAY),
         )
         for plan in metafunc.module.PLANS(choice)
+        if not session.has(plan)
         for name in choice.names(plan)
     ]
     metafunc.parametrize(("plan", "contender"), pairs)

@@ -7,10 +7,11 @@ from torch import Tensor
 
 import fbp_kernels
 from fbp_kernels.backends import BACKENDS
+from fbp_kernels.ops._bilinear import keeps_projections
 
 from . import verify
-from .names import GRAPH, plain
-from .operators.call import Call, Function, Thunk, forward, on_backend, training
+from .names import GRAPH, KEEPING, asked_as, plain
+from .operators.call import Call, Function, Thunk, forward, leaves, on_backend, training
 
 KERNELS = tuple(backend for backend in BACKENDS if backend != "reference")
 
@@ -40,8 +41,12 @@ def names(call: Call, mode: str, device: str) -> list[str]:
     """All that can be asked for, whether or not it can run here."""
     bare = list(call.bare) if mode == "forward" else []
     called = [*KERNELS, "eager", "compile", "max-autotune"]
-    replayed = [name + GRAPH for name in called[:-1]] if device == "cuda" else []
-    return [*called, *replayed, *bare, *call.others]
+    if device != "cuda":
+        return [*called, *bare, *call.others]
+    # The compiler replays what it has tuned by itself.
+    replayed = [name + GRAPH for name in (*called[:-1], *bare)]
+    keeping = list(KEEPING) if mode == "training" and call.projections else []
+    return [*called, *keeping, *replayed, *bare, *call.others]
 
 
 def prepare(
@@ -68,7 +73,7 @@ def prepare(
         return _other(name, call, mode, cotangents)
     function = _function(name, call, dynamic)
     run = _run(function, call.tensors, mode, cotangents)
-    rule = verify.correct if name in KERNELS else verify.alike
+    rule = verify.correct if asked_as(name) in KERNELS else verify.alike
     return Contender(run, function, call.tensors, rule)
 
 
@@ -76,11 +81,22 @@ def _function(name: str, call: Call, dynamic: bool) -> Function:
     if name in KERNELS:
         _require(name, call.operator, call.tensors[0].device)
         return on_backend(call.function, name)
+    if name in KEEPING:
+        return _keeping(name, call)
     if name == "eager":
         return call.reference
     if name == "compile":
         return torch.compile(call.reference, dynamic=dynamic)
     return torch.compile(call.reference, mode="max-autotune")
+
+
+def _keeping(name: str, call: Call) -> Function:
+    """A backend that is told whether to keep the projections, where it would not do so by itself."""
+    backend, keep = asked_as(name), KEEPING[name]
+    if keeps_projections(None, call.projections, leaves(call.tensors)) == keep:
+        raise UnavailableError(f"that is what {backend} does here")
+    _require(backend, call.operator, call.tensors[0].device)
+    return on_backend(call.function, backend, keep_projections=keep)
 
 
 def _require(backend: str, operator: str, device: torch.device) -> None:

@@ -5,7 +5,11 @@ from collections.abc import Iterable
 from .records import Case, Spread
 
 ACCELERATED = "accelerated"  # a whole model on our kernels
-OURS = ("native", "triton", ACCELERATED)
+KEEPING = {
+    "triton keep": True,
+    "triton recompute": False,
+}  # projections, between forward and backward
+OURS = ("native", "triton", *KEEPING, ACCELERATED)
 PEERS = ("eager", "channels-last", "compile", "max-autotune", "products", "mfb")
 COPY = "copy"  # what memory allows; not somebody who does the same
 GRAPH = " graph"
@@ -15,6 +19,11 @@ _ORDER = (*OURS, *PEERS, COPY)
 def plain(name: str) -> str:
     """A contender's name without the mark of a replayed graph."""
     return name.removesuffix(GRAPH)
+
+
+def asked_as(name: str) -> str:
+    """The word by which a contender is asked for: what it is, whatever it keeps or replays."""
+    return plain(name).split()[0]
 
 
 def is_ours(name: str) -> bool:

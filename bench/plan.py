@@ -153,9 +153,10 @@ class OperatorPlan:
         errors: dict[str, verify.Errors] = {}
         left_out: dict[str, str] = {}
         wrong: dict[str, str] = {}
-        numbers = sum(t.numel() for t in self._inputs(seed=0)[0].tensors)
+        first = self._inputs(seed=0)
+        numbers = sum(t.numel() for t in first[0].tensors)
         for seed in reversed(range(verify.draws(numbers))):  # the last one is timed
-            call, cot = self._inputs(seed)
+            call, cot = self._inputs(seed) if seed else first
             plain = contenders.prepare("eager", call, self.mode, cot).run()
             truth = _truth(call, self.mode, cot)
             for name in names:
@@ -177,6 +178,11 @@ class OperatorPlan:
                     left_out[name] = str(error)
                 except verify.WrongResultError as error:
                     wrong[name] = str(error)
+                except torch.AcceleratorError:  # the device is gone for all that comes after
+                    raise
+                except Exception as error:  # one that fails is no reason to lose the others
+                    found_out = wrong if is_ours(name) else left_out
+                    found_out[name] = f"fails: {type(error).__name__}: {error}".splitlines()[0]
         for name, found in errors.items():
             try:
                 found.check()

@@ -77,10 +77,11 @@ class Case:
         flops: of the operator at its best: products only, projections kept for the backward.
         bytes: each input and weight read once, each result written once.
         floor_seconds: the larger of flops and bytes over the machine's ceilings of the same run.
-        contenders: by name: "native" and "triton" are ours, "accelerated" a model with ours; peers are "eager",
-            "channels-last" (a model all in that memory format), "compile", "max-autotune", "products" (bare matrix
-            products), "mfb" (block.bootstrap.pytorch), "copy"; a name with " graph" at its end was replayed as a
-            CUDA graph.
+        contenders: by name: "native" and "triton" are ours ("triton keep" and "triton recompute" are told whether to
+            keep the projections for the backward, where it would decide otherwise), "accelerated" a model with ours;
+            peers are "eager", "channels-last" (a model all in that memory format), "compile", "max-autotune",
+            "products" (bare matrix products), "mfb" (block.bootstrap.pytorch), "copy"; a name with " graph" at its end
+            was replayed as a CUDA graph.
         left_out: by name, contenders that could not run, and why.
     """
 

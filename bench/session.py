@@ -23,10 +23,18 @@ class Session:
         choice: what was asked for.
         seconds: for the turns of one case.
         out: where all that is measured is written after every case, so that nothing is lost with what comes next.
+        earlier: a run on the same machine, which this one goes on with.
     """
 
-    def __init__(self, choice: Choice, seconds: float, out: Path | None = None) -> None:
+    def __init__(
+        self,
+        choice: Choice,
+        seconds: float,
+        out: Path | None = None,
+        earlier: Run | None = None,
+    ) -> None:
         self.choice, self.seconds, self.out = choice, seconds, out
+        self._earlier = earlier
         self.outcomes: dict[str, Outcome] = {}
         self._chosen: dict[str, list[str]] = {}
         self._clock = clock(choice.device)
@@ -61,8 +69,16 @@ class Session:
 
     def run(self, top: Ceilings) -> Run:
         """All that was measured so far, under given ceilings of the machine."""
-        cases = [with_floor(outcome.case, top) for outcome in self.outcomes.values()]
-        return Run(machine.describe(self.choice.device), top, cases)
+        cases = [outcome.case for outcome in self.outcomes.values()]
+        if self._earlier is not None:
+            top = ceilings.raised(self._earlier.ceilings, top)
+            cases = [*self._earlier.cases, *cases]
+        floors = [with_floor(case, top) for case in cases]
+        return Run(machine.describe(self.choice.device), top, floors)
+
+    def has(self, plan: Plan) -> bool:
+        """Whether the earlier run measured a case."""
+        return self._earlier is not None and any(c.name == plan.name for c in self._earlier.cases)
 
     def _ceilings(self) -> Ceilings:
         if self._first is None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .names import ACCELERATED, plain
+from .names import ACCELERATED, asked_as
 from .operators import OPERATORS
 from .plan import OperatorPlan, Plan
 
@@ -35,7 +35,7 @@ class Choice:
     def names(self, plan: Plan) -> list[str]:
         """The contenders of a plan that were asked for."""
         asked = (*self.backends, *self.peers, ACCELERATED)
-        return [name for name in plan.contenders if plain(name) in asked]
+        return [name for name in plan.contenders if asked_as(name) in asked]
 
 
 Plans = Callable[[Choice], list[Plan]]

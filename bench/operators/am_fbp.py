@@ -1,5 +1,7 @@
 """Adaptive and multi-level factorized bilinear pooling: both levels in one call."""
 
+from typing import Any
+
 from torch import Tensor
 
 import fbp_kernels
@@ -21,10 +23,10 @@ def make(sizes: dict[str, int], draw: Draw) -> Call:
 
     def ours(
         a: Tensor, v: Tensor, a_trunks: Tensor, v_trunks: Tensor,
-        p: Tensor, q: Tensor, p_trunks: Tensor, q_trunks: Tensor, backend: str,
+        p: Tensor, q: Tensor, p_trunks: Tensor, q_trunks: Tensor, **how: Any,
     ) -> Tensor:  # fmt: skip
         return fbp_kernels.am_fbp(
-            a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks, K_G, K_M, backend=backend
+            a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks, K_G, K_M, **how
         )
 
     return Call(
@@ -37,4 +39,5 @@ def make(sizes: dict[str, int], draw: Draw) -> Call:
         (a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks),
         once.flops + each.flops,
         {"products": lambda: (*once.bare["products"](), *each.bare["products"]())},
+        projections=once.projections + each.projections,
     )

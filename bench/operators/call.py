@@ -48,12 +48,13 @@ class Call:
     Attributes:
         operator: its name in `fbp_kernels`.
         sizes: by the field's letters.
-        function: the public operator, called with `tensors` and `backend`.
+        function: the public operator, called with `tensors`, `backend` and further options by name.
         reference: the plain PyTorch that defines it, called with `tensors`.
         tensors: inputs that have gradients.
         flops: of the forward.
         bare: parts that the forward cannot do without, by name; they write into results of their own.
         others: other people's implementations, by name.
+        projections: numbers in one of the two projections, all trunks together, or 0 where there are none.
     """
 
     operator: str
@@ -64,6 +65,7 @@ class Call:
     flops: float
     bare: dict[str, Thunk] = field(default_factory=dict)
     others: dict[str, Other] = field(default_factory=dict)
+    projections: int = 0
 
 
 class Maker(Protocol):
@@ -158,10 +160,10 @@ def arithmetic(call: Call, mode: str) -> float:
     return call.flops if mode == "forward" else 3 * call.flops
 
 
-def on_backend(function: Function, backend: str) -> Function:
+def on_backend(function: Function, backend: str, **options: Any) -> Function:
     """The public operator on one backend."""
 
     def run(*tensors: Any) -> Results:
-        return function(*tensors, backend=backend)
+        return function(*tensors, backend=backend, **options)
 
     return run

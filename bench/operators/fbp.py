@@ -18,11 +18,12 @@ def make(sizes: dict[str, int], draw: Draw) -> Call:
     return Call(
         "fbp",
         sizes,
-        lambda a, v, p, q, backend: fbp_kernels.fbp(a, v, p, q, K, backend=backend),
+        lambda a, v, p, q, **how: fbp_kernels.fbp(a, v, p, q, K, **how),
         lambda a, v, p, q: reference.fbp(a, v, p, q, K),
         (a, v, p, q),
         flops(sizes),
         {"products": products(a, v, p, q, draw)},
+        projections=a.shape[0] * p.shape[1],
     )
 
 
@@ -33,8 +34,8 @@ def make_biased(sizes: dict[str, int], draw: Draw) -> Call:
     return Call(
         "fbp",
         sizes,
-        lambda a, v, p, q, p_bias, q_bias, backend: fbp_kernels.fbp(
-            a, v, p, q, K, p_bias=p_bias, q_bias=q_bias, backend=backend
+        lambda a, v, p, q, p_bias, q_bias, **how: fbp_kernels.fbp(
+            a, v, p, q, K, p_bias=p_bias, q_bias=q_bias, **how
         ),
         lambda a, v, p, q, p_bias, q_bias: reference.fbp(
             a, v, p, q, K, p_bias=p_bias, q_bias=q_bias
@@ -43,6 +44,7 @@ def make_biased(sizes: dict[str, int], draw: Draw) -> Call:
         flops(sizes),
         {"products": products(a, v, p, q, draw)},
         {"mfb": lambda t: _mfb(t, K)},
+        a.shape[0] * p.shape[1],
     )
 
 

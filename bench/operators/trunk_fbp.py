@@ -19,11 +19,12 @@ def make(sizes: dict[str, int], draw: Draw) -> Call:
     return Call(
         "trunk_fbp",
         sizes,
-        lambda a, v, p, q, backend: fbp_kernels.trunk_fbp(a, v, p, q, K, backend=backend),
+        lambda a, v, p, q, **how: fbp_kernels.trunk_fbp(a, v, p, q, K, **how),
         lambda a, v, p, q: reference.trunk_fbp(a, v, p, q, K),
         (a, v, p, q),
         H * fbp.flops(sizes),
         {"products": products(a, v, p, q, draw)},
+        projections=B * H * N,
     )
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _COLORS = {  # Okabe and Ito's, told apart by colour-blind readers too
     "native": "#d55e00",
     "triton": "#cc79a7",
+    "triton keep": "#e3b5cc",
+    "triton recompute": "#8f4a70",
     "accelerated": "#d55e00",
     "eager": "#0072b2",
     "compile": "#56b4e9",

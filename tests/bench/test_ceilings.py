@@ -33,3 +33,7 @@ def test_of_two_measurements_the_higher_counts_each_with_its_product() -> None:
     assert ceilings.raised(first, second) == Ceilings(
         {"float32": 2.0, "bfloat16": 5.0}, 3.0, {"float32": "c", "bfloat16": "b"}
     )
+    third = Ceilings({"float16": 7.0}, 1.0, {"float16": "e"})
+    both = ceilings.raised(first, third)
+    assert both.flops == {"float32": 1.0, "bfloat16": 5.0, "float16": 7.0}
+    assert both.product == {"float32": "a", "bfloat16": "b", "float16": "e"}

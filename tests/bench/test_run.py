@@ -58,19 +58,23 @@ def test_a_deliberately_slowed_kernel_is_flagged(
     assert "fbp clip float32 forward" in printed
 
 
+def _bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bench", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
 @pytest.mark.slow
 def test_the_command_line_measures_and_writes_a_file(tmp_path: Path) -> None:
     out = tmp_path / "run.json"
-    command = [sys.executable, "-m", "bench", "run", "--shapes", "tiny", "--seconds", "0.01"]
-    command += ["--operators", "fbp_biased", "--peers", "eager", "products", "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    arguments = ["run", "--shapes", "tiny", "--seconds", "0.01", "--out", str(out)]
+    done = _bench(*arguments, "--operators", "fbp_biased", "--peers", "eager", "products")
     assert done.returncode == 0, done.stdout + done.stderr
     run = Run.load(out)
     forward, training = run.cases
     assert (forward.mode, training.mode) == ("forward", "training")
-    assert set(forward.contenders) == {"native", "eager", "products"}
-    assert set(training.contenders) == {"native", "eager"}
-    assert "no triton kernel" in forward.left_out["triton"]
+    assert set(forward.contenders) == {"native", "triton", "eager", "products"}
+    assert set(training.contenders) == {"native", "triton", "eager"}
+    assert not forward.left_out
     assert forward.contenders["native"].kept_bytes is None
     assert training.contenders["native"].kept_bytes == 2 * 3 * 12 * 4  # both projections, (B, O*K)
     assert training.contenders["native"].peak_bytes is not None
@@ -100,16 +104,45 @@ def test_what_does_not_exist_is_named(
 
 
 def test_parity_says_what_every_backend_takes(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["parity", "--shapes", "tiny", "--operators", "fbp", "local_response_norm"]
+    arguments = ["parity", "--shapes", "tiny", "--operators", "fbp", "batch_norm"]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "4 compared, 0 wrong" in printed
-    assert "left out: this version has no triton kernel for fbp" in printed
+    assert "6 compared, 0 wrong" in printed
+    assert "batch_norm tiny float32 forward" in printed
+    assert "left out: this version has no triton kernel for batch_norm" in printed
 
 
 def test_parity_of_nothing_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["parity", "--shapes", "tiny", "--operators", "fbp", "--backends", "triton"]) == 1
+    arguments = ["parity", "--shapes", "tiny", "--operators", "batch_norm", "--backends", "triton"]
+    assert main(arguments) == 1
     assert "0 compared" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_is_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run.json"
+    arguments = ["run", "--shapes", "tiny", "--operators", "fbp", "--modes", "forward"]
+    arguments += [
+        "--peers",
+        "eager",
+        "--backends",
+        "native",
+        "--seconds",
+        "0.01",
+        "--out",
+        str(out),
+    ]
+    assert _bench(*arguments).returncode == 0
+    first = Run.load(out)
+    assert _bench(*arguments, "--resume", "--dtypes", "float32", "bfloat16").returncode == 0
+    second = Run.load(out)
+    assert [case.dtype for case in second.cases] == ["float32", "bfloat16"]
+    assert second.cases[0].contenders == first.cases[0].contenders
+    assert set(second.ceilings.flops) == {"float32", "bfloat16"}
+    Run(first.machine | {"commit": "another"}, first.ceilings, first.cases).save(out)
+    done = _bench(*arguments, "--resume")
+    assert done.returncode != 0
+    assert "run.json cannot be resumed: commit differ" in done.stdout + done.stderr
 
 
 def test_a_replayed_timer_gives_the_durations_that_were_measured() -> None:

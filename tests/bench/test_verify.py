@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import contenders, verify
+from bench import contenders, memory, verify
+from bench.contenders import UnavailableError
 from bench.operators import OPERATORS, Draw
-from bench.operators.call import rounding
+from bench.operators.call import leaves, rounding
 from bench.plan import OperatorPlan, Settings
 from bench.timing import CpuClock
 from fbp_kernels import backends
@@ -91,9 +92,42 @@ def test_a_wrong_kernel_has_no_time(monkeypatch: pytest.MonkeyPatch, fault: str)
 
 
 def test_what_cannot_run_is_left_out_with_its_reason() -> None:
-    checked = PLAN.check(["triton"])
-    assert "no triton kernel for fbp" in checked.left_out["triton"]
+    sizes = OPERATORS["batch_norm"].sizes["tiny"]
+    plan = OperatorPlan("batch_norm", "tiny", sizes, "float32", "forward", "cpu")
+    checked = plan.check(["triton"])
+    assert "no triton kernel for batch_norm" in checked.left_out["triton"]
     assert not checked.ready
+
+
+def test_what_fails_is_told_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> object:
+        raise RuntimeError("out of resource\nat line 3")
+
+    kernel = backends.kernel("fbp", "native")
+    monkeypatch.setitem(
+        backends._kernels["fbp"], "native", backends.Kernel(broken, kernel.backward)
+    )
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
+    checked = PLAN.check(["native", "compile", "eager"])
+    assert checked.wrong == {"native": "fails: RuntimeError: out of resource"}
+    assert checked.left_out == {"compile": "fails: RuntimeError: out of resource"}
+    assert list(checked.ready) == ["eager"]
+
+
+def test_a_backend_is_told_to_keep_where_it_would_not() -> None:
+    sizes = OPERATORS["fbp"].sizes["tiny"]
+    call = OPERATORS["fbp"].make(sizes, Draw("float32"))
+    names = contenders.names(call, "training", "cuda")
+    assert {"triton keep", "triton recompute", "triton graph", "eager graph"} <= set(names)
+    assert "products graph" in contenders.names(call, "forward", "cuda")
+    assert "triton keep" not in contenders.names(call, "forward", "cuda")
+    assert "triton keep" not in contenders.names(call, "training", "cpu")
+    cot = (torch.ones(sizes["B"], sizes["O"]),)
+    with pytest.raises(UnavailableError, match="that is what triton does here"):
+        contenders.prepare("triton keep", call, "training", cot)
+    told = contenders.prepare("triton recompute", call, "training", cot)
+    given = leaves(told.tensors)
+    assert memory.kept_bytes(lambda: told.function(*given), given) == 0
 
 
 @pytest.mark.parametrize("operator", sorted(OPERATORS))

@@ -204,6 +204,7 @@ def test_errors_are_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(step.torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     (tmp_path / "text.yaml").write_text("just words")
     (tmp_path / "wrong.yaml").write_text("model: {audio: {chanels: 3}}")
     (tmp_path / "half.yaml").write_text("trainer: {precision: 16-mixed}")
