@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backends, native, reference
+from .. import backends, native, reference, triton
 from . import _check, _layout, _operator
 
 
@@ -71,4 +71,7 @@ _call = _operator.Operator(
     attributes=("SymInt size", "float alpha", "float beta", "float k", "bool relu"),
     fake=lambda x, *_: torch.empty_like(x),
     fake_gradient=torch.empty_like,
-).register(native=backends.Kernel(native.raw("lrn_forward"), _native_backward))
+).register(
+    native=backends.Kernel(native.raw("lrn_forward"), _native_backward),
+    triton=backends.Kernel(*triton.late("local_response_norm")),
+)
