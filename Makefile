@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/.made
 SOURCES := $(wildcard kernels/csrc/*.h kernels/csrc/*.cpp kernels/csrc/*/*.h kernels/csrc/*/*.cpp)
 
-.PHONY: help setup demo test lint bench results check gpu-dry wheel-test clean
+.PHONY: help setup demo test lint bench results check resources gpu-dry wheel-test clean
 
 help:
 	@echo "make demo        set up, then: make a corpus, prepare, train, evaluate, predict"
 	@echo "make test        set up, then run all tests"
 	@echo "make lint        format, lint and type checks, as CI does"
 	@echo "make check       whether README and docs show the figures of the committed results"
+	@echo "make resources   compile every kernel of the Triton backend for sm_80, sm_90 and sm_100, and check the result"
 	@echo "make gpu-dry     what bench/gpu.sh does on a GPU machine, with interpreter and compiler in place of the GPU"
 	@echo "make wheel-test  build a wheel and try it in an environment of its own"
 	@echo "make bench       measure this machine's CPU and rewrite the report, on a quiet machine (15 minutes)"
@@ -57,6 +58,9 @@ results: bench
 check: setup
 	$(BIN)/python -m bench report --check
 	$(BIN)/python -m profiling.examples --check
+
+resources: setup
+	env -u TRITON_INTERPRET $(BIN)/python -m fbp_kernels.resources --check
 
 gpu-dry: setup
 	PYTHON=$(abspath $(BIN)/python) bench/gpu.sh --dry

@@ -1,24 +1,33 @@
 #!/usr/bin/env bash
-# All that needs a GPU, in order of worth: build, parity, timings, sanitizer, profile.
+# All that needs a GPU, in order of worth: build, what the compiler makes of the kernels, parity, timings, sanitizer,
+# tuning, profile, counters.
 #
-#   bench/gpu.sh          on a machine with a GPU
-#   bench/gpu.sh --dry    anywhere: the same steps with interpreter or compiler in place of the GPU, at tiny sizes
+#   bench/gpu.sh [STEP ...]          on a machine with a GPU
+#   bench/gpu.sh --dry [STEP ...]    anywhere: the same steps with interpreter and compiler in place of it, tiny sizes
 #
-# No step is needed by the next one to start, each is bounded, and all together end within nine minutes. What ran, what
-# failed and what was left out is printed last; the exit status is 1 where a step failed. Results go to the folder $OUT
-# (default runs/gpu): a log, the timings as JSON under the name that bench/results has them by, and the profile in one
-# archive.
+# No step is needed by the next one to start, each is bounded, and all together end within nine minutes; a few may be
+# named, by their first word, to be the only ones. What ran, what failed and what was left out is printed last; the exit
+# status is 1 where a step failed. Results go to the folder $OUT (default runs/gpu): a log, the timings as JSON under
+# the name that bench/results has them by, the table of configurations that tuning found, the profile in one archive.
+# On a GPU, timings go on with the file of an earlier call, if it is in $OUT: what is in it is not measured again.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-case "${1:-}" in
-  "") mode=gpu device=cuda ;;
-  --dry) mode=dry device=cpu ;;
-  *)
-    echo "usage: bench/gpu.sh [--dry]" >&2
-    exit 2
-    ;;
-esac
+steps=(machine build resources parity timings sanitizer tuning profile counters)
+usage() {
+  echo "usage: bench/gpu.sh [--dry] [STEP ...], steps: ${steps[*]}" >&2
+  exit 2
+}
+
+mode=gpu device=cuda
+if [[ ${1:-} == --dry ]]; then
+  mode=dry device=cpu
+  shift
+fi
+for name in "$@"; do
+  [[ " ${steps[*]} " == *" $name "* ]] || usage
+done
+(($# == 0)) || steps=("$@")
 
 python=${PYTHON:-python3}
 out=${OUT:-runs/gpu}
@@ -37,7 +46,12 @@ note() { # NAME VERDICT
   verdicts+=("$2")
 }
 
+asked() { # NAME: whether a step is to run, by the first word of its name
+  [[ " ${steps[*]} " == *" ${1%% *} "* ]]
+}
+
 step() { # NAME SECONDS COMMAND...
+  asked "$1" || return
   local name=$1 limit=$2 start=$SECONDS status
   shift 2
   local left=$((budget - SECONDS))
@@ -60,6 +74,7 @@ step() { # NAME SECONDS COMMAND...
 }
 
 leave_out() { # NAME WHY
+  asked "$1" || return
   note "$1" "left out: $2"
 }
 
@@ -75,14 +90,24 @@ export PYTHONPATH=$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}
 if [[ $mode == dry ]]; then
   export TRITON_INTERPRET=1
   prefix=$scratch/install # not into the checkout, where it would hide what is installed
-  quick=(--shapes tiny --dtypes float32)
-  timed=(--shapes tiny one --dtypes float32 --peers eager products copy --seconds 0.05)
-  profiled=tiny
+  right=(--shapes tiny --dtypes float32 bfloat16)
+  goals=(--shapes tiny --operators am_fbp fbp_biased --dtypes bfloat16 --peers eager products --seconds 0.05)
+  others=(--shapes tiny --dtypes float32 --peers eager products copy --seconds 0.05)
+  profiled=tiny architecture=sm90
+  rm -f "$out"/bench-*.json
 else
+  unset TRITON_INTERPRET
   prefix=$PWD/kernels
-  quick=(--shapes clip batch vqa conv1 conv2 --dtypes bfloat16 float16 tf32 float32)
-  timed=(--shapes clip vqa web batch conv1 one full --dtypes bfloat16 tf32 float16 float32 --seconds 0.3)
+  right=(--shapes clip batch vqa web conv1 conv2 --dtypes bfloat16 float16 tf32 float32)
+  goals=(--shapes clip vqa web --operators am_fbp fbp fbp_biased --dtypes bfloat16
+    --peers eager compile max-autotune products --seconds 0.3)
+  others=(--shapes clip vqa web batch conv1 one full --dtypes bfloat16 tf32 float16 float32
+    --operators am_fbp fbp trunk_fbp fbp_biased attention_pool local_response_norm power_normalize batch_norm
+    training_step
+    --peers eager channels-last compile products mfb copy --seconds 0.2)
   profiled=clip
+  family='import torch; from fbp_kernels.triton import launch; print(launch.architecture(torch.device("cuda")))'
+  architecture=$("$python" -c "$family")
 fi
 
 build() {
@@ -91,35 +116,55 @@ build() {
     cmake --build "$scratch/build" &&
     cmake --install "$scratch/build" --prefix "$prefix"
 }
-export -f build
-export scratch prefix python out
 
 machine() {
   "$python" -m fbp_kernels doctor || return
   if command -v nvidia-smi >/dev/null; then nvidia-smi; fi
 }
-export -f machine
+
+# Tuning checks candidates against the table's configuration; what it has chosen has to pass against float64, too.
+tuned_parity() {
+  mkdir "$scratch/tuned" && cp -r kernels/fbp_kernels "$scratch/tuned" &&
+    cp "$out/table.json" "$scratch/tuned/fbp_kernels/triton/table.json" &&
+    PYTHONPATH=$PWD:$scratch/tuned "$python" -m bench parity --device cuda --backends triton "$@"
+}
+export -f build machine tuned_parity
+export scratch prefix python out
 
 pack_profile() { tar -C "$scratch" -czf "$out/profile.tar.gz" profile; }
 
 step machine 60 bash -c machine
 if has cmake && has ninja; then
-  step build 150 bash -c build
+  step build 120 bash -c build
 else
   leave_out build "cmake and ninja are not both installed"
 fi
-step parity 120 "$python" -m bench parity --device $device "${quick[@]}"
+# Many processes fill Triton's cache, from which the next steps take what one process would compile for minutes.
+step resources 200 env -u TRITON_INTERPRET "$python" -m fbp_kernels.resources "$architecture" --check
+step parity 120 "$python" -m bench parity --device $device "${right[@]}"
 # Written after every case: a run that is cut off leaves what it has measured.
-step timings 300 "$python" -m bench run --device $device "${timed[@]}" --out "$out"
+step "timings of the goals" 170 "$python" -m bench run --device $device "${goals[@]}" --out "$out" --resume
+step "timings of the rest" 100 "$python" -m bench run --device $device "${others[@]}" --out "$out" --resume
 if [[ $mode == dry ]]; then
-  leave_out sanitizer "it needs a GPU; this version has no CUDA kernel to compile in its place"
+  leave_out sanitizer "it needs a GPU"
 elif has compute-sanitizer; then
+  # Without PyTorch's own allocator, so that each tensor has bounds of its own. What reads memory that nobody wrote
+  # shows in parity, where fresh memory holds NaN.
   for tool in memcheck racecheck; do
-    step "sanitizer $tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-      "$python" -m bench parity --device $device --shapes tiny --dtypes float32
+    step "sanitizer $tool" 50 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" \
+      --error-exitcode 9 "$python" -m bench parity --device $device --backends triton \
+      --shapes tiny --dtypes float32 bfloat16
   done
 else
   leave_out sanitizer "compute-sanitizer is not installed"
+fi
+if [[ $mode == dry ]]; then
+  leave_out tuning "it needs a GPU"
+else
+  step tuning 110 "$python" -m fbp_kernels.tune --seconds 90 --out "$out/table.json"
+  if [[ -f $out/table.json ]]; then
+    step "tuning (parity)" 60 bash -c 'tuned_parity "$@"' - --shapes clip vqa web conv1 --dtypes bfloat16 tf32
+  fi
 fi
 step "profile of an operator" 60 "$python" -m profiling.operator am_fbp --shape $profiled --device $device \
   --out "$scratch/profile"
@@ -134,7 +179,7 @@ if [[ -d $scratch/profile ]]; then pack_profile; fi
 
 {
   printf '\n== %s, %s s\n' "$mode" "$SECONDS"
-  for i in "${!names[@]}"; do printf '%-24s%s\n' "${names[$i]}" "${verdicts[$i]}"; done
+  for i in "${!names[@]}"; do printf '%-26s%s\n' "${names[$i]}" "${verdicts[$i]}"; done
   ls -l "$out"
 } | tee -a "$log"
 exit $failed

@@ -401,11 +401,8 @@ HEADER = (
 
 def cells(row: Row) -> tuple[str, ...]:
     """A row as it is printed, in the order of `HEADER`."""
-    name = row.kernel or row.function
-    if row.function not in ("", name):
-        name += f" ({row.function})"
     return (
-        name,
+        row.kernel or row.function,
         row.dtype,
         row.size,
         " ".join(f"{block}={size}" for block, size in row.blocks.items()),
