@@ -1,11 +1,13 @@
 """Says what runs where, and why the rest does not."""
 
+import importlib.util
 import os
 import platform
 
 import torch
 
-from . import backends, native
+from . import backends, native, triton
+from .triton import interpreted, tuning
 
 
 def report() -> str:
@@ -15,14 +17,45 @@ def report() -> str:
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, CPU capability "
         f"{torch.backends.cpu.get_cpu_capability()}",
         f"C++ extension: {native.MISSING or 'loaded'}",
+        f"Triton: {_triton()}",
         f"{backends.ENVIRONMENT}: {os.environ.get(backends.ENVIRONMENT) or 'not set'}",
     ]
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     for device in devices:
         name = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
         lines += ["", f"{device} ({name})"]
+        if device == "cuda":
+            lines.append(f"  Triton kernels: {_configurations()}")
         lines += [_row(status) for status in backends.available_backends(device)]
     return "\n".join(lines)
+
+
+def _triton() -> str:
+    """Its version, and what runs its kernels; or why there is none."""
+    if importlib.util.find_spec("triton") is None:
+        return "not installed; GPU builds of PyTorch for Linux bring it"
+    try:
+        version = importlib.import_module("triton").__version__
+    except ImportError as error:
+        return f"cannot be imported: {error}"
+    if interpreted():
+        return f"{version}, interpreted (TRITON_INTERPRET=1): to check kernels, not to be fast"
+    return f"{version}, compiled for GPUs"
+
+
+def _configurations() -> str:
+    """Where the current GPU's configurations come from."""
+    if reason := triton.why_not("cuda"):
+        return reason
+    from .triton.launch import architecture
+
+    serving = architecture(torch.device("cuda"))
+    major, minor = torch.cuda.get_device_capability()
+    searched = "searched for at first calls" if tuning.autotuning() else "not searched for"
+    return (
+        f"capability {major}.{minor} has the configurations of {serving},"
+        f" {searched} ({tuning.ENVIRONMENT})"
+    )
 
 
 def _row(status: backends.BackendStatus) -> str:
