@@ -53,6 +53,22 @@ def call_local_response_norm(backend: str) -> tuple[Callable[..., Tensor], list[
     return lambda x: fk.local_response_norm(x, relu=True, backend=backend), [leaf(2, 7, 3, 4)]
 
 
+def call_power_normalize(backend: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    return lambda z: fk.power_normalize(z, backend=backend).cumsum(-1), [leaf(3, 8)]
+
+
+def call_attention_pool(backend: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    lengths = torch.tensor([5, 0, 3])
+
+    def call(*tensors: Tensor) -> Tensor:
+        pooled, trunk_pooled, weights = fk.attention_pool(
+            *tensors, trunks=2, lengths=lengths, backend=backend
+        )
+        return pooled + trunk_pooled[:, 1] + weights.square().sum(1, keepdim=True)
+
+    return call, [leaf(3, 5, 4), leaf(4, 2), leaf(2), leaf(2), leaf()]
+
+
 def call_batch_norm(backend: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
     lengths = torch.tensor([4, 2])
 
@@ -68,6 +84,8 @@ OPERATORS = {
     **BILINEAR,
     "local_response_norm": call_local_response_norm,
     "batch_norm": call_batch_norm,
+    "attention_pool": call_attention_pool,
+    "power_normalize": call_power_normalize,
 }
 
 
@@ -114,36 +132,6 @@ def test_opcheck(operator: str, backend: str) -> None:
         tuple(detached),
         test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
     )
-
-
-def composite_arguments(operator: str) -> tuple[Any, ...]:
-    if operator == "power_normalize":
-        return (leaf(3, 4), 1e-12)
-    tensors = [leaf(3, 5, 4), leaf(4, 2), leaf(2), leaf(2), leaf()]
-    return (*tensors, 2, torch.tensor([5, 0, 3]))
-
-
-@pytest.mark.parametrize("operator", ["power_normalize"])
-def test_operators_without_a_fused_kernel_are_registered_too(operator: str) -> None:
-    registered = getattr(torch.ops.fbp_kernels, operator).default
-    torch.library.opcheck(registered, composite_arguments(operator))
-
-
-@pytest.mark.slow
-def test_operators_without_a_fused_kernel_compile() -> None:
-    torch.compiler.reset()
-    x, weight, bias, query, _, trunks, lengths = composite_arguments("attention_pool")
-
-    def call(x: Tensor, weight: Tensor, bias: Tensor, query: Tensor) -> Tensor:
-        pooled, trunk_pooled, _ = fk.attention_pool(
-            x, weight, bias, query, 2.0, trunks=trunks, lengths=lengths
-        )
-        return fk.power_normalize(pooled) + trunk_pooled.sum(1)
-
-    inputs = [t.detach().double().requires_grad_() for t in (x, weight, bias, query)]
-    compiled = torch.compile(call, fullgraph=True)
-    for got, want in zip(results(compiled, inputs), results(call, inputs), strict=True):
-        torch.testing.assert_close(got, want)
 
 
 @pytest.mark.slow

@@ -78,7 +78,7 @@ class Operator:
                 *kept,
                 *self.attributes,
                 "int needs",
-            ),  # fmt: skip
+            ),
             len(self.inputs),
             lambda backend: backends.kernel(self.name, backend).backward,
             self._fake_backward,
@@ -142,26 +142,6 @@ class Operator:
         gradients = [gradients] if isinstance(gradients, Tensor) else gradients
         needed = (g if needs >> i & 1 else None for i, g in enumerate(gradients))
         return (*needed, *(None,) * (ctx.arguments - len(self.inputs)))
-
-
-def register_composite(schema: str, reference: Callable[..., Any]) -> Callable[..., Any]:
-    """Registers an operator that has no fused kernel yet.
-
-    PyTorch takes it apart into the reference's own operations, and so has its autograd and fake kernel.
-
-    Args:
-        schema: name, arguments and results.
-        reference: called as the schema says.
-
-    Returns:
-        The operator.
-    """
-    name = schema.partition("(")[0]
-    backends.register(name)
-    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, reference, "CompositeImplicitAutograd")
-    overload: Callable[..., Any] = getattr(torch.ops.fbp_kernels, name).default
-    return overload
 
 
 def _define(

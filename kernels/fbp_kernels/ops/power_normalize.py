@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .. import backends, reference
+from .. import backends, reference, triton
 from . import _check, _operator
 
 
@@ -12,7 +12,7 @@ def power_normalize(z: Tensor, eps: float = 1e-12, *, backend: str | None = None
     Yu et al. 2017 (https://arxiv.org/abs/1708.01471), with a gradient of 0 at z = 0, where the root's own is infinite.
 
     Args:
-        z: (*, O), rows along the last dimension; float32, float64, bfloat16 or float16.
+        z: (*, O), rows along the last dimension; float32, float64, bfloat16 or float16; any strides.
         eps: the least norm to divide by.
         backend: as in `fbp`.
 
@@ -27,11 +27,16 @@ def power_normalize(z: Tensor, eps: float = 1e-12, *, backend: str | None = None
     _check.tensors("power_normalize", z=z)
     if z.dim() < 1:
         raise ValueError("power_normalize: z is a scalar, expected at least one dimension (*, O)")
-    backends.resolve("power_normalize", backend, z.device.type, z.dtype)
-    normalized: Tensor = _call(z, eps)
-    return normalized
+    chosen = backends.resolve("power_normalize", backend, z.device.type, z.dtype)
+    if chosen == "reference":
+        return reference.power_normalize(z, eps)
+    y: Tensor = _call(z, eps, chosen)
+    return y
 
 
-_call = _operator.register_composite(
-    "power_normalize(Tensor z, float eps) -> Tensor", reference.power_normalize
-)
+_call = _operator.Operator(
+    "power_normalize",
+    inputs=("Tensor z",),
+    attributes=("float eps",),
+    fake=lambda z, *_: z.new_empty(z.shape),
+).register(triton=backends.Kernel(*triton.late("power_normalize")))
