@@ -140,7 +140,8 @@ else
   leave_out build "cmake and ninja are not both installed"
 fi
 # Many processes fill Triton's cache, from which the next steps take what one process would compile for minutes.
-step resources 200 env -u TRITON_INTERPRET "$python" -m fbp_kernels.resources "$architecture" --check
+step resources 200 env -u TRITON_INTERPRET "$python" -m fbp_kernels.resources "$architecture" --check \
+  --processes "$(nproc)"
 step parity 120 "$python" -m bench parity --device $device "${right[@]}"
 # Written after every case: a run that is cut off leaves what it has measured.
 step "timings of the goals" 170 "$python" -m bench run --device $device "${goals[@]}" --out "$out" --resume

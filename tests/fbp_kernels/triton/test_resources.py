@@ -238,3 +238,47 @@ def test_a_table_that_is_wrong_fails(tmp_path: Path) -> None:
     assert "LookupError: table.json has no configuration for small_product tf32 large" in problems
     assert "7 kernels compiled" in printed
     assert "4 with problems" in printed, printed
+
+
+AHEAD = """
+import os
+from pathlib import Path
+import torch
+from fbp_kernels import tune
+from fbp_kernels.triton import ahead, tuning
+from tests.fbp_kernels.triton import small
+
+def kept():
+    return {path.name for path in Path(os.environ["TRITON_CACHE_DIR"]).iterdir()}
+
+name = "tests.fbp_kernels.triton.small"
+tuning.MODULES = (name,)
+config = small.CANDIDATES["small_product"][1]
+tune._compile(name, "small", "half", 90, 1)
+before = kept()
+small.small_product.device_caches.clear()
+try:
+    with tuning.choosing(lambda key, architecture, call: call(config)):
+        small.samples("small", torch.bfloat16, "cpu")[0]()
+except AttributeError as error:  # the stand-in for the driver can launch nothing
+    assert "launcher_cls" in str(error), error
+else:
+    raise AssertionError("launched without a GPU")
+assert len(before) == 1 and kept() == before, (before, kept())
+"""
+
+
+@pytest.mark.slow
+def test_what_is_compiled_ahead_is_what_a_launch_looks_for(tmp_path: Path) -> None:
+    """Other processes compile while one runs: it has to find what they made in Triton's cache."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", AHEAD],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr

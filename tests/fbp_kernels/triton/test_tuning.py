@@ -1,11 +1,13 @@
 """Which configuration a kernel runs with: the table, the search at a first call, the search that writes a table."""
 
+import importlib
 import json
 import multiprocessing
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -354,6 +356,81 @@ def test_results_are_found_however_they_are_nested() -> None:
     a, b = torch.ones(2), torch.zeros(1)
     assert [t is u for t, u in zip(tune.tensors((a, [None, (b,)])), (a, b), strict=True)]
     assert tune.tensors((None, torch.empty(0))) == []
+
+
+class Pool:
+    """Stands in for the processes that compile: notes what they are asked to compile."""
+
+    asked: ClassVar[list[tuple[Any, ...]]] = []
+
+    def __init__(self, processes: int) -> None:
+        self.asked.clear()
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def apply_async(self, function: object, arguments: tuple[Any, ...]) -> "Pool":
+        assert function is tune._compile
+        self.asked.append(arguments)
+        return self
+
+    def wait(self, seconds: float) -> None:
+        assert seconds >= 0
+
+
+def test_a_whole_search_writes_a_table(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All but the GPU: kernels run in the interpreter, the timer is made up."""
+    name = "tests.fbp_kernels.triton.small"
+    small = importlib.import_module(name)
+    first, second = small.CANDIDATES["small_product"]
+    default = Config({"BLOCK": 32, "BLOCK_C": 64}, 4, 2)
+    sizes = {"small": default.entry()}
+    made = {"interpreter": {"small_product": dict.fromkeys(("half", "tf32", "float32"), sizes)}}
+    made["sm90"] = made["interpreter"]
+    tuning.TABLE.write_text(tuning.text(made))
+    _forget_table()
+    monkeypatch.setattr(tuning, "MODULES", (name,))
+    monkeypatch.setattr(tuning, "candidates", lambda key: [first, second])
+    samples = small.samples
+    monkeypatch.setattr(
+        small,
+        "samples",
+        lambda size, dtype, device: samples(size, dtype, "cpu") if size == "small" else [],
+    )
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Made Up 9000")
+    monkeypatch.setattr(tune, "get_context", lambda method: SimpleNamespace(Pool=Pool))
+    monkeypatch.setattr(tune, "_product_error", lambda dtype: 1e-3)
+    # The table's, the first and the second candidate; then, the fastest first, the three once more.
+    times = iter([3.0, 2.0, 1.0, 1.5, 2.5, 3.5] * 3)
+
+    def time(call: Callable[[], object], milliseconds: float) -> tune.Timing:
+        call()
+        median = next(times)
+        return tune.Timing(median, median, median)
+
+    monkeypatch.setattr(tune, "_time", time)
+    out = tmp_path / "new.json"
+    found = tune.tune(["small_product"], 60, out, 2)
+    assert [one.key.dtype for one in found] == ["half", "tf32", "float32"]
+    assert all(one.tried == 3 and not one.left_out for one in found)
+    assert len(Pool.asked) == 3 * 3 * 2  # sizes, dtypes, candidates
+    assert (name, "small", "half", 90, 1) in Pool.asked
+    new = json.loads(out.read_text())
+    assert new["sm90"] == made["sm90"]
+    best = [new["interpreter"]["small_product"][d]["small"] for d in ("half", "tf32", "float32")]
+    assert best == [second.entry()] * 3
+    assert {(one.table[1].median, one.best[1].median) for one in found} == {(3.5, 1.5)}
+    assert "3 searched for on Made Up 9000, 0 left" in capsys.readouterr().out
+    found = tune.tune(["small_product"], 0, out, 2)
+    assert found == []
+    assert "left: small_product half small" in capsys.readouterr().out
 
 
 def test_there_has_to_be_a_gpu(
