@@ -80,16 +80,18 @@ def _load_vector(vector, i, mask):
 
 @triton.jit
 def _tanh(x):
-    """tanh of a float32 and its slope, both to two units in the last place, the slope near 1 too."""
+    """tanh of a float32, about as exact as its rounding, and its slope, with digits where 1 - tanh^2 has none left."""
     size = tl.abs(x)
     decay = tl.exp(-2.0 * size)
     square = size * size
-    # 1 - decay cancels near 0; there, four terms of Lambert's continued fraction.
-    small = size < 0.75
-    above = tl.where(small, size * (945.0 + square * (105.0 + square)), 1.0 - decay)
-    below = tl.where(small, 945.0 + square * (420.0 + square * 15.0), 1.0 + decay)
-    y = above / below
-    slope = 4.0 * decay / ((1.0 + decay) * (1.0 + decay))
+    # Either way the answer is a number less a small one, so that what rounds the small one hardly counts: 1 less what
+    # is missing to it or, near 0, x less x - tanh(x), that by four terms of Lambert's continued fraction.
+    near = size < 0.875
+    above = tl.where(near, size * square * (315.0 + square * 14.0), 2.0 * decay)
+    below = tl.where(near, 945.0 + square * (420.0 + square * 15.0), 1.0 + decay)
+    small = above / below
+    y = tl.where(near, size, 1.0) - small
+    slope = tl.where(near, 1.0 - y * y, small * (2.0 - small))
     return tl.where(x < 0, -y, y), slope
 
 
@@ -141,11 +143,12 @@ def forward_kernel(
                 _hidden(x, weight, bias, row, frame, alive, a, C, A, BT, BA, BC, PRECISION)
             )
             score += tl.sum(y * _load_vector(query, a, a < A)[None, :], 1)
-        score *= _scale(scale, factor)
+        # Scaled after the difference to the top, which saves the scores that count a rounding.
+        slope = _scale(scale, factor)
+        score = tl.where(slope < 0, -score, score)
         tl.store(scores + first_frame + frame, score, mask=alive)
-        score = tl.where(alive, score, -float("inf"))
-        top = tl.max(score, 0)
-        share = tl.exp(score - top)
+        top = tl.max(tl.where(alive, score, -float("inf")), 0)
+        share = tl.where(alive, tl.exp(tl.abs(slope) * (score - top)), 0.0)
         tl.store(tops + row * tiles + tile, top)
         tl.store(totals + row * tiles + tile, tl.sum(share, 0))
         trunk = _trunk(frame, H, n)
@@ -162,16 +165,17 @@ def forward_kernel(
                 offsets = h.to(tl.int64)[:, None] * C + c[None, :]
                 tl.store(slots + offsets, partial_sum, mask=(h <= last)[:, None] & (c < C)[None, :])
     if (start < n) | (tile == 0):  # a row without frames has one program, to write its zeros
-        if arrive(counters + row, tl.maximum(tl.cdiv(n, BT), 1)):
+        last_of_row = arrive(counters + row, tl.maximum(tl.cdiv(n, BT), 1))
+        if last_of_row:
             _join(
                 pooled, trunk_pooled, weights, scores, tops, totals, sums,
-                row, n, tiles, T, C, H, BT, BC, BH,
+                tl.abs(_scale(scale, factor)), row, n, tiles, T, C, H, BT, BC, BH,
             )  # fmt: skip
 
 
 @triton.jit
 def _join(
-    pooled, trunk_pooled, weights, scores, tops, totals, sums, row, n, tiles, T, C, H,
+    pooled, trunk_pooled, weights, scores, tops, totals, sums, slope, row, n, tiles, T, C, H,
     BT: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
     """The results of a row from those of its tiles, in the order of the tiles."""
@@ -188,16 +192,16 @@ def _join(
     for i0 in range(0, tl.cdiv(n, BT), 64):
         i = i0 + tl.arange(0, 64)
         there = i * BT < n
-        some = tl.load(tops + i, mask=there, other=-float("inf"), cache_modifier=".cg")
-        there_total = tl.load(totals + i, mask=there, other=0.0, cache_modifier=".cg")
-        total += tl.sum(there_total * tl.exp(some - top), 0)
+        some = tl.load(tops + i, mask=there, other=0.0, cache_modifier=".cg")
+        part = tl.load(totals + i, mask=there, other=0.0, cache_modifier=".cg")
+        total += tl.sum(tl.where(there, part * tl.exp(slope * (some - top)), 0.0), 0)
     total = tl.where(n > 0, total, 1.0)
 
     for t0 in range(0, n, 1024):
         t = t0 + tl.arange(0, 1024)
         at = row.to(tl.int64) * T + t
         score = tl.load(scores + at, mask=t < n, other=0.0, cache_modifier=".cg")
-        weight = tl.exp(score - top) / total
+        weight = tl.exp(slope * (score - top)) / total
         tl.store(weights + at, weight.to(weights.dtype.element_ty), mask=t < n)
 
     for c0 in range(0, C, BC):
@@ -213,11 +217,12 @@ def _join(
             for j in range(0, tl.max(count, 0)):
                 i = first + j
                 there = j < count
-                some = tl.load(tops + i, mask=there, other=-float("inf"), cache_modifier=".cg")
+                some = tl.load(tops + i, mask=there, other=0.0, cache_modifier=".cg")
+                share = tl.where(there, tl.exp(slope * (some - top)) / total, 0.0)
                 offsets = (i + h).to(tl.int64)[:, None] * C + c[None, :]
                 mask = there[:, None] & (c < C)[None, :]
                 part = tl.load(sums + offsets, mask=mask, other=0.0, cache_modifier=".cg")
-                acc += part * (tl.exp(some - top) / total)[:, None]
+                acc += part * share[:, None]
             offsets = (row.to(tl.int64) * H + h)[:, None] * C + c[None, :]
             mask = (h < H)[:, None] & (c < C)[None, :]
             tl.store(trunk_pooled + offsets, acc.to(trunk_pooled.dtype.element_ty), mask=mask)
@@ -340,7 +345,9 @@ def inputs_backward_kernel(
                 for a0 in range(0, A, BA):
                     a = a0 + tl.arange(0, BA)
                     gradient = _load(hidden, frame, a, alive[:, None] & (a < A)[None, :])
-                    offsets = c.to(tl.int64)[None, :] * weight.s0 + a.to(tl.int64)[:, None] * weight.s1
+                    offsets = (
+                        c.to(tl.int64)[None, :] * weight.s0 + a.to(tl.int64)[:, None] * weight.s1
+                    )
                     mask = (c < C)[None, :] & (a < A)[:, None]
                     rows = tl.load(weight.data + offsets, mask=mask, other=0.0)  # (BA, BC)
                     acc = tl.dot(gradient, rows, acc, input_precision=PRECISION)
@@ -371,8 +378,8 @@ def parameters_backward_kernel(
 ):  # fmt: skip
     """The gradients of the parameters, sums over all frames: split, and joined by the last split of a tile.
 
-    Grid: splits of the frames times tiles (BC, BA) of the weight. The first row of tiles does the vectors as well, whose
-    parts the kernel before has left in `parts`. Without `d_weight` there are the vectors only.
+    Grid: splits of the frames times tiles (BC, BA) of the weight. The first row of tiles does the vectors as well,
+    whose parts the kernel before has left in `parts`. Without `d_weight` there are the vectors only.
     """
     columns = tl.cdiv(A, BA)
     outputs = columns
@@ -424,9 +431,9 @@ def parameters_backward_kernel(
             if d_query is not None:
                 _join_rows(d_query, a, a < A, vectors, A + a, width, splits, BP)
             if d_scale is not None:
-                if output == 0:
-                    end = tl.arange(0, 16)
-                    _join_rows(d_scale, end, end < 1, vectors, 2 * A + end, width, splits, BP)
+                end = tl.arange(0, 16)
+                mask = (end < 1) & (output == 0)
+                _join_rows(d_scale, end, mask, vectors, 2 * A + end, width, splits, BP)
 
 
 @triton.jit
@@ -609,7 +616,13 @@ def samples(
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, device=device).to(dtype)
 
-    x, weight, bias, query, scale = draw(B, T, C), draw(C, A).mul_(C**-0.5), draw(A), draw(A), draw()
+    x, weight, bias, query, scale = (
+        draw(B, T, C),
+        draw(C, A).mul_(C**-0.5),
+        draw(A),
+        draw(A),
+        draw(),
+    )
     sums = draw(B, C), draw(B, H, C), draw(B, T)
 
     def train(
