@@ -11,6 +11,7 @@ the channels that it writes, and its rows are exchanged within a warp.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -251,16 +252,14 @@ _SAMPLES = {"small": (2, 64, 12, 37), "medium": (8, 256, 24, 74), "large": (8, 9
 
 def samples(size: str, dtype: torch.dtype, device: torch.device | str) -> list[Callable[[], Any]]:
     """Calls that launch every kernel at a shape of a class of size, for the compiler and for tuning."""
+    options = (5, 1e-4, 0.75, 1.0, True)
     calls: list[Callable[[], Any]] = []
     for layout in (torch.contiguous_format, torch.channels_last):
         x, dy = (
             torch.rand(_SAMPLES[size], device=device).to(dtype).contiguous(memory_format=layout)
             for _ in range(2)
         )
-        calls += [
-            lambda x=x: forward(x, 5, 1e-4, 0.75, 1.0, True),
-            lambda x=x, dy=dy: backward(dy, x, 5, 1e-4, 0.75, 1.0, True, 1),
-        ]
+        calls += [partial(forward, x, *options), partial(backward, dy, x, *options, 1)]
     return calls
 
 
