@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     from . import shapes
     from .names import COPY, PEERS
-    from .operators import OPERATORS
+    from .operators import OPERATORS, SUBJECTS
 
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     labels = [*shapes.ALL, *shapes.MAPS]
     peers = [*PEERS, COPY]
     _add_choice(run, [*labels, *shapes.STEPS], list(shapes.USUAL), [*OPERATORS, "training_step"])
-    _add_choice(parity, labels, ["clip", "batch", *shapes.MAPS], list(OPERATORS))
+    _add_choice(parity, labels, ["clip", "batch", *shapes.MAPS], list(SUBJECTS))
     run.add_argument("--peers", nargs="*", choices=peers, default=peers)
     run.add_argument("--curves", nargs="*", choices=shapes.CURVES, default=[], help="sizes to vary")
     run.add_argument("--seconds", type=float, default=0.5, help="for the turns of one case")

@@ -1,5 +1,6 @@
 """Compares results and gradients of our backends with float64, at the sizes that are measured."""
 
+from .names import asked_as, plain
 from .plan import OperatorPlan
 from .suite import Choice, operator_suite
 
@@ -14,17 +15,18 @@ def run_parity(choice: Choice, operators: list[str]) -> int:
         0, or 1 where a backend is wrong or nothing could be compared.
     """
     width = 58
-    print(f"{'case':<{width}}{'backend':<10}{'of the allowed error':>20}")
+    print(f"{'case':<{width}}{'backend':<18}{'of the allowed error':>20}")
     compared, wrong = 0, 0
     for operator in operators:
         for plan in operator_suite(operator)(choice):
             assert isinstance(plan, OperatorPlan)
-            checked = plan.check([n for n in choice.names(plan) if n in choice.backends])
+            names = [n for n in choice.names(plan) if asked_as(n) in choice.backends]
+            checked = plan.check([n for n in names if n == plain(n)])
             for name, share in checked.worst.items():
                 verdict = f"  WRONG: {checked.wrong[name]}" if name in checked.wrong else ""
-                print(f"{plan.name:<{width}}{name:<10}{share:>20.0%}{verdict}", flush=True)
+                print(f"{plan.name:<{width}}{name:<18}{share:>20.0%}{verdict}", flush=True)
             for name, why in checked.left_out.items():
-                print(f"{plan.name:<{width}}{name:<10} left out: {why}")
+                print(f"{plan.name:<{width}}{name:<18} left out: {why}", flush=True)
             compared += len(checked.worst)
             wrong += len(checked.wrong)
     print(f"{compared} compared, {wrong} wrong")

@@ -9,7 +9,7 @@ import torch
 from . import contenders, memory, verify
 from .contenders import Contender, UnavailableError
 from .names import is_ours
-from .operators import OPERATORS
+from .operators import SUBJECTS
 from .operators.call import Call, Draw, arithmetic, cotangents, leaves, moved_bytes, rounding
 from .records import Case, Measurement, Spread, case_name
 from .timing import Clock, interleave, ratio
@@ -87,7 +87,7 @@ class Plan(Protocol):
 
 @dataclass(frozen=True)
 class OperatorPlan:
-    """An operator of `bench.operators`, forward or in training.
+    """A subject of `bench.operators`, forward or in training.
 
     Attributes:
         operator: its name there.
@@ -117,8 +117,8 @@ class OperatorPlan:
 
     @cached_property
     def contenders(self) -> list[str]:
-        smallest = OPERATORS[self.operator].sizes["one"]
-        call = OPERATORS[self.operator].make(smallest, Draw("float32"))
+        smallest = SUBJECTS[self.operator].sizes["one"]
+        call = SUBJECTS[self.operator].make(smallest, Draw("float32"))
         names = contenders.names(call, self.mode, self.device)
         # Tuning is for one size: along a curve it would be compiled and tuned anew at every point.
         return [name for name in names if not (self.curve and name == "max-autotune")]
@@ -144,7 +144,7 @@ class OperatorPlan:
 
     def _inputs(self, seed: int) -> tuple[Call, tuple[torch.Tensor, ...]]:
         draw = Draw(self.dtype, self.device, seed)
-        call = OPERATORS[self.operator].make(self.sizes, draw)
+        call = SUBJECTS[self.operator].make(self.sizes, draw)
         return call, cotangents(call, draw)
 
     def check(self, names: list[str]) -> Checked:

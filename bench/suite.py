@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .names import ACCELERATED, asked_as
-from .operators import OPERATORS
+from .operators import SUBJECTS
 from .plan import OperatorPlan, Plan
 
 MODES = ("forward", "training")
@@ -51,7 +51,7 @@ def operator_suite(operator: str) -> Plans:
 
 
 def _plans(operator: str, choice: Choice) -> Iterator[Plan]:
-    subject = OPERATORS[operator]
+    subject = SUBJECTS[operator]
     for mode in choice.modes:
         for label in choice.labels:
             if label in subject.sizes:

@@ -13,10 +13,11 @@ from . import (
     local_response_norm,
     power_normalize,
     trunk_fbp,
+    variants,
 )
 from .call import Call, Draw, Maker
 
-__all__ = ["OPERATORS", "Call", "Draw", "Subject"]
+__all__ = ["OPERATORS", "SUBJECTS", "Call", "Draw", "Subject"]
 
 Sizes = dict[str, int]
 
@@ -78,4 +79,13 @@ OPERATORS = {
     "batch_norm": Subject(batch_norm.make, _MAPS),
     "local_response_norm": Subject(local_response_norm.make, _MAPS),
     "power_normalize": Subject(power_normalize.make, _FUSED),
+}
+
+# And what is compared with float64 besides.
+SUBJECTS = OPERATORS | {
+    "fbp_adaptive": Subject(variants.fbp_adaptive, _GLOBAL),
+    "trunk_fbp_ragged": Subject(variants.trunk_fbp_ragged, _TRUNKS),
+    "am_fbp_ragged": Subject(variants.am_fbp_ragged, _BOTH),
+    "attention_pool_ragged": Subject(variants.attention_pool_ragged, _FRAMES),
+    "local_response_norm_apart": Subject(variants.local_response_norm_apart, _MAPS),
 }

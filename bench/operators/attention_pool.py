@@ -14,8 +14,8 @@ def make(sizes: dict[str, int], draw: Draw) -> Call:
     return Call(
         "attention_pool",
         sizes,
-        lambda x, weight, bias, query, backend: fbp_kernels.attention_pool(
-            x, weight, bias, query, scale, trunks=H, backend=backend
+        lambda x, weight, bias, query, **how: fbp_kernels.attention_pool(
+            x, weight, bias, query, scale, trunks=H, **how
         ),
         lambda x, weight, bias, query: reference.attention_pool(
             x, weight, bias, query, scale, trunks=H

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from bench import contenders, memory, verify
 from bench.contenders import UnavailableError
-from bench.operators import OPERATORS, Draw
+from bench.operators import OPERATORS, SUBJECTS, Draw, variants
 from bench.operators.call import leaves, rounding
 from bench.plan import OperatorPlan, Settings
 from bench.timing import CpuClock
@@ -130,12 +130,12 @@ def test_a_backend_is_told_to_keep_where_it_would_not() -> None:
     assert memory.kept_bytes(lambda: told.function(*given), given) == 0
 
 
-@pytest.mark.parametrize("operator", sorted(OPERATORS))
+@pytest.mark.parametrize("operator", sorted(SUBJECTS))
 @pytest.mark.parametrize("mode", ["forward", "training"])
 def test_every_contender_that_compiles_nothing_computes_the_operator(
     operator: str, mode: str
 ) -> None:
-    sizes = OPERATORS[operator].sizes["tiny"]
+    sizes = SUBJECTS[operator].sizes["tiny"]
     plan = OperatorPlan(operator, "tiny", sizes, "float32", mode, "cpu")
     names = [n for n in plan.contenders if n not in ("compile", "max-autotune")]
     checked = plan.check(names)
@@ -164,3 +164,18 @@ def test_products_round_for_tf32_alone_and_only_inside() -> None:
         with rounding(dtype):
             assert torch.backends.cuda.matmul.allow_tf32 is (dtype == "tf32")
         assert torch.backends.cuda.matmul.allow_tf32 is before
+
+
+def test_lengths_of_variants_go_from_none_to_all() -> None:
+    assert variants._lengths(3, 2, Draw("float32")).tolist() == [2, 0, 1]
+    assert set(variants._lengths(32, 8, Draw("float32")).tolist()) == set(range(9))
+
+
+def test_a_variant_that_drops_uses_one_mask_for_all() -> None:
+    sizes = SUBJECTS["am_fbp_ragged"].sizes["tiny"]
+    call = SUBJECTS["am_fbp_ragged"].make(sizes, Draw("float32"))
+    first, second = call.reference(*call.tensors), call.reference(*call.tensors)
+    assert isinstance(first, Tensor)
+    assert torch.equal(first, second)
+    plain = OPERATORS["am_fbp"].make(sizes, Draw("float32"))
+    assert not torch.equal(first, plain.reference(*plain.tensors))
