@@ -5,11 +5,12 @@
 #   bench/gpu.sh [STEP ...]          on a machine with a GPU
 #   bench/gpu.sh --dry [STEP ...]    anywhere: the same steps with interpreter and compiler in place of it, tiny sizes
 #
-# No step is needed by the next one to start, each is bounded, and all together end within nine minutes; a few may be
-# named, by their first word, to be the only ones. What ran, what failed and what was left out is printed last; the exit
-# status is 1 where a step failed. Results go to the folder $OUT (default runs/gpu): a log, the timings as JSON under
-# the name that bench/results has them by, the table of configurations that tuning found, the profile in one archive.
-# On a GPU, timings go on with the file of an earlier call, if it is in $OUT: what is in it is not measured again.
+# No step is needed by the next one to start, each is bounded, and all together end within nine minutes. Steps may be
+# named, by their first word, to be the only ones: those at the end may have found no time left. What ran, what failed
+# and what was left out is printed last; the exit status is 1 where a step failed. Results go to the folder $OUT
+# (default runs/gpu): a log, the timings as JSON under the name that bench/results has them by, the table of
+# configurations that tuning found, the profile in one archive. On a GPU, timings go on with the file of an earlier
+# call, if it is in $OUT: what is in it is not measured again.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -98,7 +99,8 @@ if [[ $mode == dry ]]; then
 else
   unset TRITON_INTERPRET
   prefix=$PWD/kernels
-  right=(--shapes clip batch vqa web conv1 conv2 --dtypes bfloat16 float16 tf32 float32)
+  right=(--shapes clip vqa conv1 --dtypes bfloat16 float16 tf32 float32 --backends triton)
+  right_large=(--shapes batch web conv2 --dtypes bfloat16 tf32 --backends triton)
   goals=(--shapes clip vqa web --operators am_fbp fbp fbp_biased --dtypes bfloat16
     --peers eager compile max-autotune products --seconds 0.3)
   others=(--shapes clip vqa web batch conv1 one full --dtypes bfloat16 tf32 float16 float32
@@ -142,9 +144,12 @@ fi
 # Many processes fill Triton's cache, from which the next steps take what one process would compile for minutes.
 step resources 200 env -u TRITON_INTERPRET "$python" -m fbp_kernels.resources "$architecture" --check \
   --processes "$(nproc)"
-step parity 120 "$python" -m bench parity --device $device "${right[@]}"
+step parity 100 "$python" -m bench parity --device $device "${right[@]}"
+if [[ $mode == gpu ]]; then
+  step "parity (large)" 60 "$python" -m bench parity --device $device "${right_large[@]}"
+fi
 # Written after every case: a run that is cut off leaves what it has measured.
-step "timings of the goals" 170 "$python" -m bench run --device $device "${goals[@]}" --out "$out" --resume
+step "timings of the goals" 160 "$python" -m bench run --device $device "${goals[@]}" --out "$out" --resume
 step "timings of the rest" 100 "$python" -m bench run --device $device "${others[@]}" --out "$out" --resume
 if [[ $mode == dry ]]; then
   leave_out sanitizer "it needs a GPU"
