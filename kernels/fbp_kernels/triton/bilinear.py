@@ -1,10 +1,14 @@
 """Starts the kernels of `fbp`, `trunk_fbp` and `am_fbp`: one launch forward, two backward."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
+import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .. import reference
 from . import tuning, workspace
@@ -102,9 +106,8 @@ def _forward(config: Config, z: Tensor, levels: Levels, parts: list[Part], mask:
     rows = math.ceil(z.shape[0] / config.blocks["BLOCK_M"])
     tiles = [rows * _tiles(level, config, z.dtype) for level in levels]
     splits = 1
-    if each is not None and tiles[1]:
-        idle = multiprocessors(z) - tiles[0]
-        splits = max(1, min(each.a.shape[1], math.ceil(idle / tiles[1])))
+    if each is not None:  # whatever the global part is, so that it changes no sum here
+        splits = max(1, min(each.a.shape[1], multiprocessors(z) // tiles[1]))
     columns = _columns(levels, config, z.dtype)
     blocks = [columns[f"BLOCK_O_{part}"] for part in "GM"]
     partials = counters = None
@@ -112,12 +115,14 @@ def _forward(config: Config, z: Tensor, levels: Levels, parts: list[Part], mask:
         cells = tiles[1] * splits * config.blocks["BLOCK_M"] * blocks[1]
         partials = z.new_empty(cells, dtype=torch.float32)
         counters = workspace.counters(z.device, tiles[1])
+    config, bulk = _bulk(config, levels)
     launch(
         forward_kernel, (tiles[0] + tiles[1] * splits,),
-        z, *parts, mask, partials, counters, z.shape[0], rows, splits, tiles[1] * splits,
+        z, *parts, *bulk, mask, partials, counters, z.shape[0], rows, splits, tiles[1] * splits,
         **columns, ADAPTIVE=once is not None and once.adaptive,
         PRECISION=_precision(z.dtype), EXACT=tuning.dtype_class(z.dtype) == "float32",
-        SPLIT=splits > 1, device=z.device, config=config,
+        SPLIT=splits > 1, OFFSET=_offset(config, *_tensors(levels)),
+        device=z.device, config=config,
     )  # fmt: skip
 
 
@@ -146,11 +151,13 @@ def _projection_gradients(
         outs.append(ProjectionGradients(du, dw, norms, scales, biases))
     columns = _columns(levels, config, dz.dtype)
     del columns["BLOCK_O_G"], columns["BLOCK_O_M"]
+    kept = any(part.u is not None for part in parts)
+    config, bulk = _bulk(config, Levels(None, None) if kept else levels)
     launch(
         projection_gradients_kernel, (programs + rows * tiles[0],),
-        dz, dz.stride(0), dz.stride(1), *parts, *outs, mask, B, rows, programs,
+        dz, dz.stride(0), dz.stride(1), *parts, *bulk, *outs, mask, B, rows, programs,
         **columns, ADAPTIVE=once is not None and once.adaptive, PRECISION=_precision(dz.dtype),
-        device=dz.device, config=config,
+        OFFSET=_offset(config, *_tensors(levels)), device=dz.device, config=config,
     )  # fmt: skip
     return [out for out, level in zip(outs, levels, strict=True) if level is not None]
 
@@ -161,7 +168,7 @@ def _sides(
     """The part's modalities, of those that anything is needed of; programs are counted when blocks are known."""
     sides = []
     for second in range(2):
-        x, weight, bias = level[second], level[2 + second], level[4 + second]
+        x, weight = level[second], level[2 + second]
         dx, d_weight, d_bias = gradients[second], gradients[2 + second], gradients[4 + second]
         needs_x, needs_weight, needs_bias = needs[second], needs[2 + second], needs[4 + second]
         if not (needs_x or needs_weight or needs_bias):
@@ -211,10 +218,48 @@ def _gradients(config: Config, dz: Tensor, sides: list[Side]) -> None:
     padded = 0 if before is None else before.own_norm.shape[0]
     tiles_p = next((len(side.biases) for side in sides if side.biases is not None), 0)
     programs = sum(side.weight_programs + side.x_programs for side in counted)
+    operands = [t for side in sides for t in (side.x.data, side.weight.data, side.d)]
     launch(
         gradients_kernel, (programs,), tuple(counted), B, rows, tiles_p, padded,
-        PRECISION=_precision(dz.dtype), device=dz.device, config=config,
+        PRECISION=_precision(dz.dtype), OFFSET=_offset(config, *operands), device=dz.device,
+        config=config,
     )  # fmt: skip
+
+
+def _bulk(config: Config, levels: Levels) -> tuple[Config, list[TensorDescriptor | None]]:
+    """Descriptors of a, v, p and q of both parts, where the configuration wants bulk copies and all tensors allow them.
+
+    Returns:
+        The configuration with the BULK that comes of it, and the descriptors, None where there is none.
+    """
+    rows, columns, widths = (config.blocks[f"BLOCK_{name}"] for name in "MNC")
+    wanted = bool(config.blocks["BULK"] and levels.there)
+    if not wanted or not all(_is_bulk(tensor) for tensor in _tensors(levels)):
+        return replace(config, blocks={**config.blocks, "BULK": 0}), [None] * 8
+    found: list[TensorDescriptor | None] = []
+    for level in levels:
+        for i in range(4):
+            block = [rows, 1, widths] if i < 2 else [1, widths, columns]
+            found.append(None if level is None else TensorDescriptor.from_tensor(level[i], block))
+    return config, found
+
+
+def _is_bulk(tensor: Tensor) -> bool:
+    """Whether a bulk copy can read it: rows that lie together, everything at multiples of 16 bytes."""
+    steps = tensor.stride()[:-1]
+    unit = 16 // tensor.element_size()
+    aligned = tensor.data_ptr() % 16 == 0 and all(step > 0 and step % unit == 0 for step in steps)
+    return aligned and tensor.stride(-1) == 1 and tensor.numel() > 0
+
+
+def _tensors(levels: Levels) -> list[Tensor]:
+    return [tensor for level in levels.there for tensor in level[:4]]
+
+
+def _offset(config: Config, *tensors: Tensor) -> tl.dtype:
+    """The type that offsets within a tile of these tensors fit."""
+    reach = max(stride for tensor in tensors for stride in tensor.stride())
+    return tl.int32 if 2 * reach * max(config.blocks.values()) < 2**31 else tl.int64
 
 
 def _tiles(level: Level | None, config: Config, dtype: torch.dtype) -> int:
@@ -286,3 +331,51 @@ def _mask(seed: Tensor | None, dropout: float) -> Mask:
         return Mask(None, None, None)
     scale = 1.0 / (1.0 - dropout) if dropout < 1 else 0.0
     return Mask(seed, min(int(dropout * 2**32), 2**32 - 1), scale)
+
+
+# By class of size: B, C, D, O_G, K_G, H, O_M, K_M; a training batch of clips, a larger one, and throughput.
+SAMPLES = {
+    "small": (32, 256, 512, 128, 4, 8, 128, 4),
+    "medium": (256, 256, 512, 256, 5, 10, 256, 5),
+    "large": (8192, 1024, 1024, 1024, 4, 4, 512, 4),
+}
+
+
+def samples(
+    size: str, dtype: torch.dtype, device: torch.device | str
+) -> list[Callable[[], object]]:
+    """Calls that launch every kernel here at a representative shape.
+
+    Args:
+        size: a class of size.
+        dtype: of the tensors.
+        device: where they are; "meta" where only the compiler runs.
+    """
+    B, C, D, O_G, K_G, H, O_M, K_M = SAMPLES[size]
+
+    def draw(*shape: int, width: int = 1) -> Tensor:
+        return torch.randn(shape, device=device).mul_(width**-0.5).to(dtype)
+
+    def level(H: int, O: int, K: int, lengths: Tensor | None, biased: bool, scaled: bool) -> Level:
+        N = O * K
+        weights = draw(H, C, N, width=C), draw(H, D, N, width=D)
+        biases = (draw(H, N), draw(H, N)) if biased else (None, None)
+        return Level(draw(B, H, C), draw(B, H, D), *weights, *biases, lengths, K, scaled)
+
+    def train(levels: Levels, keep: bool, dropout: float) -> Callable[[], object]:
+        seed = torch.ones((), dtype=torch.int64, device=device) if dropout else None
+        dz = draw(B, sum(level.outputs for level in levels.there))
+        due = tuple(tuple(t is not None for t in level[:6]) for level in levels.there)
+
+        def call() -> object:
+            z, *kept = forward(levels, seed, dropout, keep)
+            pairs = tuple(kept) if keep else ()
+            return z, backward(dz, levels, seed, pairs, dropout, due)
+
+        return call
+
+    lengths = torch.full((B,), H, dtype=torch.int64, device=device)
+    keep = size != "large"
+    both = Levels(level(1, O_G, K_G, None, False, True), level(H, O_M, K_M, lengths, False, False))
+    mfb = Levels(level(1, O_G, 5, None, True, False), None)
+    return [train(both, keep, 0.0), train(mfb, not keep, 0.1)]

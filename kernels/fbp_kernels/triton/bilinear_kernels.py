@@ -1,7 +1,7 @@
 """Device code of factorized bilinear pooling; `bilinear` starts it.
 
-Everything works on parts: the global part is one trunk. A part's operands are (B, H, C), (B, H, D), (H, C, N) and (H, D, N)
-with N = O * K, column o * K + k factor k of output o. Names: rows are rows of the batch, columns those of N.
+Everything works on parts: the global part is one trunk. A part's operands are (B, H, C), (B, H, D), (H, C, N) and
+(H, D, N) with N = O * K, column o * K + k factor k of output o. Names: rows are rows of the batch, columns those of N.
 
 A program's tile has the columns of GROUPS whole outputs: GROUPS * K of them, in CHUNKS chunks of BLOCK_N. Only K above
 BLOCK_N makes that more than one.
@@ -52,34 +52,46 @@ class Mask(NamedTuple):
 
 @triton.jit
 def project(
-    x, weight, h, width, rows, alive, columns, inside,
+    x, weight, bulk_x, bulk_weight, h, width, row0, alive, column0, inside,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
-    NORMS: tl.constexpr, PRECISION: tl.constexpr,
+    NORMS: tl.constexpr, PRECISION: tl.constexpr, OFFSET: tl.constexpr, BULK: tl.constexpr,
 ):  # fmt: skip
     """The rows of a trunk times columns of its weights, (BLOCK_M, BLOCK_N), and the rows' sums of squares.
 
-    Rows that are not alive are not read: whatever stands there, they count as 0.
+    With BULK the tiles come by bulk copies of two tensor descriptors. Else by pointers, with offsets within a tile of the
+    type OFFSET (32 bits take half the registers), and what is not alive is not read: it counts as 0, whatever it is.
     """
-    c = tl.arange(0, BLOCK_C)
-    x_tile = x.data + h * x.stride1 + rows[:, None] * x.stride0 + c[None, :] * x.stride2
-    weight_tile = (
-        weight.data
-        + h * weight.stride0
-        + c[:, None] * weight.stride1
-        + columns[None, :] * weight.stride2
-    )
     product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     squares = tl.zeros((BLOCK_M,), tl.float32)
-    for first in range(0, width, BLOCK_C):
-        left = c < width - first
-        x_block = tl.load(x_tile, mask=alive[:, None] & left[None, :], other=0.0)
-        weight_block = tl.load(weight_tile, mask=left[:, None] & inside[None, :], other=0.0)
-        product = tl.dot(x_block, weight_block, product, input_precision=PRECISION)
-        if NORMS:
-            wide = x_block.to(tl.float32)
-            squares += tl.sum(wide * wide, 1)
-        x_tile += BLOCK_C * x.stride2
-        weight_tile += BLOCK_C * weight.stride1
+    if BULK:
+        trunk = tl.cast(h, tl.int32)
+        for first in range(0, width, BLOCK_C):
+            x_block = tl.reshape(bulk_x.load([row0, trunk, first]), (BLOCK_M, BLOCK_C))
+            weight_block = tl.reshape(bulk_weight.load([trunk, first, column0]), (BLOCK_C, BLOCK_N))
+            product = tl.dot(x_block, weight_block, product, input_precision=PRECISION)
+            if NORMS:
+                wide = x_block.to(tl.float32)
+                squares += tl.sum(wide * wide, 1)
+    else:
+        m = tl.arange(0, BLOCK_M).to(OFFSET)
+        n = tl.arange(0, BLOCK_N).to(OFFSET)
+        c = tl.arange(0, BLOCK_C).to(OFFSET)
+        x_tile = x.data + h * x.stride1 + tl.cast(row0, tl.int64) * x.stride0
+        weight_tile = weight.data + h * weight.stride0 + tl.cast(column0, tl.int64) * weight.stride2
+        x_offsets = m[:, None] * x.stride0 + c[None, :] * x.stride2
+        weight_offsets = c[:, None] * weight.stride1 + n[None, :] * weight.stride2
+        for first in range(0, width, BLOCK_C):
+            left = c < width - first
+            x_block = tl.load(x_tile + x_offsets, mask=alive[:, None] & left[None, :], other=0.0)
+            weight_block = tl.load(
+                weight_tile + weight_offsets, mask=left[:, None] & inside[None, :], other=0.0
+            )
+            product = tl.dot(x_block, weight_block, product, input_precision=PRECISION)
+            if NORMS:
+                wide = x_block.to(tl.float32)
+                squares += tl.sum(wide * wide, 1)
+            x_tile += tl.cast(x.stride2, tl.int64) * BLOCK_C
+            weight_tile += tl.cast(weight.stride1, tl.int64) * BLOCK_C
     return product, squares
 
 
@@ -153,53 +165,58 @@ def sum_factors(product, group, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, EX
     """
     outputs = tl.arange(0, BLOCK_O)
     member = group[:, None] == outputs[None, :]
-    if EXACT:
+    sums = tl.zeros((product.shape[0], BLOCK_O), tl.float32)
+    if tl.max(tl.where(tl.abs(product) < float("inf"), 0, 1)) > 0:
+        # Infinity times 0 is NaN: one overflow would reach every output of its row.
+        for output in range(BLOCK_O):
+            one = tl.sum(tl.where((group == output)[None, :], product, 0.0), 1)
+            sums = tl.where((outputs == output)[None, :], one[:, None], sums)
+    elif EXACT:
         sums = tl.dot(product, member.to(tl.float32), input_precision="ieee")
     else:
         ones = member.to(tl.bfloat16)
         high = product.to(tl.bfloat16)
         low = (product - high.to(tl.float32)).to(tl.bfloat16)
         sums = tl.dot(high, ones, tl.dot(low, ones))
-    # Infinity times 0 is NaN: one overflow would reach every output of its row.
-    if tl.max(tl.max(tl.where(tl.abs(sums) < float("inf"), 0, 1), 1), 0) > 0:
-        for output in range(BLOCK_O):
-            one = tl.sum(tl.where((group == output)[None, :], product, 0.0), 1)
-            sums = tl.where((outputs == output)[None, :], one[:, None], sums)
     return sums
 
 
 @triton.jit
 def forward_tile(
-    part, mask, tile_m, tile_o, first, last, B,
+    part, bulk_a, bulk_v, bulk_p, bulk_q, mask, tile_m, tile_o, first, last, B,
     K: tl.constexpr, GROUPS: tl.constexpr, CHUNKS: tl.constexpr, STREAM: tl.constexpr,
     ADAPTIVE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
+    OFFSET: tl.constexpr, BULK: tl.constexpr,
 ):  # fmt: skip
     """A tile of one part's result, over the trunks first to last, (BLOCK_M, BLOCK_O) in float32."""
     row0 = tile_m * BLOCK_M
     rows = (row0 + tl.arange(0, BLOCK_M)).to(tl.int64)
     present = rows < B
     if part.lengths is not None:
-        length = tl.load(part.lengths + rows, mask=present, other=0)
         if part.u is None:
-            last = tl.minimum(last, tl.max(length, 0).to(tl.int32))
+            longest = tl.max(tl.load(part.lengths + rows, mask=present, other=0), 0)
+            last = tl.minimum(last, longest.to(tl.int32))
     pooled = tl.zeros((BLOCK_M, BLOCK_O), tl.float32)
-    for trunk in range(first, last):
+    # What could be computed before the loop would take the registers that the two projections need.
+    for trunk in tl.range(first, last, disable_licm=True):
         h = tl.cast(trunk, tl.int64)
         alive = present
         if part.lengths is not None:
-            alive = present & (h < length)
+            length = tl.load(part.lengths + rows, mask=present, other=0).to(tl.int32)
+            alive = present & (trunk < length)
         for chunk in range(CHUNKS):
             within = chunk * BLOCK_N + tl.arange(0, BLOCK_N)
+            column0 = tile_o * (GROUPS * K) + chunk * BLOCK_N
             columns = tile_o * (GROUPS * K) + within
             inside = (within < GROUPS * K) & (columns < part.N)
             u, a_squares = project(
-                part.a, part.p, h, part.C, rows, alive, columns, inside,
-                BLOCK_M, BLOCK_N, BLOCK_C, ADAPTIVE, PRECISION,
+                part.a, part.p, bulk_a, bulk_p, h, part.C, row0, alive, column0, inside,
+                BLOCK_M, BLOCK_N, BLOCK_C, ADAPTIVE, PRECISION, OFFSET, BULK,
             )  # fmt: skip
             w, v_squares = project(
-                part.v, part.q, h, part.D, rows, alive, columns, inside,
-                BLOCK_M, BLOCK_N, BLOCK_C, ADAPTIVE, PRECISION,
+                part.v, part.q, bulk_v, bulk_q, h, part.D, row0, alive, column0, inside,
+                BLOCK_M, BLOCK_N, BLOCK_C, ADAPTIVE, PRECISION, OFFSET, BULK,
             )  # fmt: skip
             if part.u is not None:
                 kept = (h * B + rows)[:, None] * part.N + columns[None, :]
@@ -212,9 +229,10 @@ def forward_tile(
             product = u * w
             if mask.seed is not None:
                 product *= dropout(mask, row0, h, columns, STREAM, BLOCK_M, BLOCK_N)
+            sums = sum_factors(product, within // K, BLOCK_N, BLOCK_O, EXACT)
             if part.lengths is not None:
-                product = tl.where(alive[:, None], product, 0.0)
-            pooled += sum_factors(product, within // K, BLOCK_N, BLOCK_O, EXACT)
+                sums = tl.where(alive[:, None], sums, 0.0)
+            pooled += sums
     return pooled
 
 
@@ -235,18 +253,21 @@ def store_tile(
 
 @triton.jit(do_not_specialize=["B", "tiles_m", "splits", "trunk_programs"])
 def forward_kernel(
-    z, once, each, mask, partials, counters, B, tiles_m, splits, trunk_programs,
+    z, once, each,
+    once_a, once_v, once_p, once_q, each_a, each_v, each_p, each_q,  # tensor descriptors, or None
+    mask, partials, counters, B, tiles_m, splits, trunk_programs,
     K_G: tl.constexpr, K_M: tl.constexpr, GROUPS_G: tl.constexpr, GROUPS_M: tl.constexpr,
     CHUNKS_G: tl.constexpr, CHUNKS_M: tl.constexpr,
     STREAM_G: tl.constexpr, STREAM_M: tl.constexpr, ADAPTIVE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_O_G: tl.constexpr, BLOCK_O_M: tl.constexpr, GROUP: tl.constexpr,
-    PRECISION: tl.constexpr, EXACT: tl.constexpr, SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr, EXACT: tl.constexpr, SPLIT: tl.constexpr, OFFSET: tl.constexpr,
+    BULK: tl.constexpr,
 ):  # fmt: skip
     """z (B, O_G + O_M). The first `trunk_programs` programs do the trunks' half, which takes longest.
 
-    K_G or K_M is 0 where that half is switched off. A tile of the trunks' half is shared by `splits` programs, each with some of
-    the trunks; the last to finish adds their sums up, in the order of the trunks.
+    K_G or K_M is 0 where that half is switched off. A tile of the trunks' half is shared by `splits` programs, each with
+    some of the trunks; the last to finish adds their sums up, in the order of the trunks.
     """
     program = tl.program_id(0)
     outputs_g = 0
@@ -261,9 +282,10 @@ def forward_kernel(
             tile, split = program // splits, program % splits
             tile_m, tile_o = swizzle(tile, tiles_m, tl.cdiv(outputs, GROUPS_M), GROUP)
             pooled = forward_tile(
-                each, mask, tile_m, tile_o, split * each.H // splits, (split + 1) * each.H // splits, B,
+                each, each_a, each_v, each_p, each_q, mask, tile_m, tile_o,
+                split * each.H // splits, (split + 1) * each.H // splits, B,
                 K_M, GROUPS_M, CHUNKS_M, STREAM_M, False,
-                BLOCK_M, BLOCK_N, BLOCK_C, BLOCK_O_M, PRECISION, EXACT,
+                BLOCK_M, BLOCK_N, BLOCK_C, BLOCK_O_M, PRECISION, EXACT, OFFSET, BULK,
             )  # fmt: skip
             finished = True
             if SPLIT:
@@ -291,8 +313,9 @@ def forward_kernel(
                 program - trunk_programs, tiles_m, tl.cdiv(outputs_g, GROUPS_G), GROUP
             )
             pooled = forward_tile(
-                once, mask, tile_m, tile_o, 0, 1, B, K_G, GROUPS_G, CHUNKS_G, STREAM_G, ADAPTIVE,
-                BLOCK_M, BLOCK_N, BLOCK_C, BLOCK_O_G, PRECISION, EXACT,
+                once, once_a, once_v, once_p, once_q, mask, tile_m, tile_o, 0, 1, B,
+                K_G, GROUPS_G, CHUNKS_G, STREAM_G, ADAPTIVE,
+                BLOCK_M, BLOCK_N, BLOCK_C, BLOCK_O_G, PRECISION, EXACT, OFFSET, BULK,
             )  # fmt: skip
             store_tile(
                 z, stride, tile_m, tile_o, pooled, B, 0, outputs_g, GROUPS_G, BLOCK_M, BLOCK_O_G
@@ -311,10 +334,11 @@ class ProjectionGradients(NamedTuple):
 
 @triton.jit
 def projection_gradient_tile(
-    dz, dz_row, dz_column, part, out, mask, tile_m, tile_o, trunk, B, tiles_m,
+    dz, dz_row, dz_column, part, bulk_a, bulk_v, bulk_p, bulk_q, out, mask,
+    tile_m, tile_o, trunk, B, tiles_m,
     K: tl.constexpr, GROUPS: tl.constexpr, CHUNKS: tl.constexpr, STREAM: tl.constexpr,
     ADAPTIVE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_C: tl.constexpr, PRECISION: tl.constexpr, OFFSET: tl.constexpr, BULK: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the two projections for a tile of one trunk, from dz at the part's first output."""
     row0 = tile_m * BLOCK_M
@@ -324,13 +348,17 @@ def projection_gradient_tile(
     alive = present
     if part.lengths is not None:
         alive = present & (h < tl.load(part.lengths + rows, mask=present, other=0))
-    if ADAPTIVE and part.u is not None:
-        a_squares = sum_of_squares(part.a, part.C, rows, alive, BLOCK_M, BLOCK_C)
-        v_squares = sum_of_squares(part.v, part.D, rows, alive, BLOCK_M, BLOCK_C)
+    a_squares = tl.zeros((BLOCK_M,), tl.float32)
+    v_squares = tl.zeros((BLOCK_M,), tl.float32)
+    if ADAPTIVE:
+        if part.u is not None:
+            a_squares = sum_of_squares(part.a, part.C, rows, alive, BLOCK_M, BLOCK_C)
+            v_squares = sum_of_squares(part.v, part.D, rows, alive, BLOCK_M, BLOCK_C)
     d_mu = tl.zeros((BLOCK_M,), tl.float32)
     d_eta = tl.zeros((BLOCK_M,), tl.float32)
     for chunk in range(CHUNKS):
         within = chunk * BLOCK_N + tl.arange(0, BLOCK_N)
+        column0 = tile_o * (GROUPS * K) + chunk * BLOCK_N
         columns = tile_o * (GROUPS * K) + within
         inside = (within < GROUPS * K) & (columns < part.N)
         there = present[:, None] & inside[None, :]
@@ -340,22 +368,22 @@ def projection_gradient_tile(
             w = tl.load(part.w + at, mask=there, other=0.0).to(tl.float32)
         else:
             u, a_squares = project(
-                part.a, part.p, h, part.C, rows, alive, columns, inside,
-                BLOCK_M, BLOCK_N, BLOCK_C, ADAPTIVE, PRECISION,
+                part.a, part.p, bulk_a, bulk_p, h, part.C, row0, alive, column0, inside,
+                BLOCK_M, BLOCK_N, BLOCK_C, ADAPTIVE, PRECISION, OFFSET, BULK,
             )  # fmt: skip
             w, v_squares = project(
-                part.v, part.q, h, part.D, rows, alive, columns, inside,
-                BLOCK_M, BLOCK_N, BLOCK_C, ADAPTIVE, PRECISION,
+                part.v, part.q, bulk_v, bulk_q, h, part.D, row0, alive, column0, inside,
+                BLOCK_M, BLOCK_N, BLOCK_C, ADAPTIVE, PRECISION, OFFSET, BULK,
             )  # fmt: skip
+            if BULK:  # a bulk copy brings the next tile's columns too
+                u = tl.where(inside[None, :], u, 0.0)
+                w = tl.where(inside[None, :], w, 0.0)
         g = tl.load(
             dz + rows[:, None] * dz_row + (columns // K)[None, :] * dz_column, mask=there, other=0.0
         ).to(tl.float32)
         if mask.seed is not None:
             g *= dropout(mask, row0, h, columns, STREAM, BLOCK_M, BLOCK_N)
-        if ADAPTIVE:
-            mu, eta, a_norm, v_norm = row_scales(a_squares, v_squares)
-        else:
-            mu, eta = 1.0, 1.0
+        mu, eta, _, _ = row_scales(a_squares, v_squares)
         du = g * biased(w, eta, part.q_bias, h, columns, inside, ADAPTIVE)
         dw = g * biased(u, mu, part.p_bias, h, columns, inside, ADAPTIVE)
         if part.lengths is not None:
@@ -378,23 +406,26 @@ def projection_gradient_tile(
         tl.store(own, d_mu, mask=present)
         tl.store(own + R, d_eta, mask=present)
         if tile_o == 0:
+            _, _, a_norm, v_norm = row_scales(a_squares, v_squares)
             tl.store(out.norms + rows, a_norm, mask=present)
             tl.store(out.norms + R + rows, v_norm, mask=present)
 
 
 @triton.jit(do_not_specialize=["B", "tiles_m", "trunk_programs"])
 def projection_gradients_kernel(
-    dz, dz_row, dz_column, once, each, out_once, out_each, mask, B, tiles_m, trunk_programs,
+    dz, dz_row, dz_column, once, each,
+    once_a, once_v, once_p, once_q, each_a, each_v, each_p, each_q,  # tensor descriptors, or None
+    out_once, out_each, mask, B, tiles_m, trunk_programs,
     K_G: tl.constexpr, K_M: tl.constexpr, GROUPS_G: tl.constexpr, GROUPS_M: tl.constexpr,
     CHUNKS_G: tl.constexpr, CHUNKS_M: tl.constexpr,
     STREAM_G: tl.constexpr, STREAM_M: tl.constexpr, ADAPTIVE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, GROUP: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, OFFSET: tl.constexpr, BULK: tl.constexpr,
 ):  # fmt: skip
     """du and dw of both parts; the projections are read where they were kept, else computed again.
 
-    What else the gradients need comes out of the same tiles, as one sum a tile, to be added up in order: R is the number of
-    rows, rounded up to whole tiles.
+    What else the gradients need comes out of the same tiles, as one sum a tile, to be added up in order: R is the number
+    of rows, rounded up to whole tiles.
     """
     program = tl.program_id(0)
     if program < trunk_programs:
@@ -406,9 +437,10 @@ def projection_gradients_kernel(
             if K_G > 0:
                 offset = once.N // K_G
             projection_gradient_tile(
-                dz + offset * dz_column, dz_row, dz_column, each, out_each, mask,
+                dz + offset * dz_column, dz_row, dz_column,
+                each, each_a, each_v, each_p, each_q, out_each, mask,
                 tile_m, tile_o, program // tiles, B, tiles_m, K_M, GROUPS_M, CHUNKS_M, STREAM_M, False,
-                BLOCK_M, BLOCK_N, BLOCK_C, PRECISION,
+                BLOCK_M, BLOCK_N, BLOCK_C, PRECISION, OFFSET, BULK,
             )  # fmt: skip
     else:
         if K_G > 0:
@@ -416,9 +448,10 @@ def projection_gradients_kernel(
                 program - trunk_programs, tiles_m, tl.cdiv(once.N // K_G, GROUPS_G), GROUP
             )
             projection_gradient_tile(
-                dz, dz_row, dz_column, once, out_once, mask, tile_m, tile_o, 0, B, tiles_m,
+                dz, dz_row, dz_column, once, once_a, once_v, once_p, once_q, out_once, mask,
+                tile_m, tile_o, 0, B, tiles_m,
                 K_G, GROUPS_G, CHUNKS_G, STREAM_G, ADAPTIVE,
-                BLOCK_M, BLOCK_N, BLOCK_C, PRECISION,
+                BLOCK_M, BLOCK_N, BLOCK_C, PRECISION, OFFSET, BULK,
             )  # fmt: skip
 
 
@@ -472,7 +505,7 @@ def norm_gradient(side, rows, present, R, BLOCK_M: tl.constexpr):
 def input_gradient_tile(
     side, index, B, tiles_m, R,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
     """dx = d weight^T of a tile (BLOCK_M rows, BLOCK_C of the width), and what comes through the row's norm."""
     tiles_c = tl.cdiv(side.W, BLOCK_C)
@@ -483,21 +516,27 @@ def input_gradient_tile(
     c = tile_c * BLOCK_C + tl.arange(0, BLOCK_C)
     n = tl.arange(0, BLOCK_N)
     present, inside = rows < B, c < side.W
-    d_tile = side.d + (h * B + rows)[:, None] * side.N + n[None, :]
+    d_tile = side.d + (h * B + tl.cast(tile_m, tl.int64) * BLOCK_M) * side.N
+    d_offsets = tl.arange(0, BLOCK_M).to(OFFSET)[:, None] * side.N + n[None, :]
     weight_tile = (
         side.weight.data
         + h * side.weight.stride0
-        + c[None, :] * side.weight.stride1
-        + n[:, None] * side.weight.stride2
+        + tl.cast(tile_c, tl.int64) * BLOCK_C * side.weight.stride1
+    )
+    weight_offsets = (
+        tl.arange(0, BLOCK_C).to(OFFSET)[None, :] * side.weight.stride1
+        + n.to(OFFSET)[:, None] * side.weight.stride2
     )
     gradient = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
     for first in range(0, side.N, BLOCK_N):
         left = n < side.N - first
-        d = tl.load(d_tile, mask=present[:, None] & left[None, :], other=0.0)
-        weight = tl.load(weight_tile, mask=left[:, None] & inside[None, :], other=0.0)
+        d = tl.load(d_tile + d_offsets, mask=present[:, None] & left[None, :], other=0.0)
+        weight = tl.load(
+            weight_tile + weight_offsets, mask=left[:, None] & inside[None, :], other=0.0
+        )
         gradient = tl.dot(d, weight, gradient, input_precision=PRECISION)
         d_tile += BLOCK_N
-        weight_tile += BLOCK_N * side.weight.stride2
+        weight_tile += tl.cast(side.weight.stride2, tl.int64) * BLOCK_N
     there = present[:, None] & inside[None, :]
     if side.own_norm is not None:
         x = tl.load(
@@ -515,33 +554,37 @@ def input_gradient_tile(
 def weight_gradient_tile(
     side, index, B, tiles_m,
     BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, GROUP: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
     """d_weight = x^T d of a tile (BLOCK_C of the width, BLOCK_N columns); the first row of tiles does d_bias too."""
     tiles_c, tiles_n = tl.cdiv(side.W, BLOCK_C), tl.cdiv(side.N, BLOCK_N)
     tiles = tiles_c * tiles_n
-    h = tl.cast(index // tiles, tl.int64)
+    trunk = index // tiles
+    h = tl.cast(trunk, tl.int64)
     tile_c, tile_n = swizzle(index % tiles, tiles_c, tiles_n, GROUP)
     c = tile_c * BLOCK_C + tl.arange(0, BLOCK_C)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    m = tl.arange(0, BLOCK_M).to(tl.int64)
+    m = tl.arange(0, BLOCK_M).to(OFFSET)
     inside_c, inside_n = c < side.W, n < side.N
-    x_tile = (
-        side.x.data + h * side.x.stride1 + m[None, :] * side.x.stride0 + c[:, None] * side.x.stride2
+    x_tile = side.x.data + h * side.x.stride1 + tl.cast(tile_c, tl.int64) * BLOCK_C * side.x.stride2
+    x_offsets = (
+        m[None, :] * side.x.stride0 + tl.arange(0, BLOCK_C).to(OFFSET)[:, None] * side.x.stride2
     )
-    d_tile = side.d + (h * B + m)[:, None] * side.N + n[None, :]
+    d_tile = side.d + h * B * side.N + tile_n * BLOCK_N
+    d_offsets = m[:, None] * side.N + tl.arange(0, BLOCK_N)[None, :]
     gradient = tl.zeros((BLOCK_C, BLOCK_N), tl.float32)
     for first in range(0, B, BLOCK_M):
         present = m < B - first
         alive = present
         if side.lengths is not None:
             # d is 0 where a trunk is dead, but x may hold NaN there.
-            alive = present & (h < tl.load(side.lengths + first + m, mask=present, other=0))
-        x = tl.load(x_tile, mask=inside_c[:, None] & alive[None, :], other=0.0)
-        d = tl.load(d_tile, mask=present[:, None] & inside_n[None, :], other=0.0)
+            length = tl.load(side.lengths + first + m, mask=present, other=0).to(tl.int32)
+            alive = present & (trunk < length)
+        x = tl.load(x_tile + x_offsets, mask=inside_c[:, None] & alive[None, :], other=0.0)
+        d = tl.load(d_tile + d_offsets, mask=present[:, None] & inside_n[None, :], other=0.0)
         gradient = tl.dot(x, d, gradient, input_precision=PRECISION)
-        x_tile += BLOCK_M * side.x.stride0
-        d_tile += BLOCK_M * side.N
+        x_tile += tl.cast(side.x.stride0, tl.int64) * BLOCK_M
+        d_tile += tl.cast(side.N, tl.int64) * BLOCK_M
     at = (h * side.W + c)[:, None] * side.N + n[None, :]
     there = inside_c[:, None] & inside_n[None, :]
     tl.store(side.d_weight + at, gradient.to(side.d_weight.dtype.element_ty), mask=there)
@@ -560,16 +603,18 @@ def side_gradients(
     side, index, B, tiles_m, tiles_p, R,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
     WEIGHT_C: tl.constexpr, WEIGHT_N: tl.constexpr, WEIGHT_M: tl.constexpr, GROUP: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
     """Does the tile of that index, if this side has it; gives the index less the side's tiles."""
     if (index >= 0) & (index < side.weight_programs):
         weight_gradient_tile(
-            side, index, B, tiles_p, WEIGHT_C, WEIGHT_N, WEIGHT_M, GROUP, PRECISION
+            side, index, B, tiles_p, WEIGHT_C, WEIGHT_N, WEIGHT_M, GROUP, PRECISION, OFFSET
         )
     index -= side.weight_programs
     if (index >= 0) & (index < side.x_programs):
-        input_gradient_tile(side, index, B, tiles_m, R, BLOCK_M, BLOCK_C, BLOCK_N, GROUP, PRECISION)
+        input_gradient_tile(
+            side, index, B, tiles_m, R, BLOCK_M, BLOCK_C, BLOCK_N, GROUP, PRECISION, OFFSET
+        )
     return index - side.x_programs
 
 
@@ -578,7 +623,7 @@ def gradients_kernel(
     sides, B, tiles_m, tiles_p, R,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
     WEIGHT_C: tl.constexpr, WEIGHT_N: tl.constexpr, WEIGHT_M: tl.constexpr, GROUP: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
     """Gradients of inputs, weights and biases from du and dw, of all sides in one launch.
 
@@ -588,5 +633,5 @@ def gradients_kernel(
     for side in tl.static_range(len(sides)):
         index = side_gradients(
             sides[side], index, B, tiles_m, tiles_p, R, BLOCK_M, BLOCK_C, BLOCK_N,
-            WEIGHT_C, WEIGHT_N, WEIGHT_M, GROUP, PRECISION,
+            WEIGHT_C, WEIGHT_N, WEIGHT_M, GROUP, PRECISION, OFFSET,
         )  # fmt: skip
