@@ -432,8 +432,8 @@ def parameters_backward_kernel(
                 _join_rows(d_query, a, a < A, vectors, A + a, width, splits, BP)
             if d_scale is not None:
                 end = tl.arange(0, 16)
-                mask = (end < 1) & (output == 0)
-                _join_rows(d_scale, end, mask, vectors, 2 * A + end, width, splits, BP)
+                here = (end < 1) & (output == 0)
+                _join_rows(d_scale, end, here, vectors, 2 * A + end, width, splits, BP)
 
 
 @triton.jit
@@ -623,25 +623,24 @@ def samples(
         draw(A),
         draw(),
     )
-    sums = draw(B, C), draw(B, H, C), draw(B, T)
+    d_pooled, d_trunks, d_weights = draw(B, C), draw(B, H, C), draw(B, T)
 
     def train(
-        gradients: tuple[Tensor | None, ...],
-        scale: Tensor | None,
-        lengths: Tensor | None,
-        needs: int,
+        d_weights: Tensor | None, scale: Tensor | None, lengths: Tensor | None, needs: int
     ) -> Callable[[], object]:
-        tensors = x, weight, bias, query, scale, lengths
-
         def call() -> object:
-            results = forward(*tensors, H, 1.0)
-            return results, backward(*gradients, *tensors, results[2], H, 1.0, needs)
+            results = forward(x, weight, bias, query, scale, lengths, H, 1.0)
+            gradients = backward(
+                d_pooled, d_trunks, d_weights,
+                x, weight, bias, query, scale, lengths, results[2], H, 1.0, needs,
+            )  # fmt: skip
+            return results, gradients
 
         return call
 
     lengths = torch.full((B,), T, dtype=torch.int64, device=device)
     parameters = _X | _WEIGHT | _BIAS | _QUERY
     return [
-        train((*sums[:2], None), None, None, parameters),
-        train(sums, scale, lengths, parameters | _SCALE),
+        train(None, None, None, parameters),
+        train(d_weights, scale, lengths, parameters | _SCALE),
     ]
