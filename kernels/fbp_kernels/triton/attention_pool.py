@@ -589,7 +589,7 @@ CANDIDATES = {
         *_PIPELINES, BT=(32, 64, 128), BA=(32, 64, 128), BC=(32, 64)
     ),
     "attention_pool_parameters_backward": _product(
-        *_PIPELINES, BT=(32, 64), BA=(64, 128), BC=(64, 128), BP=(16,)
+        *_PIPELINES, BT=(32, 64), BA=(64, 128), BC=(64, 128), BP=(4, 16)
     ),
 }
 

@@ -42,7 +42,8 @@ def draw(
     )
     if padding is not None:
         x[torch.arange(T) >= padding[:, None]] = torch.nan
-    tensors = [t.to(dtype) for t in (x, weight * C**-0.5, bias, query, 1 + scale.abs())]
+    scale = (1 + scale.abs()) * (-1) ** seed  # of both signs
+    tensors = [t.to(dtype) for t in (x, weight * C**-0.5, bias, query, scale)]
     return [strided(t, layout) if t.dim() > 1 else t for t in tensors]
 
 
