@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime import interpreter
 
 from fbp_kernels import backends
 
@@ -62,6 +63,27 @@ class Guards(TorchDispatchMode):
                 torch.testing.assert_close(
                     buffer[margin], before[margin], rtol=0, atol=0, equal_nan=True
                 )
+
+
+@contextmanager
+def reversed_programs() -> Iterator[None]:
+    """Within it, the interpreter runs the programs of a launch in the reverse order."""
+    builder = interpreter.interpreter_builder
+    forward, dimensions = builder.set_grid_idx, builder.set_grid_dim
+    most: list[int] = []
+
+    def set_grid_dim(*sizes: int) -> None:
+        most[:] = sizes
+        dimensions(*sizes)
+
+    def set_grid_idx(*index: int) -> None:
+        forward(*(n - 1 - i for n, i in zip(most, index, strict=True)))
+
+    builder.set_grid_dim, builder.set_grid_idx = set_grid_dim, set_grid_idx
+    try:
+        yield
+    finally:
+        del builder.set_grid_dim, builder.set_grid_idx  # the class's own again
 
 
 @contextmanager

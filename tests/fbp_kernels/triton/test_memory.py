@@ -1,4 +1,7 @@
-"""Every kernel writes every element of its results, reads and writes nothing else, and gives the same bits again."""
+"""Every kernel writes every element of its results and nothing else, reads nothing else, and gives the same bits again.
+
+Again, with its programs in the reverse order: what two of them write differently, or add up as they come, shows.
+"""
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ from fbp_kernels import backends
 
 from ..cases import Case, over_examples
 from ..checks import evaluate, pairs
-from .guard import Guards, guarded
+from .guard import Guards, guarded, reversed_programs
 
 OPERATORS = [o for o, backend in pairs() if backend == "triton"]
 
@@ -32,16 +35,17 @@ def test_every_element_is_written_nothing_outside_and_the_same_bits_again(
 
     def check(case: Case) -> None:
         inputs = case.draw(0)
-        plain = run(case, inputs, keep)
         with guarded(operator) as guards:
             held = [None if t is None else guards.embed(t) for t in inputs]
             got = run(case, held, keep)
         for given, now in zip(inputs, held, strict=True):
             if given is not None and now is not None:
                 torch.testing.assert_close(now, given, rtol=0, atol=0)
+        with reversed_programs():
+            again = run(case, inputs, keep)
         for name, value in got.items():
             assert value.isfinite().all(), f"{name} is written in part, or made of what was not"
-            torch.testing.assert_close(value, plain[name], rtol=0, atol=0)
+            torch.testing.assert_close(value, again[name], rtol=0, atol=0)
 
     over_examples(operator, "triton", check, examples=4)
 
@@ -85,6 +89,23 @@ def test_the_check_finds_faults(first: int, end: int, fault: str | None) -> None
     finally:
         backends._kernels[operator] = before
     assert found == fault
+
+
+@triton.jit
+def _overlap(y, TILE: tl.constexpr):
+    at = tl.program_id(0) * (TILE - 1) + tl.arange(0, TILE)
+    tl.store(y + at, tl.program_id(0) + tl.zeros([TILE], tl.float32))
+
+
+def test_programs_that_write_the_same_element_show_in_the_reverse_order() -> None:
+    y = torch.empty(7)
+    _overlap[(2,)](y, TILE=4)
+    assert y.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    with reversed_programs():
+        _overlap[(2,)](y, TILE=4)
+    assert y.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    _overlap[(2,)](y, TILE=4)
+    assert y.tolist() == [0, 0, 0, 1, 1, 1, 1]
 
 
 def test_allocations_keep_shape_strides_and_alignment() -> None:
