@@ -233,8 +233,11 @@ def _bulk(config: Config, levels: Levels) -> tuple[Config, list[TensorDescriptor
         The configuration with the BULK that comes of it, and the descriptors, None where there is none.
     """
     rows, columns, widths = (config.blocks[f"BLOCK_{name}"] for name in "MNC")
-    wanted = bool(config.blocks["BULK"] and levels.there)
-    if not wanted or not all(_is_bulk(tensor) for tensor in _tensors(levels)):
+    possible = bool(config.blocks["BULK"] and levels.there)
+    for level in levels.there:  # tiles have to begin at 16 bytes, too
+        begin = _groups(level.factor, columns, level.a.dtype) * level.factor
+        possible = possible and begin * level.a.element_size() % 16 == 0
+    if not (possible and all(_is_bulk(tensor) for tensor in _tensors(levels))):
         return replace(config, blocks={**config.blocks, "BULK": 0}), [None] * 8
     found: list[TensorDescriptor | None] = []
     for level in levels:
@@ -332,6 +335,62 @@ def _mask(seed: Tensor | None, dropout: float) -> Mask:
     scale = 1.0 / (1.0 - dropout) if dropout < 1 else 0.0
     return Mask(seed, min(int(dropout * 2**32), 2**32 - 1), scale)
 
+
+# Tiles that a search tries, with the warps that hold them: (rows, columns) of a projection; two are held in registers.
+_TILES = {
+    "small": ((16, 32, 4), (32, 32, 4), (32, 64, 4)),
+    "medium": ((64, 64, 4), (64, 64, 8), (64, 128, 8), (128, 64, 8), (128, 128, 8)),
+    "large": ((128, 64, 4), (128, 64, 8), (128, 128, 8), (256, 64, 8), (64, 256, 8)),
+}
+# Of a product of gradients: (rows, width) and (width, columns).
+_PRODUCTS = {
+    "small": ((16, 64), (32, 64), (32, 128)),
+    "medium": ((64, 64), (64, 128), (128, 64)),
+    "large": ((128, 64), (128, 128), (64, 256)),
+}
+_WEIGHTS = ((64, 64, 4), (64, 128, 4), (128, 128, 8), (128, 256, 8))
+_DEPTHS = {"half": (32, 64), "tf32": (16, 32), "float32": (16,)}
+
+
+def _projecting(key: Key) -> list[Config]:
+    """Configurations of the two kernels that project."""
+    small = key.size == "small"
+    return [
+        Config(
+            {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_C": c, "GROUP": 1 if small else 8, "BULK": bulk},
+            warps,
+            stages,
+        )
+        for m, n, warps in _TILES[key.size]
+        for c in _DEPTHS[key.dtype]
+        for bulk in ((0,) if small else (0, 1))
+        for stages in ((3, 5) if small else (3, 4))
+    ]
+
+
+def _multiplying(key: Key) -> list[Config]:
+    """Configurations of the kernel of products, whose two kinds of tile share warps and stages."""
+    return [
+        Config(
+            {
+                "BLOCK_M": m, "BLOCK_C": c, "BLOCK_N": depth,
+                "WEIGHT_C": wc, "WEIGHT_N": wn, "WEIGHT_M": depth, "GROUP": 8,
+            },
+            warps, stages,
+        )
+        for m, c in _PRODUCTS[key.size]
+        for wc, wn, warps in _WEIGHTS
+        for depth in _DEPTHS[key.dtype]
+        for stages in (3, 4)
+    ]  # fmt: skip
+
+
+# What a search on a device tries.
+CANDIDATES = {
+    "fbp_forward": _projecting,
+    "fbp_projection_gradients": _projecting,
+    "fbp_gradients": _multiplying,
+}
 
 # By class of size: B, C, D, O_G, K_G, H, O_M, K_M; a training batch of clips, a larger one, and throughput.
 SAMPLES = {

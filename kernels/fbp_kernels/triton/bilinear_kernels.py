@@ -58,8 +58,9 @@ def project(
 ):  # fmt: skip
     """The rows of a trunk times columns of its weights, (BLOCK_M, BLOCK_N), and the rows' sums of squares.
 
-    With BULK the tiles come by bulk copies of two tensor descriptors. Else by pointers, with offsets within a tile of the
-    type OFFSET (32 bits take half the registers), and what is not alive is not read: it counts as 0, whatever it is.
+    With BULK the tiles come by bulk copies of two tensor descriptors. Else by pointers, with offsets within a tile of
+    the type OFFSET (32 bits take half the registers), and what is not alive is not read: it counts as 0, whatever it
+    is.
     """
     product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     squares = tl.zeros((BLOCK_M,), tl.float32)
@@ -266,8 +267,8 @@ def forward_kernel(
 ):  # fmt: skip
     """z (B, O_G + O_M). The first `trunk_programs` programs do the trunks' half, which takes longest.
 
-    K_G or K_M is 0 where that half is switched off. A tile of the trunks' half is shared by `splits` programs, each with
-    some of the trunks; the last to finish adds their sums up, in the order of the trunks.
+    K_G or K_M is 0 where that half is switched off. A tile of the trunks' half is shared by `splits` programs, each
+    with some of the trunks; the last to finish adds their sums up, in the order of the trunks.
     """
     program = tl.program_id(0)
     outputs_g = 0
@@ -424,8 +425,8 @@ def projection_gradients_kernel(
 ):  # fmt: skip
     """du and dw of both parts; the projections are read where they were kept, else computed again.
 
-    What else the gradients need comes out of the same tiles, as one sum a tile, to be added up in order: R is the number
-    of rows, rounded up to whole tiles.
+    What else the gradients need comes out of the same tiles, as one sum a tile, to be added up in order: R is the
+    number of rows, rounded up to whole tiles.
     """
     program = tl.program_id(0)
     if program < trunk_programs:
