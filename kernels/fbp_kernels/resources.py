@@ -140,6 +140,7 @@ def _rounded(value: int, unit: int) -> int:
 
 # Matrix products in Triton's own representation: sizes and dtypes of both operands.
 _DOT = re.compile(r"tt\.dot .*: tensor<(\d+)x(\d+)x(\w+)[^>]*> \* tensor<(\d+)x(\d+)x(\w+)[^>]*>")
+_ROUNDED = re.compile(r"\b(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)\.\S*tf32")
 _PRODUCTS = {"wgmma": "wgmma.mma_async", "tcgen05": "tcgen05.mma", "mma.sync": "mma.sync"}
 
 
@@ -170,14 +171,18 @@ def widest_load(ptx: str) -> int:
     return max([widest, *(int(size, 0) for size in asynchronous)])
 
 
-def missing_products(architecture: str, dtype: str, warps: int, ptx: str, ttir: str) -> str:
+def wrong_products(architecture: str, dtype: str, warps: int, ptx: str, ttir: str) -> str:
     """What is wrong with how a kernel multiplies matrices, or "".
 
-    In half precision and TF32 that is for the tensor cores. On sm_90 it is for wgmma, where a tile has the rows and
+    In half precision and TF32 that is for the tensor cores. In float32 it is not, unless three products stand for one:
+    Triton has lowered exact products to TF32 (3.7 and 3.9 for sm_100, where they have 16 columns). On sm_90 it is for wgmma, where a tile has the rows and
     the program the warps that wgmma takes; smaller ones are left to mma.sync.
     """
-    if dtype == "float32" or "tt.dot" not in ttir:
+    if "tt.dot" not in ttir:
         return ""
+    if dtype == "float32":
+        rounds = _ROUNDED.search(ptx) and "tf32x3" not in ttir
+        return "rounds the operands of float32 products to TF32" if rounds else ""
     found = products(ptx, ttir)
     if found == ("fma",):
         return f"multiplies {dtype} matrices without tensor cores"
@@ -286,7 +291,7 @@ def _row(made: Any, module: str, size: str, dtype: str, architecture: str) -> Ro
         f"wants {columns} columns of tensor memory, there are {_TENSOR_COLUMNS}"
         if columns > _TENSOR_COLUMNS
         else "",
-        missing_products(architecture, row.dtype, row.warps, ptx, ttir),
+        wrong_products(architecture, row.dtype, row.warps, ptx, ttir),
         "" if key else "was launched without a choice of a configuration",
     ]
     return replace(

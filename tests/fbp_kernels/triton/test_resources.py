@@ -75,6 +75,9 @@ def test_the_widest_load_is_read(ptx: str, size: int) -> None:
 
 
 DOT = "%1 = tt.dot %a, %b, %c, inputPrecision = tf32 : tensor<{m}x32x{d}> * tensor<32x64x{d}> -> x"
+EXACT = "%1 = tt.dot %a, %b, %c : tensor<64x64xf32> * tensor<64x16xf32> -> tensor<64x16xf32>"
+THREE = EXACT.replace("%c", "%c, inputPrecision = tf32x3")
+ROUNDS = "rounds the operands of float32 products to TF32"
 HALF = DOT.format(m=64, d="bf16")
 
 
@@ -97,6 +100,9 @@ def test_instructions_are_told_apart() -> None:
         ("sm80", "half", 4, "fma.rn.f32", HALF, "multiplies half matrices without tensor cores"),
         ("sm100", "tf32", 4, "fma.rn.f32", HALF, "multiplies tf32 matrices without tensor cores"),
         ("sm80", "float32", 4, "fma.rn.f32", DOT.format(m=64, d="f32"), ""),
+        ("sm100", "float32", 4, "tcgen05.mma.cta_group::1.kind::tf32 [%r1]", EXACT, ROUNDS),
+        ("sm80", "float32", 4, "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32", EXACT, ROUNDS),
+        ("sm80", "float32", 4, "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32", THREE, ""),
         ("sm80", "half", 4, "mma.sync", HALF, ""),
         ("sm90", "half", 4, "mma.sync", HALF, "has tiles for wgmma, but multiplies with mma.sync"),
         ("sm90", "half", 4, "wgmma.mma_async", HALF, ""),
@@ -105,10 +111,10 @@ def test_instructions_are_told_apart() -> None:
         ("sm90", "half", 4, "fma.rn.f32", "arith.mulf", ""),
     ],
 )
-def test_missing_tensor_cores_are_found(
+def test_the_wrong_instructions_are_found(
     architecture: str, dtype: str, warps: int, ptx: str, ttir: str, wrong: str
 ) -> None:
-    assert resources.missing_products(architecture, dtype, warps, ptx, ttir) == wrong
+    assert resources.wrong_products(architecture, dtype, warps, ptx, ttir) == wrong
 
 
 def test_registers_and_spills_are_read() -> None:
