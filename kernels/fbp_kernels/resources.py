@@ -175,8 +175,8 @@ def wrong_products(architecture: str, dtype: str, warps: int, ptx: str, ttir: st
     """What is wrong with how a kernel multiplies matrices, or "".
 
     In half precision and TF32 that is for the tensor cores. In float32 it is not, unless three products stand for one:
-    Triton has lowered exact products to TF32 (3.7 and 3.9 for sm_100, where they have 16 columns). On sm_90 it is for wgmma, where a tile has the rows and
-    the program the warps that wgmma takes; smaller ones are left to mma.sync.
+    Triton has lowered exact products to TF32 (3.7 and 3.9, for sm_100, a result of 16 columns). On sm_90 it is for
+    wgmma, where a tile has the rows and the program the warps that wgmma takes; smaller ones are left to mma.sync.
     """
     if "tt.dot" not in ttir:
         return ""
