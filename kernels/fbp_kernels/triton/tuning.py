@@ -7,6 +7,7 @@ import functools
 import importlib
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -212,7 +213,9 @@ def dtype_class(dtype: torch.dtype) -> str:
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "float32"
 
 
-def reason(error: Exception) -> str:
-    """An error in one line; compilers say what matters last."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[-1].strip()}"
+def reason(error: BaseException) -> str:
+    """Why something failed, in one line: the first cause; compilers say what matters last."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if re.search(r"\w", line)]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"

@@ -444,3 +444,33 @@ def test_there_has_to_be_a_gpu(
         with pytest.raises(SystemExit):
             tune.main([])
         assert "PyTorch finds no GPU here" in capsys.readouterr().err
+
+
+def test_the_committed_table_serves_every_architecture_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.undo()
+    _forget_table()
+    keys = {name: set(tuning.entries(name)) for name in ("sm80", "sm90", "sm100", "interpreter")}
+    assert keys["sm80"]
+    for name, found in keys.items():
+        assert found == keys["sm80"], name
+    modules = [importlib.import_module(module) for module in tuning.MODULES]
+    known = {kernel for module in modules for kernel in module.CANDIDATES}
+    assert {key.kernel for key in keys["sm80"]} == known
+    for key in keys["sm80"]:
+        blocks = set(tuning.lookup(key, "sm90").blocks)
+        candidates = tuning.candidates(key)
+        assert candidates
+        assert all(set(config.blocks) == blocks for config in candidates), key
+
+
+def test_a_reason_is_the_first_cause_in_one_line() -> None:
+    try:
+        try:
+            raise ValueError("at 3:4:\n  x = y\n      ^\nno such thing\n  ^\n")
+        except ValueError as cause:
+            raise RuntimeError("while compiling") from cause
+    except RuntimeError as error:
+        assert tuning.reason(error) == "ValueError: no such thing"
+    assert tuning.reason(KeyError()) == "KeyError: "
