@@ -466,11 +466,7 @@ def test_the_committed_table_serves_every_architecture_alike(
 
 
 def test_a_reason_is_the_first_cause_in_one_line() -> None:
-    try:
-        try:
-            raise ValueError("at 3:4:\n  x = y\n      ^\nno such thing\n  ^\n")
-        except ValueError as cause:
-            raise RuntimeError("while compiling") from cause
-    except RuntimeError as error:
-        assert tuning.reason(error) == "ValueError: no such thing"
+    error = RuntimeError("while compiling")
+    error.__cause__ = ValueError("at 3:4:\n  x = y\n      ^\nno such thing\n  ^\n")
+    assert tuning.reason(error) == "ValueError: no such thing"
     assert tuning.reason(KeyError()) == "KeyError: "
