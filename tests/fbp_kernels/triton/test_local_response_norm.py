@@ -14,6 +14,7 @@ from fbp_kernels.triton import launch, tuning
 from fbp_kernels.triton import local_response_norm as module
 
 from ..checks import assert_parity
+from .guard import guarded, reversed_programs
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
@@ -36,6 +37,24 @@ def test_windows_of_any_size(size: int, layout: torch.memory_format) -> None:
     arguments = {"size": size, "alpha": 0.5, "beta": 0.75, "k": 1.0, "relu": False}
     sample = draw(1, 11, 3, 5, layout=layout)
     assert_parity(fk.local_response_norm, sample, arguments, "triton", draws=2)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 6])
+def test_tiles_meet_without_a_gap_and_without_an_overlap(size: int) -> None:
+    """Of 20 channels in tiles of 8, whose ends other programs compute too."""
+
+    def run(x: Tensor) -> list[Tensor]:
+        leaf = x.detach().requires_grad_()
+        y = fk.local_response_norm(leaf, size, 0.5, backend="triton")
+        return [y.detach(), *torch.autograd.grad(y.square().sum(), leaf)]
+
+    x = torch.randn(2, 20, 5)
+    with guarded("local_response_norm") as guards:
+        first = run(guards.embed(x))
+    with reversed_programs():
+        again = run(x)
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+    assert all(t.isfinite().all() for t in first)
 
 
 @pytest.mark.parametrize("beta", [0.75, 0.5, 1.0, 2.5, 0.0])
