@@ -22,7 +22,7 @@ from .bilinear_kernels import (
     gradients_kernel,
     projection_gradients_kernel,
 )
-from .launch import architecture, launch, multiprocessors
+from .launch import ABSENT, NO, YES, architecture, flag, launch, multiprocessors
 from .levels import Level, Levels
 from .tuning import Config, Key
 
@@ -138,20 +138,20 @@ def _projection_gradients(
     outs = []
     for level, count in zip(levels, tiles, strict=True):
         if level is None:
-            outs.append(ProjectionGradients(None, None, None, None, None))
+            outs.append(ProjectionGradients(*[ABSENT] * 6))
             continue
         H, _, N = level.p.shape
         du, dw = _projections(level, True)
-        norms = scales = biases = None
+        norms = scales = biases = ABSENT
         if level.adaptive:
             norms = dz.new_empty(2, padded, dtype=torch.float32)
             scales = dz.new_empty(count, 2, padded, dtype=torch.float32)
         if level.p_bias is not None or level.q_bias is not None:
             biases = dz.new_empty(rows, 2, H, N, dtype=torch.float32)
-        outs.append(ProjectionGradients(du, dw, norms, scales, biases))
+        outs.append(ProjectionGradients(du, dw, norms, scales, biases, flag(biases is not ABSENT)))
     columns = _columns(levels, config, dz.dtype)
     del columns["BLOCK_O_G"], columns["BLOCK_O_M"]
-    kept = any(part.u is not None for part in parts)
+    kept = any(part.u is not ABSENT for part in parts)
     config, bulk = _bulk(config, Levels(None, None) if kept else levels)
     launch(
         projection_gradients_kernel, (programs + rows * tiles[0],),
@@ -183,19 +183,22 @@ def _sides(
                 d=out.dw if second else out.du,
                 dx=dx,
                 d_weight=d_weight,
-                d_bias=d_bias if needs_bias else None,
-                biases=out.biases[:, second] if needs_bias else None,
-                lengths=level.lengths,
-                own_norm=out.norms[second] if level.adaptive else None,
-                other_norm=out.norms[1 - second] if level.adaptive else None,
-                own_scale=out.scales[:, second] if level.adaptive else None,
-                other_scale=out.scales[:, 1 - second] if level.adaptive else None,
+                d_bias=d_bias if needs_bias else ABSENT,
+                biases=out.biases[:, second] if needs_bias else ABSENT,
+                lengths=ABSENT if level.lengths is None else level.lengths,
+                own_norm=out.norms[second] if level.adaptive else ABSENT,
+                other_norm=out.norms[1 - second] if level.adaptive else ABSENT,
+                own_scale=out.scales[:, second] if level.adaptive else ABSENT,
+                other_scale=out.scales[:, 1 - second] if level.adaptive else ABSENT,
                 tiles_o=len(out.scales) if level.adaptive else 0,
                 H=H,
                 W=W,
                 N=N,
                 weight_programs=int(needs_weight or needs_bias),
                 x_programs=int(needs_x),
+                biased=flag(needs_bias),
+                scaled=flag(level.adaptive),
+                ragged=flag(level.lengths is not None),
             )
         )
     return sides
@@ -214,9 +217,9 @@ def _gradients(config: Config, dz: Tensor, sides: list[Side]) -> None:
                 x_programs=side.x_programs * side.H * rows * math.ceil(side.W / blocks["BLOCK_C"]),
             )
         )
-    before = next((side for side in sides if side.own_norm is not None), None)
+    before = next((side for side in sides if side.own_norm is not ABSENT), None)
     padded = 0 if before is None else before.own_norm.shape[0]
-    tiles_p = next((len(side.biases) for side in sides if side.biases is not None), 0)
+    tiles_p = next((len(side.biases) for side in sides if side.biases is not ABSENT), 0)
     programs = sum(side.weight_programs + side.x_programs for side in counted)
     operands = [t for side in sides for t in (side.x.data, side.weight.data, side.d)]
     launch(
@@ -311,29 +314,30 @@ def _parts(levels: Levels, kept: tuple[Tensor, ...]) -> list[Part]:
     pairs = iter(zip(kept[::2], kept[1::2], strict=True))
     for level in levels:
         if level is None:
-            parts.append(Part(*[None] * len(Part._fields)))
+            parts.append(Part(*[ABSENT] * len(Part._fields)))
             continue
-        u, w = next(pairs, (None, None))
+        u, w = next(pairs, (ABSENT, ABSENT))
         H, C, N = level.p.shape
         operands = (_operand(tensor) for tensor in level[:4])
         biases = (_operand(None if b is None else b.unsqueeze(1)) for b in level[4:6])
-        parts.append(
-            Part(*operands, *biases, u, w, level.lengths, H=H, C=C, D=level.q.shape[1], N=N)
-        )
+        lengths = ABSENT if level.lengths is None else level.lengths
+        flags = [t is not None for t in level[4:6]] + [bool(kept), level.lengths is not None]
+        sizes = (H, C, level.q.shape[1], N)
+        parts.append(Part(*operands, *biases, u, w, lengths, *sizes, *map(flag, flags)))
     return parts
 
 
 def _operand(tensor: Tensor | None) -> Operand:
     if tensor is None:
-        return Operand(None, None, None, None)
+        return Operand(ABSENT, ABSENT, ABSENT, ABSENT)
     return Operand(tensor, *tensor.stride())
 
 
 def _mask(seed: Tensor | None, dropout: float) -> Mask:
     if seed is None:
-        return Mask(None, None, None)
+        return Mask(ABSENT, ABSENT, ABSENT, NO)
     scale = 1.0 / (1.0 - dropout) if dropout < 1 else 0.0
-    return Mask(seed, min(int(dropout * 2**32), 2**32 - 1), scale)
+    return Mask(seed, min(int(dropout * 2**32), 2**32 - 1), scale, YES)
 
 
 # Tiles that a search tries, with the warps that hold them: (rows, columns) of a projection; two are held in registers.

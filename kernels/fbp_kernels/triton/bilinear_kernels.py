@@ -25,7 +25,7 @@ class Operand(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One level of pooling; None where there is no such tensor."""
+    """One level of pooling; flags are compile-time constants and say which tensors are there."""
 
     a: Any  # Operand (B, H, C)
     v: Any  # Operand (B, H, D)
@@ -40,6 +40,10 @@ class Part(NamedTuple):
     C: Any
     D: Any
     N: Any
+    p_biased: Any  # flag
+    q_biased: Any  # flag
+    kept: Any  # flag: u and w are there
+    ragged: Any  # flag: lengths are there
 
 
 class Mask(NamedTuple):
@@ -48,6 +52,7 @@ class Mask(NamedTuple):
     seed: Any  # int64 scalar tensor
     threshold: Any  # words of the generator below it drop their element
     scale: Any  # of what is kept
+    on: Any  # flag: anything drops at all
 
 
 @triton.jit
@@ -125,11 +130,11 @@ def row_scales(a_squares, v_squares):
 
 
 @triton.jit
-def biased(projection, scale, bias, h, columns, inside, SCALED: tl.constexpr):
+def biased(projection, scale, bias, h, columns, inside, SCALED: tl.constexpr, BIASED: tl.constexpr):
     """scale * projection + bias, of which either may be missing."""
     if SCALED:
         projection = projection * scale[:, None]
-    if bias.data is not None:
+    if BIASED:
         row = tl.load(bias.data + h * bias.stride0 + columns * bias.stride2, mask=inside, other=0.0)
         projection += row.to(tl.float32)[None, :]
     return projection
@@ -194,8 +199,8 @@ def forward_tile(
     row0 = tile_m * BLOCK_M
     rows = (row0 + tl.arange(0, BLOCK_M)).to(tl.int64)
     present = rows < B
-    if part.lengths is not None:
-        if part.u is None:
+    if part.ragged:
+        if not part.kept:
             longest = tl.max(tl.load(part.lengths + rows, mask=present, other=0), 0)
             last = tl.minimum(last, longest.to(tl.int32))
     pooled = tl.zeros((BLOCK_M, BLOCK_O), tl.float32)
@@ -203,7 +208,7 @@ def forward_tile(
     for trunk in tl.range(first, last, disable_licm=True):
         h = tl.cast(trunk, tl.int64)
         alive = present
-        if part.lengths is not None:
+        if part.ragged:
             length = tl.load(part.lengths + rows, mask=present, other=0).to(tl.int32)
             alive = present & (trunk < length)
         for chunk in range(CHUNKS):
@@ -219,19 +224,19 @@ def forward_tile(
                 part.v, part.q, bulk_v, bulk_q, h, part.D, row0, alive, column0, inside,
                 BLOCK_M, BLOCK_N, BLOCK_C, ADAPTIVE, PRECISION, OFFSET, BULK,
             )  # fmt: skip
-            if part.u is not None:
+            if part.kept:
                 kept = (h * B + rows)[:, None] * part.N + columns[None, :]
                 there = present[:, None] & inside[None, :]
                 tl.store(part.u + kept, u.to(part.u.dtype.element_ty), mask=there)
                 tl.store(part.w + kept, w.to(part.w.dtype.element_ty), mask=there)
             mu, eta, _, _ = row_scales(a_squares, v_squares)
-            u = biased(u, mu, part.p_bias, h, columns, inside, ADAPTIVE)
-            w = biased(w, eta, part.q_bias, h, columns, inside, ADAPTIVE)
+            u = biased(u, mu, part.p_bias, h, columns, inside, ADAPTIVE, part.p_biased)
+            w = biased(w, eta, part.q_bias, h, columns, inside, ADAPTIVE, part.q_biased)
             product = u * w
-            if mask.seed is not None:
+            if mask.on:
                 product *= dropout(mask, row0, h, columns, STREAM, BLOCK_M, BLOCK_N)
             sums = sum_factors(product, within // K, BLOCK_N, BLOCK_O, EXACT)
-            if part.lengths is not None:
+            if part.ragged:
                 sums = tl.where(alive[:, None], sums, 0.0)
             pooled += sums
     return pooled
@@ -328,9 +333,10 @@ class ProjectionGradients(NamedTuple):
 
     du: Any  # (H, B, N) contiguous: gradient of a p
     dw: Any  # (H, B, N)
-    norms: Any  # (2, R) float32: of the rows of a and v; None without adaptive scales
+    norms: Any  # (2, R) float32: of the rows of a and v; with adaptive scales
     scales: Any  # (tiles of outputs, 2, R) float32: parts of the gradients of mu and eta
-    biases: Any  # (tiles of rows, 2, H, N) float32: parts of the biases' gradients, or None
+    biases: Any  # (tiles of rows, 2, H, N) float32: parts of the biases' gradients
+    biased: Any  # flag: biases are there
 
 
 @triton.jit
@@ -347,12 +353,12 @@ def projection_gradient_tile(
     present = rows < B
     h = tl.cast(trunk, tl.int64)
     alive = present
-    if part.lengths is not None:
+    if part.ragged:
         alive = present & (h < tl.load(part.lengths + rows, mask=present, other=0))
     a_squares = tl.zeros((BLOCK_M,), tl.float32)
     v_squares = tl.zeros((BLOCK_M,), tl.float32)
     if ADAPTIVE:
-        if part.u is not None:
+        if part.kept:
             a_squares = sum_of_squares(part.a, part.C, rows, alive, BLOCK_M, BLOCK_C)
             v_squares = sum_of_squares(part.v, part.D, rows, alive, BLOCK_M, BLOCK_C)
     d_mu = tl.zeros((BLOCK_M,), tl.float32)
@@ -364,7 +370,7 @@ def projection_gradient_tile(
         inside = (within < GROUPS * K) & (columns < part.N)
         there = present[:, None] & inside[None, :]
         at = (h * B + rows)[:, None] * part.N + columns[None, :]
-        if part.u is not None:
+        if part.kept:
             u = tl.load(part.u + at, mask=there, other=0.0).to(tl.float32)
             w = tl.load(part.w + at, mask=there, other=0.0).to(tl.float32)
         else:
@@ -382,15 +388,15 @@ def projection_gradient_tile(
         g = tl.load(
             dz + rows[:, None] * dz_row + (columns // K)[None, :] * dz_column, mask=there, other=0.0
         ).to(tl.float32)
-        if mask.seed is not None:
+        if mask.on:
             g *= dropout(mask, row0, h, columns, STREAM, BLOCK_M, BLOCK_N)
         mu, eta, _, _ = row_scales(a_squares, v_squares)
-        du = g * biased(w, eta, part.q_bias, h, columns, inside, ADAPTIVE)
-        dw = g * biased(u, mu, part.p_bias, h, columns, inside, ADAPTIVE)
-        if part.lengths is not None:
+        du = g * biased(w, eta, part.q_bias, h, columns, inside, ADAPTIVE, part.q_biased)
+        dw = g * biased(u, mu, part.p_bias, h, columns, inside, ADAPTIVE, part.p_biased)
+        if part.ragged:
             du = tl.where(alive[:, None], du, 0.0)
             dw = tl.where(alive[:, None], dw, 0.0)
-        if out.biases is not None:
+        if out.biased:
             own = out.biases + tile_m.to(tl.int64) * 2 * part.H * part.N + h * part.N + columns
             tl.store(own, tl.sum(du, 0), mask=inside)
             tl.store(own + part.H * part.N, tl.sum(dw, 0), mask=inside)
@@ -467,10 +473,10 @@ class Side(NamedTuple):
     d: Any  # (H, B, N) contiguous: gradient of x weight
     dx: Any  # (B, H, W) contiguous
     d_weight: Any  # (H, W, N) contiguous
-    d_bias: Any  # (H, N) contiguous, or None
+    d_bias: Any  # (H, N) contiguous
     biases: Any  # (tiles of rows, 2, H, N) float32, at its own half: parts of d_bias
-    lengths: Any  # (B,) int64, or None
-    own_norm: Any  # (B,) float32, or None without adaptive scales
+    lengths: Any  # (B,) int64
+    own_norm: Any  # (B,) float32
     other_norm: Any
     own_scale: (
         Any  # (tiles of outputs, 2, R) float32, at its own row: parts of the scale's gradient
@@ -482,6 +488,9 @@ class Side(NamedTuple):
     N: Any
     weight_programs: Any  # how many programs d_weight takes; 0 where it is not needed
     x_programs: Any
+    biased: Any  # flag: d_bias and biases are there
+    scaled: Any  # flag: norms and scales are there
+    ragged: Any  # flag: lengths are there
 
 
 @triton.jit
@@ -539,7 +548,7 @@ def input_gradient_tile(
         d_tile += BLOCK_N
         weight_tile += tl.cast(side.weight.stride2, tl.int64) * BLOCK_N
     there = present[:, None] & inside[None, :]
-    if side.own_norm is not None:
+    if side.scaled:
         x = tl.load(
             side.x.data + rows[:, None] * side.x.stride0 + c[None, :] * side.x.stride2,
             mask=there,
@@ -577,7 +586,7 @@ def weight_gradient_tile(
     for first in range(0, B, BLOCK_M):
         present = m < B - first
         alive = present
-        if side.lengths is not None:
+        if side.ragged:
             # d is 0 where a trunk is dead, but x may hold NaN there.
             length = tl.load(side.lengths + first + m, mask=present, other=0).to(tl.int32)
             alive = present & (trunk < length)
@@ -589,7 +598,7 @@ def weight_gradient_tile(
     at = (h * side.W + c)[:, None] * side.N + n[None, :]
     there = inside_c[:, None] & inside_n[None, :]
     tl.store(side.d_weight + at, gradient.to(side.d_weight.dtype.element_ty), mask=there)
-    if side.biases is not None:
+    if side.biased:
         if tile_c == 0:
             total = tl.zeros((BLOCK_N,), tl.float32)
             for tile in range(tiles_m):

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import triton.language as tl
 from torch import Tensor
 
 from . import interpreted
@@ -14,6 +15,17 @@ if interpreted():
     from . import interpreter
 
     interpreter.mend()
+
+# Within a tuple of arguments: compile-time flags, and what stands where a tensor is missing, since Triton 3.6 cannot
+# take a None there.
+YES, NO = tl.constexpr(True), tl.constexpr(False)
+ABSENT = NO
+
+
+def flag(value: bool) -> tl.constexpr:
+    """A compile-time truth value within a tuple of arguments."""
+    return YES if value else NO
+
 
 # Called with (kernel, grid, arguments, options) in place of a launch; the last one entered counts.
 Instead = Callable[[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]], None]
