@@ -29,6 +29,7 @@ class Scope:
         batch: rows.
         width: of inputs, of channels too.
         outputs: O.
+        channels: of local response normalisation.
         positions: along one dimension after the channels.
         examples: how many cases.
         draws: of the values of each, over which errors are taken.
@@ -38,6 +39,7 @@ class Scope:
     batch: st.SearchStrategy[int]
     width: st.SearchStrategy[int]
     outputs: st.SearchStrategy[int]
+    channels: st.SearchStrategy[int]
     positions: st.SearchStrategy[int]
     examples: int
     draws: int
@@ -49,6 +51,7 @@ SCOPES = {
         batch=st.integers(0, 13) | st.sampled_from([16, 33, 67]),
         width=st.integers(1, 40) | st.sampled_from([64, 129]),
         outputs=st.integers(1, 20) | st.sampled_from([37, 64]),
+        channels=st.integers(1, 40),
         positions=st.integers(1, 9),
         examples=60,
         draws=8,
@@ -59,8 +62,9 @@ SCOPES = {
         batch=st.integers(0, 5) | st.just(17),
         width=st.integers(1, 20) | st.just(33),
         outputs=st.integers(1, 7) | st.just(11),
-        positions=st.integers(1, 5),
-        examples=12,
+        channels=st.integers(1, 20),
+        positions=st.integers(1, 4),
+        examples=8,
         draws=4,
     ),
 }
@@ -194,7 +198,7 @@ def am_fbp(draw: Draw) -> Case:
 
 def local_response_norm(draw: Draw) -> Case:
     data = draw.data
-    shape = (data.draw(st.integers(0, 3)), data.draw(st.integers(1, 40)))
+    shape = (data.draw(st.integers(0, 3)), data.draw(draw.scope.channels))
     shape += tuple(data.draw(st.lists(draw.scope.positions, min_size=1, max_size=3)))
     x = draw.tensor(*shape, scale=data.draw(st.sampled_from([1.0, 30.0])))
     if len(shape) == 4 and data.draw(st.booleans(), label="channels_last"):
