@@ -138,11 +138,11 @@ def _triton(*arguments: Any) -> Any:
 
 def _triton_backward(dz: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     *tensors, factor, trunk_factor, adaptive, dropout, needs = arguments
-    inputs, (lengths, seed), kept = tensors[:8], tensors[8:10], tensors[10:]
+    inputs, (lengths, seed), projections = tensors[:8], tensors[8:10], tensors[10:]
     levels = _levels(*inputs, lengths, factor, trunk_factor, adaptive)
     a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks = _bilinear.due(needs, 8)
     due = ((a, v, p, q, False, False), (a_trunks, v_trunks, p_trunks, q_trunks, False, False))
-    kept = () if kept[0] is None else tuple(kept)
+    kept = () if projections[0] is None else tuple(projections)
     once, each = _pool_backward(dz, levels, seed, kept, dropout, due)
     gradients = (*once[:2], *each[:2], *once[2:4], *each[2:4])
     return _bilinear.like_inputs(gradients, tuple(inputs))

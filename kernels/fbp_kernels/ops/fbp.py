@@ -103,8 +103,8 @@ _pool, _pool_backward = triton.late("bilinear")
 
 def _levels(a: Tensor, v: Tensor, *rest: Any) -> Levels:
     *shared, factor, adaptive = rest
-    tensors = _bilinear.add_trunk((a, v), tuple(shared))
-    return Levels(Level(*tensors, None, factor, adaptive), None)
+    a, v, p, q, p_bias, q_bias = _bilinear.add_trunk((a, v), tuple(shared))
+    return Levels(Level(a, v, p, q, p_bias, q_bias, None, factor, adaptive), None)
 
 
 def _triton(*arguments: Any) -> Any:

@@ -98,15 +98,20 @@ def _native_backward(*arguments: Any) -> Any:
 _pool, _pool_backward = triton.late("bilinear")
 
 
+def _levels(*arguments: Any) -> Levels:
+    a, v, p, q, p_bias, q_bias, lengths, factor = arguments
+    return Levels(None, Level(a, v, p, q, p_bias, q_bias, lengths, factor, False))
+
+
 def _triton(*arguments: Any) -> Any:
     *tensors, seed, factor, dropout, keep = arguments
-    return _pool(Levels(None, Level(*tensors, factor, False)), seed, dropout, keep)
+    return _pool(_levels(*tensors, factor), seed, dropout, keep)
 
 
 def _triton_backward(dz: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     *tensors, seed, u, w, factor, dropout, needs = arguments
     kept = () if u is None else (u, w)
-    levels = Levels(None, Level(*tensors, factor, False))
+    levels = _levels(*tensors, factor)
     (gradients,) = _pool_backward(dz, levels, seed, kept, dropout, (_bilinear.due(needs, 6),))
     return tuple(gradients)
 

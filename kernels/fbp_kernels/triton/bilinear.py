@@ -94,7 +94,7 @@ def _run(kernel: str, like: Tensor, call: Any) -> Any:
     rows = like.shape[0]
     size = "small" if rows <= 64 else "medium" if rows <= 1024 else "large"
     key = Key(kernel, tuning.dtype_class(like.dtype), size)
-    return tuning.run(key, architecture(like.device), call)
+    return tuning.run(key, architecture(like.device), call, like.device)
 
 
 def _precision(dtype: torch.dtype) -> str:
@@ -168,7 +168,7 @@ def _sides(
     """The part's modalities, of those that anything is needed of; programs are counted when blocks are known."""
     sides = []
     for second in range(2):
-        x, weight = level[second], level[2 + second]
+        x, weight = level.tensors[second], level.tensors[2 + second]
         dx, d_weight, d_bias = gradients[second], gradients[2 + second], gradients[4 + second]
         needs_x, needs_weight, needs_bias = needs[second], needs[2 + second], needs[4 + second]
         if not (needs_x or needs_weight or needs_bias):
@@ -237,9 +237,9 @@ def _bulk(config: Config, levels: Levels) -> tuple[Config, list[TensorDescriptor
     """
     rows, columns, widths = (config.blocks[f"BLOCK_{name}"] for name in "MNC")
     possible = bool(config.blocks["BULK"] and levels.there)
-    for level in levels.there:  # tiles have to begin at 16 bytes, too
-        begin = _groups(level.factor, columns, level.a.dtype) * level.factor
-        possible = possible and begin * level.a.element_size() % 16 == 0
+    for there in levels.there:  # tiles have to begin at 16 bytes, too
+        begin = _groups(there.factor, columns, there.a.dtype) * there.factor
+        possible = possible and begin * there.a.element_size() % 16 == 0
     if not (possible and all(_is_bulk(tensor) for tensor in _tensors(levels))):
         return replace(config, blocks={**config.blocks, "BULK": 0}), [None] * 8
     found: list[TensorDescriptor | None] = []
@@ -259,7 +259,7 @@ def _is_bulk(tensor: Tensor) -> bool:
 
 
 def _tensors(levels: Levels) -> list[Tensor]:
-    return [tensor for level in levels.there for tensor in level[:4]]
+    return [tensor for level in levels.there for tensor in level.tensors]
 
 
 def _offset(config: Config, *tensors: Tensor) -> tl.dtype:
@@ -318,19 +318,36 @@ def _parts(levels: Levels, kept: tuple[Tensor, ...]) -> list[Part]:
             continue
         u, w = next(pairs, (ABSENT, ABSENT))
         H, C, N = level.p.shape
-        operands = (_operand(tensor) for tensor in level[:4])
-        biases = (_operand(None if b is None else b.unsqueeze(1)) for b in level[4:6])
-        lengths = ABSENT if level.lengths is None else level.lengths
-        flags = [t is not None for t in level[4:6]] + [bool(kept), level.lengths is not None]
-        sizes = (H, C, level.q.shape[1], N)
-        parts.append(Part(*operands, *biases, u, w, lengths, *sizes, *map(flag, flags)))
+        parts.append(
+            Part(
+                a=_operand(level.a),
+                v=_operand(level.v),
+                p=_operand(level.p),
+                q=_operand(level.q),
+                p_bias=_operand(level.p_bias),
+                q_bias=_operand(level.q_bias),
+                u=u,
+                w=w,
+                lengths=ABSENT if level.lengths is None else level.lengths,
+                H=H,
+                C=C,
+                D=level.q.shape[1],
+                N=N,
+                p_biased=flag(level.p_bias is not None),
+                q_biased=flag(level.q_bias is not None),
+                kept=flag(bool(kept)),
+                ragged=flag(level.lengths is not None),
+            )
+        )
     return parts
 
 
 def _operand(tensor: Tensor | None) -> Operand:
+    """Of three dimensions; a bias (H, N) has one in the middle."""
     if tensor is None:
         return Operand(ABSENT, ABSENT, ABSENT, ABSENT)
-    return Operand(tensor, *tensor.stride())
+    stride0, *middle, stride2 = tensor.stride()
+    return Operand(tensor, stride0, middle[0] if middle else ABSENT, stride2)
 
 
 def _mask(seed: Tensor | None, dropout: float) -> Mask:
@@ -421,9 +438,17 @@ def samples(
 
     def level(H: int, O: int, K: int, lengths: Tensor | None, biased: bool, scaled: bool) -> Level:
         N = O * K
-        weights = draw(H, C, N, width=C), draw(H, D, N, width=D)
-        biases = (draw(H, N), draw(H, N)) if biased else (None, None)
-        return Level(draw(B, H, C), draw(B, H, D), *weights, *biases, lengths, K, scaled)
+        return Level(
+            a=draw(B, H, C),
+            v=draw(B, H, D),
+            p=draw(H, C, N, width=C),
+            q=draw(H, D, N, width=D),
+            p_bias=draw(H, N) if biased else None,
+            q_bias=draw(H, N) if biased else None,
+            lengths=lengths,
+            factor=K,
+            adaptive=scaled,
+        )
 
     def train(levels: Levels, keep: bool, dropout: float) -> Callable[[], object]:
         seed = torch.ones((), dtype=torch.int64, device=device) if dropout else None

@@ -166,21 +166,21 @@ def dropout(
 def sum_factors(product, group, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, EXACT: tl.constexpr):
     """Sums over the factors of each output, (M, BLOCK_N) to (M, BLOCK_O); `group` names each column's output.
 
-    A product with a matrix of zeros and ones, so any K will do, on the tensor cores. They take bfloat16 in two parts,
-    16 digits of the product; EXACT leaves float32 alone.
+    A product with a matrix of zeros and ones, so any K will do, on the tensor cores: they take bfloat16 in two parts,
+    16 digits of the product. EXACT leaves float32 alone and adds output by output; so does what is not finite, for
+    infinity times 0 is NaN, and one overflow would reach every output of its row.
     """
     outputs = tl.arange(0, BLOCK_O)
-    member = group[:, None] == outputs[None, :]
     sums = tl.zeros((product.shape[0], BLOCK_O), tl.float32)
-    if tl.max(tl.where(tl.abs(product) < float("inf"), 0, 1)) > 0:
-        # Infinity times 0 is NaN: one overflow would reach every output of its row.
+    one_by_one = True
+    if not EXACT:
+        one_by_one = tl.max(tl.where(tl.abs(product) < float("inf"), 0, 1)) > 0
+    if one_by_one:
         for output in range(BLOCK_O):
             one = tl.sum(tl.where((group == output)[None, :], product, 0.0), 1)
             sums = tl.where((outputs == output)[None, :], one[:, None], sums)
-    elif EXACT:
-        sums = tl.dot(product, member.to(tl.float32), input_precision="ieee")
     else:
-        ones = member.to(tl.bfloat16)
+        ones = (group[:, None] == outputs[None, :]).to(tl.bfloat16)
         high = product.to(tl.bfloat16)
         low = (product - high.to(tl.float32)).to(tl.bfloat16)
         sums = tl.dot(high, ones, tl.dot(low, ones))

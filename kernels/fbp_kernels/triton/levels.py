@@ -31,6 +31,11 @@ class Level(NamedTuple):
     adaptive: bool
 
     @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """a, v, p and q."""
+        return self.a, self.v, self.p, self.q
+
+    @property
     def outputs(self) -> int:
         """O."""
         return self.p.shape[2] // self.factor

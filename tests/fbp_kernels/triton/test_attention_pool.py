@@ -77,7 +77,8 @@ def leaves(tensors: list[Tensor]) -> list[Tensor]:
 @given(data=st.data())
 def test_any_shape_over_several_tiles_with_nan_in_the_padding(data: st.DataObject) -> None:
     B, T = data.draw(st.integers(1, 2)), data.draw(st.sampled_from([1, 16, 17, 35]))
-    C, A = (data.draw(st.sampled_from([1, 5, 17])) for _ in range(2))
+    C = data.draw(st.sampled_from([1, 5, 17]))
+    A = data.draw(st.sampled_from([3, 5, 17]))  # a gradient of one number would be luck
     H = data.draw(st.sampled_from([1, 2, 3, 19]))
     lengths = None
     if data.draw(st.booleans(), label="ragged"):
