@@ -1,0 +1,96 @@
+"""Compiles the samples of every module for sm_90 and launches them for real, at a driver that runs nothing.
+
+A program of its own, for Triton must not be interpreted: the stub of the driver is the first argument. Prints a line of
+JSON for each launch.
+"""
+
+import ctypes
+import json
+import re
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia import driver as nvidia
+from triton.runtime import driver
+
+from fbp_kernels.triton import attention_pool, bilinear, launch, local_response_norm
+from fbp_kernels.triton import power_normalize as power
+
+
+class Driver:
+    """Triton's own launcher and utilities, without asking PyTorch for a GPU."""
+
+    def __init__(self) -> None:
+        self.utils = nvidia.CudaUtils()
+        self.launcher_cls = nvidia.CudaLauncher
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: object = None) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def map_python_to_cpp_type(self, name: str) -> str:
+        return str(nvidia.ty_to_cpp(name))
+
+
+def tensors(value: object) -> list[Tensor]:
+    """Those in the arguments, in order; a descriptor is not a pointer."""
+    if isinstance(value, tuple):
+        return [t for v in value for t in tensors(v)]
+    return [value] if isinstance(value, Tensor) else []
+
+
+def main() -> None:
+    stub = ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)
+    values = (ctypes.c_ulonglong * 256).in_dll(stub, "stub_values")
+
+    def number(name: str) -> ctypes.c_int:
+        return ctypes.c_int.in_dll(stub, f"stub_{name}")
+
+    def run(kernel: Any, grid: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        compiled = kernel.warmup(*arguments, grid=grid, **options)
+        header = compiled.asm["ptx"].partition(".entry")[2].partition("{")[0]
+        declared = re.findall(r"\.param .*_param_\d+", header)
+        number("parameters").value = len(declared)
+        launches, maps = number("launches").value, number("maps").value
+        kernel[grid](*arguments, **options)
+        given = list(values[: len(declared)])
+        pointers = [t.data_ptr() for t in tensors(arguments)]
+        rest = iter(given)
+        print(
+            json.dumps(
+                {
+                    "kernel": kernel.fn.__name__,
+                    "launched": number("launches").value - launches,
+                    "in order": all(pointer in rest for pointer in pointers),
+                    "tensors": len(pointers),
+                    "grid": [number("grid").value, grid[0]],
+                    "threads": [number("threads").value, 32 * options["num_warps"]],
+                    "maps": number("maps").value - maps,
+                    "bad maps": number("bad_maps").value,
+                }
+            ),
+            flush=True,
+        )
+
+    driver.set_active(Driver())
+    bilinear.SAMPLES["large"] = (2048, 64, 64, 64, 4, 2, 64, 4)  # of the large class, but quick
+    modules = (bilinear, "small"), (bilinear, "large"), (attention_pool, "small")
+    with launch.instead(run):
+        for module, size in (*modules, (local_response_norm, "small"), (power, "small")):
+            for sample in module.samples(size, torch.bfloat16, "cpu")[:2]:
+                sample()
+
+
+if __name__ == "__main__":
+    main()
