@@ -165,7 +165,7 @@ def _projection_gradients(
 def _sides(
     level: Level, out: ProjectionGradients, gradients: list[Tensor], needs: tuple[bool, ...]
 ) -> list[Side]:
-    """The part's modalities, of those that anything is needed of; programs are counted when blocks are known."""
+    """The part's modalities, of those that anything is needed of."""
     sides = []
     for second in range(2):
         x, weight = level.tensors[second], level.tensors[2 + second]
@@ -194,8 +194,8 @@ def _sides(
                 H=H,
                 W=W,
                 N=N,
-                weight_programs=int(needs_weight or needs_bias),
-                x_programs=int(needs_x),
+                needs_weight=flag(needs_weight or needs_bias),
+                needs_x=flag(needs_x),
                 biased=flag(needs_bias),
                 scaled=flag(level.adaptive),
                 ragged=flag(level.lengths is not None),
@@ -208,22 +208,19 @@ def _gradients(config: Config, dz: Tensor, sides: list[Side]) -> None:
     blocks = config.blocks
     B = dz.shape[0]
     rows = math.ceil(B / blocks["BLOCK_M"])
-    counted = []
-    for side in sides:
-        widths = math.ceil(side.W / blocks["WEIGHT_C"]) * math.ceil(side.N / blocks["WEIGHT_N"])
-        counted.append(
-            side._replace(
-                weight_programs=side.weight_programs * side.H * widths,
-                x_programs=side.x_programs * side.H * rows * math.ceil(side.W / blocks["BLOCK_C"]),
-            )
-        )
     before = next((side for side in sides if side.own_norm is not ABSENT), None)
     padded = 0 if before is None else before.own_norm.shape[0]
     tiles_p = next((len(side.biases) for side in sides if side.biases is not ABSENT), 0)
-    programs = sum(side.weight_programs + side.x_programs for side in counted)
+    programs = 0
+    for side in sides:
+        if side.needs_weight:
+            widths = math.ceil(side.W / blocks["WEIGHT_C"])
+            programs += side.H * widths * math.ceil(side.N / blocks["WEIGHT_N"])
+        if side.needs_x:
+            programs += side.H * rows * math.ceil(side.W / blocks["BLOCK_C"])
     operands = [t for side in sides for t in (side.x.data, side.weight.data, side.d)]
     launch(
-        gradients_kernel, (programs,), tuple(counted), B, rows, tiles_p, padded,
+        gradients_kernel, (programs,), tuple(sides), B, rows, tiles_p, padded,
         PRECISION=_precision(dz.dtype), OFFSET=_offset(config, *operands), device=dz.device,
         config=config,
     )  # fmt: skip

@@ -486,8 +486,8 @@ class Side(NamedTuple):
     H: Any
     W: Any
     N: Any
-    weight_programs: Any  # how many programs d_weight takes; 0 where it is not needed
-    x_programs: Any
+    needs_weight: Any  # flag: d_weight is needed, or what comes with it
+    needs_x: Any  # flag
     biased: Any  # flag: d_bias and biases are there
     scaled: Any  # flag: norms and scales are there
     ragged: Any  # flag: lengths are there
@@ -616,16 +616,23 @@ def side_gradients(
     PRECISION: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
     """Does the tile of that index, if this side has it; gives the index less the side's tiles."""
-    if (index >= 0) & (index < side.weight_programs):
+    weight_programs = 0
+    if side.needs_weight:
+        tiles = tl.cdiv(side.W, WEIGHT_C) * tl.cdiv(side.N, WEIGHT_N)
+        weight_programs = side.H * tiles
+    x_programs = 0
+    if side.needs_x:
+        x_programs = side.H * tiles_m * tl.cdiv(side.W, BLOCK_C)
+    if (index >= 0) & (index < weight_programs):
         weight_gradient_tile(
             side, index, B, tiles_p, WEIGHT_C, WEIGHT_N, WEIGHT_M, GROUP, PRECISION, OFFSET
         )
-    index -= side.weight_programs
-    if (index >= 0) & (index < side.x_programs):
+    index -= weight_programs
+    if (index >= 0) & (index < x_programs):
         input_gradient_tile(
             side, index, B, tiles_m, R, BLOCK_M, BLOCK_C, BLOCK_N, GROUP, PRECISION, OFFSET
         )
-    return index - side.x_programs
+    return index - x_programs
 
 
 @triton.jit(do_not_specialize=["B", "tiles_m", "tiles_p", "R"])

@@ -1,7 +1,7 @@
 """Compiles the samples of every module for sm_90 and launches them for real, at a driver that runs nothing.
 
-A program of its own, for Triton must not be interpreted: the stub of the driver is the first argument. Prints a line of
-JSON for each launch.
+A program of its own, for Triton must not be interpreted: the stub of the driver is the first argument. Prints lines of
+JSON: how many times kernels are compiled for batches of several sizes, then one for each launch.
 """
 
 import ctypes
@@ -50,6 +50,23 @@ def tensors(value: object) -> list[Tensor]:
     return [value] if isinstance(value, Tensor) else []
 
 
+def compiled_variants() -> dict[str, int]:
+    """How many times each kernel is compiled over batches of one class of size, of all kinds of divisibility."""
+    found: dict[str, set[int]] = {}
+
+    def compile_it(kernel: Any, grid: Any, arguments: Any, options: dict[str, Any]) -> None:
+        compiled = kernel.warmup(*arguments, grid=grid, **options)
+        found.setdefault(kernel.fn.__name__, set()).add(id(compiled))
+
+    shape = bilinear.SAMPLES["small"]
+    with launch.instead(compile_it):
+        for rows in (2, 3, 16, 33, 64):
+            bilinear.SAMPLES["small"] = (rows, *shape[1:])
+            bilinear.samples("small", torch.bfloat16, "meta")[0]()
+    bilinear.SAMPLES["small"] = shape
+    return {name: len(ids) for name, ids in found.items()}
+
+
 def main() -> None:
     stub = ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)
     values = (ctypes.c_ulonglong * 256).in_dll(stub, "stub_values")
@@ -84,10 +101,13 @@ def main() -> None:
         )
 
     driver.set_active(Driver())
+    for name, variants in compiled_variants().items():
+        print(json.dumps({"compiled": name, "variants": variants}), flush=True)
     bilinear.SAMPLES["large"] = (2048, 64, 64, 64, 4, 2, 64, 4)  # of the large class, but quick
     modules = (bilinear, "small"), (bilinear, "large"), (attention_pool, "small")
+    small = (local_response_norm, "small"), (power, "small")
     with launch.instead(run):
-        for module, size in (*modules, (local_response_norm, "small"), (power, "small")):
+        for module, size in (*modules, *small):
             for sample in module.samples(size, torch.bfloat16, "cpu")[:2]:
                 sample()
 

@@ -202,13 +202,3 @@ def test_no_rows() -> None:
     gradients = torch.autograd.grad(z.sum(), inputs)
     assert [g.shape for g in gradients] == [t.shape for t in inputs]
     assert not any(g.any() for g in gradients)
-
-
-def test_a_changing_batch_is_the_same_kernel() -> None:
-    """What a compiled kernel is chosen by does not change with the number of rows, within a class of size."""
-    a, v, p, q = leaves((64, 16), (64, 24), (16, 32), (24, 32))
-    options = [
-        recorded(lambda rows=rows: fk.fbp(a[:rows], v[:rows], p, q, 4, backend="triton"))
-        for rows in (1, 5, 16, 33, 64)
-    ]
-    assert all(other == options[0] for other in options)

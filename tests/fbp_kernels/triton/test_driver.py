@@ -14,7 +14,9 @@ INCLUDE = Path(triton.__file__).parent / "backends" / "nvidia" / "include"
 
 
 @pytest.mark.slow
-def test_every_kernel_is_launched_with_its_arguments_in_order(tmp_path: Path) -> None:
+def test_kernels_get_their_arguments_in_order_and_are_compiled_once_for_any_batch(
+    tmp_path: Path,
+) -> None:
     stub = tmp_path / "libcuda.so.1"
     subprocess.run(
         ["cc", "-shared", "-fPIC", f"-I{INCLUDE}", str(HERE / "driver_stub.c"), "-o", str(stub)],
@@ -32,7 +34,11 @@ def test_every_kernel_is_launched_with_its_arguments_in_order(tmp_path: Path) ->
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    launches = [json.loads(line) for line in done.stdout.splitlines()]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    variants = {entry["compiled"]: entry["variants"] for entry in lines if "compiled" in entry}
+    assert len(variants) == 3
+    assert set(variants.values()) == {1}, "a batch of another size compiled something"
+    launches = [entry for entry in lines if "kernel" in entry]
     assert {entry["kernel"] for entry in launches} >= {
         "forward_kernel", "projection_gradients_kernel", "gradients_kernel",
         "weights_backward_kernel", "inputs_backward_kernel", "parameters_backward_kernel",
