@@ -1,6 +1,5 @@
 """The one way to start a Triton kernel, so that launches can be counted, and compiled where there is no GPU."""
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -89,19 +88,12 @@ def counted() -> Iterator[list[str]]:
 def multiprocessors(tensor: Tensor) -> int:
     """How many multiprocessors the device of a tensor has: how many programs a launch should have at least."""
     if tensor.is_cuda:
-        return _of_device(tensor.device)[1]
+        return int(torch.cuda.get_device_properties(tensor.device).multi_processor_count)
     return _MULTIPROCESSORS.get(architecture(tensor.device), 4)
 
 
 # Where only the compiler runs: of A100, H100, B200; the interpreter takes few, so that small cases are split too.
 _MULTIPROCESSORS = {"sm80": 108, "sm90": 132, "sm100": 148}
-
-
-@functools.cache
-def _of_device(device: torch.device) -> tuple[int, int]:
-    """Major capability and multiprocessors, asked for once: it would be on the path of every launch."""
-    properties = torch.cuda.get_device_properties(device)
-    return int(properties.major), int(properties.multi_processor_count)
 
 
 def architecture(device: torch.device) -> str:
@@ -112,7 +104,7 @@ def architecture(device: torch.device) -> str:
     if interpreted():
         return "interpreter"
     if device.type == "cuda":
-        major = _of_device(device)[0]
+        major = torch.cuda.get_device_capability(device)[0]
     else:  # nothing runs: the target that is compiled for
         from triton.runtime import driver
 

@@ -94,15 +94,17 @@ def test_any_shape_over_several_tiles_with_nan_in_the_padding(data: st.DataObjec
     assert_parity(using(*used), sample, {"trunks": H, "lengths": lengths}, "triton", draws=8)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("used", RESULTS)
+@pytest.mark.parametrize(
+    ("used", "dtype"), [*((used, torch.float32) for used in RESULTS), ("weights", torch.bfloat16)]
+)
 def test_gradients_through_one_result_alone(used: str, dtype: torch.dtype) -> None:
+    # Many draws, for the gradient of the scale is one number.
     assert_parity(
         using(used),
-        lambda seed: draw(2, 20, 17, 5, seed, dtype),
-        {"trunks": 3, "lengths": torch.tensor([20, 13])},
+        lambda seed: draw(2, 17, 5, 5, seed, dtype),
+        {"trunks": 3, "lengths": torch.tensor([17, 13])},
         "triton",
-        draws=4,
+        draws=16,
     )
 
 
