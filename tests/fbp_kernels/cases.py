@@ -64,7 +64,7 @@ SCOPES = {
         outputs=st.integers(1, 7) | st.just(11),
         channels=st.integers(1, 20),
         positions=st.integers(1, 4),
-        examples=8,
+        examples=6,
         draws=4,
     ),
 }
