@@ -23,7 +23,7 @@ struct View {
 
 struct Dropout {
   bool active = false;
-  std::uint32_t key[2] = {0, 0};
+  const i64* seed = nullptr;    // one number, where the tensors are: the generator's key
   std::uint64_t threshold = 0;  // an element is kept where its random word is at least this
   double scale = 1.0;           // what is kept is multiplied by it
 };
@@ -117,15 +117,26 @@ struct BatchNormProblem {
   void* d_bias = nullptr;
 };
 
-// The kernels of one instruction set.
+// What a kernel needs of its device beside the tensors; those of the CPU need neither.
+struct Context {
+  void* stream = nullptr;  // of CUDA
+  // Uninitialised memory on the device, aligned to 256 bytes, released in stream order after the
+  // operator.
+  void* (*allocate)(void* owner, i64 bytes) = nullptr;
+  void* owner = nullptr;
+
+  void* scratch(i64 bytes) const { return allocate(owner, bytes); }
+};
+
+// The kernels of one instruction set, or of a GPU.
 struct Kernels {
   const char* name;
-  void (*bilinear_forward)(const ForwardProblem&);
-  void (*bilinear_backward)(const BackwardProblem&);
-  void (*lrn_forward)(const LrnProblem&);
-  void (*lrn_backward)(const LrnProblem&);
-  void (*batch_norm_forward)(const BatchNormProblem&);
-  void (*batch_norm_backward)(const BatchNormProblem&);
+  void (*bilinear_forward)(const ForwardProblem&, const Context&);
+  void (*bilinear_backward)(const BackwardProblem&, const Context&);
+  void (*lrn_forward)(const LrnProblem&, const Context&);
+  void (*lrn_backward)(const LrnProblem&, const Context&);
+  void (*batch_norm_forward)(const BatchNormProblem&, const Context&);
+  void (*batch_norm_backward)(const BatchNormProblem&, const Context&);
 };
 
 }  // namespace fbp

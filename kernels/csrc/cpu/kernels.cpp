@@ -35,19 +35,19 @@ void with_lrn(const LrnProblem& problem, const F& f) {
   });
 }
 
-void bilinear_forward(const ForwardProblem& problem) {
+void bilinear_forward(const ForwardProblem& problem, const Context&) {
   with_type(problem.dtype, [&](auto type) { Forward<decltype(type)>(problem).run(); });
 }
 
-void bilinear_backward(const BackwardProblem& problem) {
+void bilinear_backward(const BackwardProblem& problem, const Context&) {
   with_type(problem.dtype, [&](auto type) { Backward<decltype(type)>(problem).run(); });
 }
 
-void lrn_forward(const LrnProblem& problem) {
+void lrn_forward(const LrnProblem& problem, const Context&) {
   with_lrn(problem, [](const auto& lrn) { lrn.forward(); });
 }
 
-void lrn_backward(const LrnProblem& problem) {
+void lrn_backward(const LrnProblem& problem, const Context&) {
   with_lrn(problem, [](const auto& lrn) { lrn.backward(); });
 }
 
@@ -62,11 +62,11 @@ void with_batch_norm(const BatchNormProblem& problem, const F& f) {
   });
 }
 
-void batch_norm_forward(const BatchNormProblem& problem) {
+void batch_norm_forward(const BatchNormProblem& problem, const Context&) {
   with_batch_norm(problem, [](const auto& norm) { norm.forward(); });
 }
 
-void batch_norm_backward(const BatchNormProblem& problem) {
+void batch_norm_backward(const BatchNormProblem& problem, const Context&) {
   with_batch_norm(problem, [](const auto& norm) { norm.backward(); });
 }
 

@@ -13,13 +13,14 @@ namespace fbp::FBP_ISA {
 template <int Capacity, class S>
 void dropout_mask(const Dropout& dropout, u32 stream, i64 h, i64 n0, int rows, i64 b0, int lanes,
                   S* mask) {
+  const u64 seed = static_cast<u64>(*dropout.seed);
   // One counter (column, trunk, row / 4, stream) gives the words of four rows.
   const u32 quads = static_cast<u32>(lanes) / 4, count = static_cast<u32>(rows) * quads;
   u32 words[4][Capacity / 4];
   for (u32 i = 0; i < count; ++i) {
     u32 c0 = static_cast<u32>(n0) + i / quads, c1 = static_cast<u32>(h);
     u32 c2 = static_cast<u32>(b0 / 4) + i % quads, c3 = stream;
-    u32 key0 = dropout.key[0], key1 = dropout.key[1];
+    u32 key0 = static_cast<u32>(seed), key1 = static_cast<u32>(seed >> 32);
 #pragma GCC unroll 10
     for (int round = 0; round < 10; ++round) {
       const u64 product0 = u64{c0} * 0xD2511F53u, product1 = u64{c2} * 0xCD9E8D57u;

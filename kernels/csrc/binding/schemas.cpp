@@ -1,0 +1,39 @@
+// The operators of the library, whatever the device. The Python package declares the public ones
+// and says in which order a kernel is given what.
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(FBP_LIBRARY, m) {
+  m.def(
+      "bilinear_forward(Tensor a, Tensor v, Tensor p, Tensor q, Tensor? p_bias, Tensor? q_bias, "
+      "Tensor? lengths, Tensor? seed, int factor, float dropout, int stream, bool adaptive, "
+      "bool keep) -> (Tensor z, Tensor u, Tensor w)");
+  m.def(
+      "bilinear_backward(Tensor dz, Tensor a, Tensor v, Tensor p, Tensor q, Tensor? p_bias, "
+      "Tensor? q_bias, Tensor? lengths, Tensor? seed, Tensor? u, Tensor? w, int factor, "
+      "float dropout, int stream, bool adaptive, int needs) -> "
+      "(Tensor da, Tensor dv, Tensor dp, Tensor dq, Tensor dp_bias, Tensor dq_bias)");
+  m.def(
+      "am_forward(Tensor a, Tensor v, Tensor a_trunks, Tensor v_trunks, Tensor p, Tensor q, "
+      "Tensor p_trunks, Tensor q_trunks, Tensor? lengths, Tensor? seed, int factor, "
+      "int trunk_factor, float dropout, bool adaptive, bool keep) -> "
+      "(Tensor z, Tensor u, Tensor w, Tensor u_trunks, Tensor w_trunks)");
+  m.def(
+      "am_backward(Tensor dz, Tensor a, Tensor v, Tensor a_trunks, Tensor v_trunks, Tensor p, "
+      "Tensor q, Tensor p_trunks, Tensor q_trunks, Tensor? lengths, Tensor? seed, Tensor? u, "
+      "Tensor? w, Tensor? u_trunks, Tensor? w_trunks, int factor, int trunk_factor, "
+      "float dropout, bool adaptive, int needs) -> "
+      "(Tensor da, Tensor dv, Tensor da_trunks, Tensor dv_trunks, Tensor dp, Tensor dq, "
+      "Tensor dp_trunks, Tensor dq_trunks)");
+  m.def("lrn_forward(Tensor x, int size, float alpha, float beta, float k, bool relu) -> Tensor");
+  m.def(
+      "lrn_backward(Tensor dy, Tensor x, int size, float alpha, float beta, float k, bool relu) "
+      "-> Tensor");
+  m.def(
+      "batch_norm_forward(Tensor x, Tensor weight, Tensor bias, Tensor? lengths, float eps, "
+      "bool relu) -> (Tensor y, Tensor mean, Tensor variance)");
+  m.def(
+      "batch_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor bias, Tensor? lengths, "
+      "Tensor mean, Tensor variance, float eps, bool relu, int needs) -> "
+      "(Tensor dx, Tensor d_weight, Tensor d_bias)");
+}

@@ -1,0 +1,106 @@
+// What the operators' files share: checks of tensors, allocation of results, translation into the
+// plain views that the kernels take.
+
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "device.h"
+
+namespace fbp {
+
+using torch::headeronly::ScalarType;
+using MaybeTensor = std::optional<Tensor>;
+
+inline Tensor empty(const std::vector<i64>& sizes, const Tensor& like) {
+  return torch::stable::new_empty(like, {sizes.data(), sizes.size()});
+}
+
+inline Tensor zeros(const std::vector<i64>& sizes, const Tensor& like) {
+  return torch::stable::new_zeros(like, {sizes.data(), sizes.size()});
+}
+
+inline Tensor nothing(const Tensor& like) { return empty({0}, like); }
+
+inline std::vector<i64> sizes_of(const Tensor& x) {
+  std::vector<i64> sizes;
+  for (i64 i = 0; i < x.dim(); ++i) sizes.push_back(x.size(i));
+  return sizes;
+}
+
+inline std::string shape_text(const std::vector<i64>& sizes) {
+  std::string text = "(";
+  for (const i64 size : sizes) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+  return text + ")";
+}
+
+inline void check_tensor(const char* name, const Tensor& x, const std::vector<i64>& sizes,
+                         ScalarType dtype) {
+  STD_TORCH_CHECK(is_ours(x), name, " must be on ", kDeviceName);
+  STD_TORCH_CHECK(x.scalar_type() == dtype, name, " has dtype ",
+                  torch::headeronly::toString(x.scalar_type()), ", expected ",
+                  torch::headeronly::toString(dtype));
+  STD_TORCH_CHECK(sizes_of(x) == sizes, name, " has shape ", shape_text(sizes_of(x)), ", expected ",
+                  shape_text(sizes));
+}
+
+inline Dtype dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::float32;
+    case ScalarType::Double:
+      return Dtype::float64;
+    case ScalarType::BFloat16:
+      return Dtype::bfloat16;
+    case ScalarType::Half:
+      return Dtype::float16;
+    default:
+      STD_TORCH_CHECK(false, "dtype ", torch::headeronly::toString(x.scalar_type()),
+                      " is not supported, expected float32, float64, bfloat16 or float16");
+  }
+}
+
+// Kernels take pointers that they may write through; for inputs they do not.
+inline View view(const Tensor& x, int first_dim = 0) {
+  View result;
+  result.data = const_cast<void*>(x.const_data_ptr());
+  for (i64 i = 0; i < x.dim(); ++i) result.stride[first_dim + i] = x.stride(i);
+  return result;
+}
+
+// Channels apart: x is contiguous. Channels together: the channels are, and the rest is one row of
+// positions.
+enum class Layout { apart, together, neither };
+
+inline Layout layout_of(const Tensor& x) {
+  if (x.is_contiguous()) return Layout::apart;
+  i64 expected = x.size(1);
+  if (x.stride(1) != 1) return Layout::neither;
+  for (i64 dim = x.dim(); dim-- > 0;) {
+    if (dim == 1) continue;
+    if (x.size(dim) > 1 && x.stride(dim) != expected) return Layout::neither;
+    expected *= x.size(dim);
+  }
+  return Layout::together;
+}
+
+// dy in the layout of x, in which the results are as well.
+inline Tensor in_layout_of(const Tensor& x, const Tensor& dy) {
+  if (layout_of(dy) == layout_of(x)) return dy;
+  Tensor same = torch::stable::empty_like(x);
+  return torch::stable::copy_(same, dy);
+}
+
+// Runs one of the device's kernels.
+template <class Problem>
+void run(const Tensor& like, void (*Kernels::*kernel)(const Problem&, const Context&),
+         const Problem& problem) {
+  const Device device(like);
+  (device.kernels().*kernel)(problem, device.context());
+}
+
+}  // namespace fbp
