@@ -117,6 +117,51 @@ struct BatchNormProblem {
   void* d_bias = nullptr;
 };
 
+// Attention over T frames of C channels, A wide, pooled over each of H trunks and over all of them:
+//
+//   score = scale * factor * (tanh(x weight + bias) query)
+//   weights = softmax(score) over the first n = lengths[row] frames, 0 after
+//   trunk_pooled[h] = sum of weights x over the frames h n / H to (h + 1) n / H, rounded down
+//
+// Frames from n on are never read, and their gradients are 0. B, T and H are at least 1; C and A
+// may be 0. Results and gradients that are written are contiguous.
+struct AttentionPoolProblem {
+  Dtype dtype = Dtype::float32;
+  i64 B = 0, T = 0, C = 0, A = 0, H = 1;
+  View x;                              // (B, T, C)
+  View weight;                         // (C, A)
+  View bias;                           // (A)
+  View query;                          // (A)
+  const void* scale = nullptr;         // one number, where the tensors are; null means 1
+  Dtype scale_dtype = Dtype::float32;  // and of its gradient
+  double factor = 1;
+  const i64* lengths = nullptr;  // (B), contiguous, clamped to 0 to T; null means T
+  void* pooled = nullptr;        // (B, C), forward only
+  void* trunk_pooled = nullptr;  // (B, H, C), forward only
+  void* weights = nullptr;       // (B, T), contiguous; read by the backward
+  // Backward only, from here on. Null where a result was not used.
+  View d_pooled;        // (B, C)
+  View d_trunk_pooled;  // (B, H, C)
+  View d_weights;       // (B, T)
+  // Null where not needed.
+  void* d_x = nullptr;       // (B, T, C)
+  void* d_weight = nullptr;  // (C, A)
+  void* d_bias = nullptr;    // (A)
+  void* d_query = nullptr;   // (A)
+  void* d_scale = nullptr;   // one number
+};
+
+// Signed square roots, then each row divided by its L2 norm, or by eps where that is larger. Sizes
+// are at least 1.
+struct PowerNormalizeProblem {
+  Dtype dtype = Dtype::float32;
+  i64 rows = 0, columns = 0;
+  double eps = 0;
+  View z;               // (rows, columns)
+  View dy;              // (rows, columns), backward only
+  void* out = nullptr;  // (rows, columns), contiguous: y, or dz in the backward
+};
+
 // What a kernel needs of its device beside the tensors; those of the CPU need neither.
 struct Context {
   void* stream = nullptr;  // of CUDA
@@ -128,7 +173,7 @@ struct Context {
   void* scratch(i64 bytes) const { return allocate(owner, bytes); }
 };
 
-// The kernels of one instruction set, or of a GPU.
+// The kernels of one instruction set, or of a GPU; null where there is none.
 struct Kernels {
   const char* name;
   void (*bilinear_forward)(const ForwardProblem&, const Context&);
@@ -137,6 +182,10 @@ struct Kernels {
   void (*lrn_backward)(const LrnProblem&, const Context&);
   void (*batch_norm_forward)(const BatchNormProblem&, const Context&);
   void (*batch_norm_backward)(const BatchNormProblem&, const Context&);
+  void (*attention_pool_forward)(const AttentionPoolProblem&, const Context&) = nullptr;
+  void (*attention_pool_backward)(const AttentionPoolProblem&, const Context&) = nullptr;
+  void (*power_normalize_forward)(const PowerNormalizeProblem&, const Context&) = nullptr;
+  void (*power_normalize_backward)(const PowerNormalizeProblem&, const Context&) = nullptr;
 };
 
 }  // namespace fbp
