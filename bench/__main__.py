@@ -1,4 +1,4 @@
-"""The command line: `python -m bench run`, `parity`, `compare OLD NEW`, `report`."""
+"""The command line: `python -m bench run`, `parity`, `compare OLD NEW`, `goals`, `report`."""
 
 import argparse
 import sys
@@ -11,7 +11,13 @@ RESULTS = FOLDER / "results"
 def main(arguments: list[str] | None = None) -> int:
     """Runs a subcommand and returns its exit status."""
     options = _parser().parse_args(arguments)
-    commands = {"run": _run, "parity": _parity, "compare": _compare, "report": _report}
+    commands = {
+        "run": _run,
+        "parity": _parity,
+        "compare": _compare,
+        "goals": _goals,
+        "report": _report,
+    }
     command = commands[options.command]
     return command(options)
 
@@ -47,6 +53,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("old", type=Path)
     compare.add_argument("new", type=Path)
+
+    goals = commands.add_parser("goals", help="measure what the CPU kernels are held to")
+    goals.add_argument(
+        "patterns", nargs="*", help="of goals' names, such as 'fbp B=*'; default all"
+    )
+    goals.add_argument("--threads", type=int, default=2, help="of PyTorch")
+    goals.add_argument("--seconds", type=float, default=2.0, help="for the turns of one case")
+    goals.add_argument("--out", type=Path, help="JSON file; without it nothing is written")
 
     report = commands.add_parser("report", help="write docs/benchmarks.md and the README's figures")
     report.add_argument("--check", action="store_true", help="write nothing, exit 1 if they differ")
@@ -151,6 +165,15 @@ def _compare(options: argparse.Namespace) -> int:
     from .compare import run_compare
 
     return run_compare(options.old, options.new)
+
+
+def _goals(options: argparse.Namespace) -> int:
+    import torch
+
+    from .goals import run_goals
+
+    torch.set_num_threads(options.threads)
+    return run_goals(options.patterns, options.seconds, options.out)
 
 
 def _report(options: argparse.Namespace) -> int:

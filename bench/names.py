@@ -10,7 +10,7 @@ KEEPING = {
     "triton recompute": False,
 }  # projections, between forward and backward
 OURS = ("native", "triton", *KEEPING, ACCELERATED)
-PEERS = ("eager", "channels-last", "compile", "max-autotune", "products", "mfb")
+PEERS = ("eager", "channels-last", "compile", "max-autotune", "products", "plain", "mfb")
 COPY = "copy"  # what memory allows; not somebody who does the same
 GRAPH = " graph"
 _ORDER = (*OURS, *PEERS, COPY)

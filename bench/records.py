@@ -80,7 +80,8 @@ class Case:
         contenders: by name: "native" and "triton" are ours ("triton keep" and "triton recompute" are told whether to
             keep the projections for the backward, where it would decide otherwise), "accelerated" a model with ours;
             peers are "eager", "channels-last" (a model all in that memory format), "compile", "max-autotune",
-            "products" (bare matrix products), "mfb" (block.bootstrap.pytorch), "copy"; a name with " graph" at its end
+            "products" (bare matrix products), "plain" (a better expression in plain PyTorch), "mfb"
+            (block.bootstrap.pytorch), "copy"; a name with " graph" at its end
             was replayed as a CUDA graph.
         left_out: by name, contenders that could not run, and why.
     """

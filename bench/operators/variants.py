@@ -53,7 +53,10 @@ def attention_pool_ragged(sizes: dict[str, int], draw: Draw) -> Call:
 def local_response_norm_apart(sizes: dict[str, int], draw: Draw) -> Call:
     """Channels apart, where they are together in what is timed."""
     call = local_response_norm.make(sizes, draw)
-    return _compared(call, call.function, tuple(x.contiguous() for x in call.tensors))
+    tensors = tuple(x.contiguous() for x in call.tensors)
+    copy = torch.empty_like(tensors[0])
+    compared = _compared(call, call.function, tensors)
+    return replace(compared, bare={"copy": lambda: (copy.copy_(tensors[0]),)}, others=call.others)
 
 
 def _compared(call: Call, function: Function, tensors: tuple[Tensor, ...]) -> Call:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..compare import Verdict, compare
+from ..goal_records import load
 from ..names import COPY, ordered, ours
 from ..records import Case, Measurement, Run
 from ..shapes import STEPS
@@ -53,10 +54,11 @@ Measured by `python -m bench run`, written by `python -m bench report` from the 
   good as equal.
 - Every contender's results and gradients were checked against the reference before it was timed. One that fails has
   no time: it is listed as left out.
-XX
-  products of the operator into memory that is there already (no fusion can be expected to beat them; they do less
-  than the operator), *mfb* the MFB of `block.bootstrap.pytorch`, *copy* a copy of the input. *graph*: replayed as a
-  CUDA graph.
+- Peers: *eager* is the operator in plain PyTorch, *channels-last* a model that is in that memory format as a whole,
+  *compile* and *max-autotune* are `torch.compile` of the eager one, *products* the bare matrix products of the operator
+  into memory that is there already (no fusion can be expected to beat them; they do less than the operator), *plain* a
+  better expression in plain PyTorch than its own function, *mfb* the MFB of `block.bootstrap.pytorch`, *copy* a copy of
+  the input. *graph*: replayed as a CUDA graph.
 - *GFLOP/s* and *GB/s* count what the operator cannot do without: its products (three times the forward's with the
   backward), and each input, weight and result once. What a contender does beyond that does not count.
 - The *floor* is the time in which the machine could do that arithmetic or that traffic, whichever takes longer. Its
@@ -100,6 +102,7 @@ def _device(device: Device) -> list[str]:
     sections = [
         ("Machine", _machine(run)),
         ("Training step", _steps(device, shown["step"])),
+        ("Goals", _goals(device)),
         ("Speed", _images(device, shown["speed"])),
         ("Where ours loses", _losses(run)),
         ("Roofline", _roofline(device, shown["roofline"])),
@@ -129,6 +132,37 @@ def _anchor(title: str) -> str:
     """As GitHub makes it of a heading."""
     kept = "".join(c for c in title.lower() if c.isalnum() or c in " -_")
     return kept.replace(" ", "-")
+
+
+def _goals(device: Device) -> list[str]:
+    if device.goals is None:
+        return []
+    reached = load(device.goals.path)
+    rows = [
+        (
+            r.goal.operator,
+            r.goal.label,
+            r.goal.mode,
+            r.goal.peer,
+            f"{r.goal.least:.2f}",
+            ratio_text(r.ratio)
+            if r.turns != 1
+            else f"{r.ratio.median:.2f}"
+            if r.ratio
+            else NOTHING,
+            "reached" if r.met else r.why or "**missed**",
+        )
+        for r in reached
+    ]
+    link = f"[{device.goals.path.name}](../{(RESULTS / device.goals.path.name).as_posix()})"
+    return [
+        "What the CPU kernels are held to, "
+        f"by `python -m bench goals`, from {link}: how many times faster than the peer they "
+        f"are to be. {sum(r.met for r in reached)} of {len(reached)} are reached. *one thread*: ours, on one; "
+        "*eager's memory*: what a call adds to the resident memory of a process, eager's over ours.",
+        "",
+        *table(["operator", "sizes", "mode", "peer", "goal", "measured", ""], rows),
+    ]
 
 
 def _images(device: Device, shown: Iterable[Picture]) -> list[str]:

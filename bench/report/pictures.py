@@ -24,6 +24,7 @@ _COLORS = {  # Okabe and Ito's, told apart by colour-blind readers too
     "compile": "#56b4e9",
     "max-autotune": "#009e73",
     "products": "#999999",
+    "plain": "#f0e442",
     "mfb": "#e69f00",
     "copy": "#c9c9c9",
 }

@@ -41,12 +41,14 @@ class Device:
         result: the file.
         run: what it holds.
         repeats: results with a suffix, of the same day and device.
+        goals: the newest result of `python -m bench goals` on it, if there is one.
     """
 
     name: str
     result: Result
     run: Run
     repeats: list[Result]
+    goals: Result | None
 
     @property
     def on_gpu(self) -> bool:
@@ -78,14 +80,19 @@ def found(root: Path, kind: str) -> list[Result]:
     Raises:
         FileNotFoundError: there is none.
     """
+    results = _named(root, kind)
+    if not results:
+        where = RESULTS.as_posix()
+        raise FileNotFoundError(f"no result {kind}-DEVICE-DATE.json in {where}")
+    return results
+
+
+def _named(root: Path, kind: str) -> list[Result]:
     results = [
         Result(path, match["device"], match["date"], match["suffix"] or "")
         for path in sorted((root / RESULTS).glob("*.json"))
         if (match := _NAME.fullmatch(path.stem)) and match["kind"] == kind
     ]
-    if not results:
-        where = RESULTS.as_posix()
-        raise FileNotFoundError(f"no result {kind}-DEVICE-DATE.json in {where}")
     return sorted(results, key=lambda result: (result.date, result.suffix))
 
 
@@ -105,14 +112,15 @@ def devices(root: Path) -> list[Device]:
     by_device: dict[str, list[Result]] = {}
     for result in found(root, "bench"):
         by_device.setdefault(result.device, []).append(result)
-    reported = [_device(results) for results in by_device.values()]
+    goals = {result.device: result for result in _named(root, "goals")}
+    reported = [_device(results, goals.get(name)) for name, results in by_device.items()]
     return sorted(reported, key=lambda device: (not device.on_gpu, device.name))
 
 
-def _device(results: list[Result]) -> Device:
+def _device(results: list[Result], goals: Result | None) -> Device:
     main = newest(results)
     repeats = [r for r in results if r.date == main.date and r != main]
-    return Device(_slug(main.device), main, Run.load(main.path), repeats)
+    return Device(_slug(main.device), main, Run.load(main.path), repeats, goals)
 
 
 def _slug(name: str) -> str:

@@ -1,0 +1,89 @@
+"""What `python -m bench goals` leaves: goals and what was reached, written as one JSON file."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .records import Spread
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One goal: how many times faster ours has to be than a peer.
+
+    Attributes:
+        operator: a subject of `bench.operators`.
+        label: of the sizes.
+        sizes: by the field's letters.
+        mode: "forward" or "training".
+        peer: a contender; "one thread" is ours on one.
+        least: the peer's time over ours, at least; or bytes over bytes where the peer is "eager's memory".
+    """
+
+    operator: str
+    label: str
+    sizes: dict[str, int]
+    mode: str
+    peer: str
+    least: float
+
+    @property
+    def name(self) -> str:
+        """What identifies it."""
+        return f"{self.operator} {self.label} {self.mode} / {self.peer}"
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What was measured of a goal.
+
+    Attributes:
+        goal: which.
+        ratio: the peer's time over ours, turn by turn; None where one of the two could not be measured.
+        turns: that count.
+        hindered: turns that were thrown out.
+        why: there is no ratio.
+    """
+
+    goal: Goal
+    ratio: Spread | None
+    turns: int = 0
+    hindered: int = 0
+    why: str = ""
+
+    @property
+    def met(self) -> bool:
+        """Whether the median is what was asked for."""
+        return self.ratio is not None and self.ratio.median >= self.goal.least
+
+
+def save(reached: Sequence[Reached], machine: dict[str, Any], path: Path) -> None:
+    """Writes what was measured as JSON."""
+    values = {
+        "version": VERSION,
+        "machine": machine,
+        "goals": [asdict(r) for r in reached],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
+
+
+def load(path: Path) -> list[Reached]:
+    """Reads what `save` wrote.
+
+    Raises:
+        ValueError: the file was not written by this version.
+    """
+    values = json.loads(path.read_text("utf-8"))
+    if not isinstance(values, dict) or values.get("version") != VERSION:
+        raise ValueError(f"{path} is not a result of `python -m bench goals`, version {VERSION}")
+    return [_reached(value) for value in values["goals"]]
+
+
+def _reached(value: dict[str, Any]) -> Reached:
+    spread = Spread(**value["ratio"]) if value["ratio"] else None
+    return replace(Reached(**value), goal=Goal(**value["goal"]), ratio=spread)

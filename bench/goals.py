@@ -1,0 +1,207 @@
+"""What the CPU kernels are held to, each goal as a ratio of times taken in turn: `python -m bench goals`.
+
+Two virtual cores of a shared machine are sometimes one physical core for seconds. So a product of known size is timed
+beside every turn, and turns where it took much longer than usual are thrown out and counted.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import machine, resident
+from .goal_records import Goal, Reached, save
+from .operators import SUBJECTS
+from .operators.call import Draw
+from .plan import OperatorPlan
+from .records import Spread
+from .shapes import CURVES
+from .timing import Run, clock, interleave, ratio
+
+_PROBE, _PROBE_SIDE = "probe", 256
+_HINDERED = 1.5  # times the probe's usual time
+
+
+def goals() -> list[Goal]:
+    """All goals, cases with the same inputs next to each other."""
+    return [*_products(), *_trunks(), *_training(), *_curves(), *_others()]
+
+
+def _products() -> Iterator[Goal]:
+    """Global pooling against the two bare products, and against eager PyTorch."""
+    narrow, wide = {"C": 256, "D": 512, "O": 128, "K": 4}, {"C": 256, "D": 512, "O": 1000, "K": 5}
+    for widths in (narrow, wide):
+        for B in (1, 2, 4, 8, 16, 32, 64, 256):
+            sizes = {"B": B} | widths
+            label = f"B={B}, O K={widths['O'] * widths['K']}"
+            small = B <= 64
+            yield Goal("fbp", label, sizes, "forward", "products", 1 / (0.60 if small else 0.80))
+            yield Goal("fbp", label, sizes, "forward", "eager", 1.9 if small else 1.3)
+    square = {"B": 4096, "C": 512, "D": 512, "O": 1000, "K": 5}
+    for label, sizes in (("vqa", _sizes("fbp", "vqa")), ("B=4096, O K=5000", square)):
+        yield Goal("fbp", label, sizes, "forward", "products", 1 / 0.90)
+        yield Goal("fbp", label, sizes, "forward", "eager", 1.3)
+    yield Goal("fbp", "vqa", _sizes("fbp", "vqa"), "forward", "one thread", 1.8)
+
+
+def _trunks() -> Iterator[Goal]:
+    for operator in ("trunk_fbp", "am_fbp"):
+        for label, eager in (("clip", 1.9), ("batch", 1.3)):
+            sizes = _sizes(operator, label)
+            if operator == "trunk_fbp":
+                yield Goal(operator, label, sizes, "forward", "products", 1 / 0.88)
+            yield Goal(operator, label, sizes, "forward", "eager", eager)
+
+
+def _training() -> Iterator[Goal]:
+    for operator in ("fbp", "fbp_biased", "trunk_fbp", "am_fbp"):
+        for label, least in (("clip", 1.5), ("batch", 1.5), ("vqa", 1.2)):
+            if label in SUBJECTS[operator].sizes:
+                yield Goal(operator, label, _sizes(operator, label), "training", "eager", least)
+
+
+def _curves() -> Iterator[Goal]:
+    for mode in ("forward", "training"):
+        for B in CURVES["B"]:
+            sizes = _sizes("fbp", "clip") | {"B": B}
+            for peer in ("eager", "compile"):
+                yield Goal("fbp", f"B={B}", sizes, mode, peer, 1.0)
+
+
+def _others() -> Iterator[Goal]:
+    for operator in ("local_response_norm", "local_response_norm_apart"):
+        for label in ("conv1", "conv2"):
+            sizes = _sizes(operator, label)
+            for mode in ("forward", "training"):
+                yield Goal(operator, label, sizes, mode, "eager", 20)
+                yield Goal(operator, label, sizes, mode, "plain", 5)
+            yield Goal(operator, label, sizes, "forward", "copy", 1 / 1.6)
+    frames = _sizes("attention_pool", "clip")
+    yield Goal("attention_pool", "clip", frames, "training", "eager", 2)
+    one = _sizes("am_fbp", "one")
+    yield Goal("am_fbp", "one", one, "forward", "eager", 1 / 0.20)
+    yield Goal("am_fbp", "one", one, "training", "eager", 1 / 0.33)
+    web = _sizes("am_fbp", "web")
+    for mode in ("forward", "training"):
+        yield Goal("am_fbp", "web", web, mode, resident.PEER, 1.0)
+
+
+def _sizes(operator: str, label: str) -> dict[str, int]:
+    return SUBJECTS[operator].sizes[label]
+
+
+def measure(chosen: Iterable[Goal], seconds: float) -> Iterator[Reached]:
+    """Measures goals; those of one case together, in turn.
+
+    Args:
+        chosen: the goals.
+        seconds: for the turns of a case.
+    """
+    cases: dict[tuple[str, str, str, bool], list[Goal]] = {}
+    for goal in chosen:
+        case = (goal.operator, goal.label, goal.mode, goal.peer in _APART)
+        cases.setdefault(case, []).append(goal)
+    for together in cases.values():
+        torch.compiler.reset()
+        apart = _APART.get(together[0].peer)
+        yield from apart(together, seconds) if apart else _case(together, seconds)
+
+
+def _case(together: list[Goal], seconds: float) -> Iterator[Reached]:
+    first = together[0]
+    plan = OperatorPlan(first.operator, first.label, first.sizes, "float32", first.mode, "cpu", "B")
+    checked = plan.check(["native", *(goal.peer for goal in together)])
+    missing = checked.left_out | checked.wrong
+    runs: dict[str, Run] = {name: contender.run for name, contender in checked.ready.items()}
+    samples, hindered = _free_turns(runs, seconds)
+    for goal in together:
+        why = next((missing[name] for name in ("native", goal.peer) if name in missing), "")
+        if why:
+            yield Reached(goal, None, why=why)
+        else:
+            turns = len(samples["native"])
+            yield Reached(goal, ratio(samples, "native", goal.peer), turns, hindered)
+
+
+def _threads(together: list[Goal], seconds: float) -> Iterator[Reached]:
+    """The time on one thread over that on all."""
+    for goal in together:
+        plan = OperatorPlan(goal.operator, goal.label, goal.sizes, "float32", goal.mode, "cpu")
+        run = plan.check(["native"]).ready["native"].run
+        samples, hindered = _free_turns({"native": run, goal.peer: _alone(run)}, seconds)
+        yield Reached(goal, ratio(samples, "native", goal.peer), len(samples["native"]), hindered)
+
+
+def _alone(run: Run) -> Run:
+    def on_one_thread() -> object:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return run()
+        finally:
+            torch.set_num_threads(threads)
+
+    return on_one_thread
+
+
+def _memory(together: list[Goal], seconds: float) -> Iterator[Reached]:
+    """Eager's peak of resident memory over ours, each in a process of its own."""
+    for goal in together:
+        ours, eager = (resident.peak(goal.sizes, goal.mode, who) for who in ("native", "reference"))
+        yield Reached(goal, Spread.of([eager / ours]), 1)
+
+
+_APART: dict[str, Callable[[list[Goal], float], Iterator[Reached]]] = {
+    "one thread": _threads,
+    resident.PEER: _memory,
+}
+
+
+def _free_turns(runs: dict[str, Run], seconds: float) -> tuple[dict[str, list[float]], int]:
+    """Times of the turns in which the machine gave all its cores, and how many others there were."""
+    samples = interleave(runs | {_PROBE: _probe()}, seconds, clock("cpu"))
+    probe = np.array(samples.pop(_PROBE))
+    free = probe < _HINDERED * np.quantile(probe, 0.25)
+    kept = {name: list(np.array(times)[free]) for name, times in samples.items()}
+    return kept, int((~free).sum())
+
+
+def _probe() -> Run:
+    draw = Draw("float32")
+    left, right = draw(_PROBE_SIDE, _PROBE_SIDE), draw(_PROBE_SIDE, _PROBE_SIDE)
+    out = draw.empty(_PROBE_SIDE, _PROBE_SIDE)
+    return lambda: torch.mm(left, right, out=out)
+
+
+def run_goals(patterns: Sequence[str], seconds: float, out: Path | None) -> int:
+    """Measures the goals whose names match, prints them, and writes them where `out` says.
+
+    Returns:
+        0, whatever was reached; 2 where no goal matches.
+    """
+    chosen = [g for g in goals() if not patterns or any(fnmatch(g.name, p) for p in patterns)]
+    if not chosen:
+        print(f"no goal matches {', '.join(patterns)}", file=sys.stderr)
+        return 2
+    reached = []
+    for result in measure(chosen, seconds):
+        reached.append(result)
+        print(line(result), flush=True)
+        if out is not None:
+            save(reached, machine.describe("cpu"), out)
+    print(f"{sum(r.met for r in reached)} of {len(reached)} reached")
+    return 0
+
+
+def line(result: Reached) -> str:
+    """A goal in a line."""
+    goal = result.goal
+    start = f"{goal.name:<58} at least {goal.least:5.2f}"
+    if result.ratio is None:
+        return f"{start}  not measured: {result.why}"
+    r = result.ratio
+    verdict = "reached" if result.met else "MISSED"
+    return f"{start}  {r.median:6.2f} ({r.low:.2f} to {r.high:.2f})  {verdict}"
