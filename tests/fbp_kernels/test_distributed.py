@@ -18,10 +18,15 @@ def test_two_processes_get_the_gradients_of_the_whole_batch(backend: str, tmp_pa
     script = str(Path(distributed.__file__))
     arguments = [str(tmp_path / "meeting"), str(out)]
     processes = [
-        subprocess.Popen([sys.executable, script, backend, str(rank), *arguments])
+        subprocess.Popen(
+            [sys.executable, script, backend, str(rank), *arguments],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for rank in range(2)
     ]
-    assert [process.wait(120) for process in processes] == [0, 0]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
     network = distributed.model("reference")
     distributed.loss(network, distributed.batch()).backward()
     got = torch.load(out, weights_only=True)
