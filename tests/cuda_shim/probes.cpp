@@ -1,0 +1,228 @@
+// Kernels with a mistake each, and some without: what the shim has to say of them.
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_pipeline.h>
+#include <cuda_runtime.h>
+#include <mma.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cuda/launch.h"
+
+namespace {
+
+using fbp::cuda::shared_memory;
+namespace wmma = nvcuda::wmma;
+
+// ---- with a mistake ----
+
+__global__ void some_skip_the_barrier(int* out) {
+  if (threadIdx.x < 40) __syncthreads();
+  out[threadIdx.x] = 1;
+}
+
+__global__ void different_barriers(int* out) {
+  if (threadIdx.x < 32) {
+    __syncthreads();
+  } else {
+    __syncthreads();
+  }
+  out[threadIdx.x] = 1;
+}
+
+__global__ void a_lane_skips_the_shuffle(int* out) {
+  if (threadIdx.x != 5) out[threadIdx.x] = __shfl_xor_sync(0xffffffffu, 1, 1);
+  __syncthreads();
+}
+
+__global__ void the_mask_lacks_the_lane(int* out) {
+  out[threadIdx.x] = __shfl_sync(0x0000ffffu, 1, 0);
+}
+
+__global__ void beyond_shared_memory(int* out) {
+  reinterpret_cast<int*>(shared_memory())[64 + 4096 + threadIdx.x] = 1;
+  out[threadIdx.x] = 1;
+}
+
+__global__ void a_little_beyond_shared_memory(int* out) {
+  reinterpret_cast<int*>(shared_memory())[threadIdx.x + 2] = 1;
+  out[threadIdx.x] = 1;
+}
+
+__global__ void misaligned(int* out) {
+  *reinterpret_cast<float4*>(out + 1) = make_float4(0, 0, 0, 0);
+}
+
+__global__ void beyond_an_array(int* out) {
+  int own[4] = {};
+  own[threadIdx.x] = 1;
+  out[threadIdx.x] = own[threadIdx.x];
+}
+
+__global__ void a_copy_that_nobody_waits_for(int* out) {
+  if (threadIdx.x == 0) __pipeline_memcpy_async(shared_memory(), out, 16);
+}
+
+__global__ void a_fragment_that_is_not_aligned(int*) {
+  wmma::fragment<wmma::matrix_a, 16, 16, 16, __half, wmma::row_major> a;
+  wmma::load_matrix_sync(a, reinterpret_cast<const __half*>(shared_memory()) + 8, 16);
+}
+
+__global__ void nobody(int*) { __trap(); }
+
+// ---- whose result shows a mistake ----
+
+// Reads what the neighbour writes, without a barrier in between.
+__global__ void no_barrier(int* out) {
+  __shared__ int values[64];
+  values[threadIdx.x] = static_cast<int>(threadIdx.x);
+  out[threadIdx.x] = values[63 - threadIdx.x];
+}
+
+// Finds what an earlier block left.
+__global__ void not_written(int* out) {
+  __shared__ int values[64];
+  if (blockIdx.x == 0) values[threadIdx.x] = static_cast<int>(threadIdx.x);
+  __syncthreads();
+  if (blockIdx.x == 1) out[threadIdx.x] = values[threadIdx.x];
+}
+
+__global__ void not_waited_for(int* out) {
+  int* const values = reinterpret_cast<int*>(shared_memory());
+  __pipeline_memcpy_async(values + threadIdx.x, out + threadIdx.x, 4);
+  __pipeline_commit();
+  const int value = values[threadIdx.x];
+  __pipeline_wait_prior(0);
+  out[threadIdx.x] = value;
+}
+
+__global__ void last_block_wins(int* out) { out[threadIdx.x] = static_cast<int>(blockIdx.x); }
+
+// ---- without one: out[i] = i ----
+
+__global__ void barriers(int* out) {
+  __shared__ int values[64];
+  values[threadIdx.x] = static_cast<int>(63 - threadIdx.x);
+  __syncthreads();
+  out[threadIdx.x] = values[63 - threadIdx.x];
+}
+
+__global__ void warps(int* out) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, base = static_cast<int>(threadIdx.x) - lane;
+  int sum = lane;
+  for (int bit = 16; bit > 0; bit /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bit);
+  const unsigned even = __ballot_sync(0xffffffffu, lane % 2 == 0);
+  int value = __shfl_sync(0xffffffffu, lane, 31 - lane);  // 31 - lane
+  value = __shfl_down_sync(0xffffffffu, value, 1);        // 30 - lane, and 0 at the last
+  const bool right = sum == 496 && even == 0x55555555u && value == (lane < 31 ? 30 - lane : 0);
+  out[threadIdx.x] = right ? base + lane : -1;
+}
+
+// Products of whole numbers, exact in every type: out[i] = i.
+template <class T, int kDepth, class Stored>
+__global__ void product(int* out) {
+  __shared__ __align__(128) Stored a[16 * kDepth], b[kDepth * 16];
+  __shared__ __align__(128) float c[256];
+  if (threadIdx.x < 32) {
+    for (int i = static_cast<int>(threadIdx.x); i < 16 * kDepth; i += 32) {
+      const int row = i / kDepth, depth = i % kDepth;
+      a[i] = depth == 0 ? static_cast<float>(row) : depth == 1 ? 1.0f : 0.0f;
+      // By columns: row 0 is 16, row 1 counts.
+      b[i] = depth == 0 ? 16.0f : depth == 1 ? static_cast<float>(row) : 0.0f;
+    }
+    __syncwarp();
+    wmma::fragment<wmma::matrix_a, 16, 16, kDepth, T, wmma::row_major> left;
+    wmma::fragment<wmma::matrix_b, 16, 16, kDepth, T, wmma::col_major> right;
+    wmma::fragment<wmma::accumulator, 16, 16, kDepth, float> sum;
+    wmma::fill_fragment(sum, 0.0f);
+    wmma::load_matrix_sync(left, a, kDepth);
+    wmma::load_matrix_sync(right, b, kDepth);
+    wmma::mma_sync(sum, left, right, sum);
+    wmma::store_matrix_sync(c, sum, 16, wmma::mem_row_major);
+  }
+  __syncthreads();
+  out[threadIdx.x] = static_cast<int>(c[threadIdx.x]);
+}
+
+// Every number of 16 bits there and back, and numbers between two of them.
+__global__ void rounding(int* out) {
+  int wrong = 0;
+  for (unsigned i = threadIdx.x; i < 0x7c00; i += 64) {
+    const auto bits = static_cast<unsigned short>(i);
+    const float low = __half2float(__ushort_as_half(bits));
+    const float high = __half2float(__ushort_as_half(static_cast<unsigned short>(i + 1)));
+    wrong += __half_as_ushort(__float2half(low)) != bits;
+    if (i + 1 == 0x7c00) continue;
+    const unsigned short even = static_cast<unsigned short>(i % 2 == 0 ? i : i + 1);
+    wrong += __half_as_ushort(__float2half((low + high) / 2)) != even;
+    wrong += __half_as_ushort(__float2half(-(low + high) / 2)) != (even | 0x8000);
+  }
+  for (unsigned i = threadIdx.x; i < 0x7f7f; i += 64) {
+    const auto bits = static_cast<unsigned short>(i);
+    const float low = __bfloat162float(__ushort_as_bfloat16(bits));
+    const float middle = __uint_as_float(__float_as_uint(low) + 0x8000);
+    wrong += __bfloat16_as_ushort(__float2bfloat16(low)) != bits;
+    wrong += __bfloat16_as_ushort(__float2bfloat16(middle)) != i + i % 2;
+  }
+  out[threadIdx.x] = wrong == 0 ? static_cast<int>(threadIdx.x) : -1;
+}
+
+using Kernel = void (*)(int*);
+
+struct Probe {
+  const char* name;
+  Kernel kernel;
+  unsigned threads = 64, blocks = 1;
+};
+
+#define PROBE(kernel) {#kernel, kernel}
+
+const Probe kProbes[] = {
+    PROBE(some_skip_the_barrier),
+    PROBE(different_barriers),
+    PROBE(a_lane_skips_the_shuffle),
+    PROBE(the_mask_lacks_the_lane),
+    PROBE(beyond_shared_memory),
+    PROBE(a_little_beyond_shared_memory),
+    PROBE(misaligned),
+    PROBE(beyond_an_array),
+    PROBE(a_copy_that_nobody_waits_for),
+    PROBE(a_fragment_that_is_not_aligned),
+    PROBE(nobody),
+    PROBE(no_barrier),
+    {"not_written", not_written, 64, 2},
+    PROBE(not_waited_for),
+    {"last_block_wins", last_block_wins, 1, 3},
+    PROBE(barriers),
+    PROBE(warps),
+    {"half_product", product<__half, 16, __half>, 256},
+    {"bfloat16_product", product<__nv_bfloat16, 16, __nv_bfloat16>, 256},
+    {"tf32_product", product<wmma::precision::tf32, 8, float>, 256},
+    PROBE(rounding),
+};
+
+}  // namespace
+
+// Runs a probe; says what the shim said, or "wrong" where out[i] is not i.
+extern "C" __attribute__((visibility("default"))) const char* fbp_shim_probe(const char* name) {
+  static std::string said;
+  for (const Probe& probe : kProbes) {
+    if (std::string(probe.name) != name) continue;
+    alignas(16) static int out[1024];
+    for (int i = 0; i < 1024; ++i) out[i] = i;
+    try {
+      shim::launch(probe.name, probe.kernel, dim3(probe.blocks), dim3(probe.threads),
+                   65 * sizeof(int), +out);
+    } catch (const std::runtime_error& error) {
+      said = error.what();
+      return said.c_str();
+    }
+    for (unsigned i = 0; i < probe.threads; ++i)
+      if (out[i] != static_cast<int>(i)) return "wrong";
+    return "";
+  }
+  return "there is no such probe";
+}

@@ -1,0 +1,111 @@
+// What stands behind the CUDA built-ins on the host: blocks run one after the other, the threads of
+// a block as fibers that give way where they wait for one another.
+//
+// It is stricter than a GPU where that finds mistakes: barriers that not all threads reach, warp
+// operations that not all lanes of the mask reach alike, shared memory that is read before it is
+// written (it starts as NaN) or left (guard pages), accesses that are not aligned. Blocks, and the
+// threads of a block, run in an order that a seed decides.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <utility>
+
+struct uint3 {
+  unsigned x, y, z;
+};
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+
+namespace shim {
+
+// Where a kernel's source calls something.
+struct Place {
+  const char* file;
+  int line;
+};
+
+// Ends the launch with an error; only from within a kernel.
+[[noreturn]] void fail(const std::string& what);
+
+// Waits until all threads of the block have come.
+void barrier(Place place);
+
+// Waits until `threads` threads have come to the barrier of that number.
+void named_barrier(int number, int threads, Place place);
+
+using Combine = void (*)(void* const lanes[32]);
+
+// Waits until all lanes of the mask have come, each with its own data; the last to come combines
+// them (a lane that is not in the mask is null). `operation` must be the same for all.
+void meet(const char* operation, unsigned mask, void* own, Combine combine, Place place);
+
+int lane();
+
+// The block's dynamic shared memory, and its size.
+unsigned char* shared_memory();
+std::size_t shared_size();
+
+// A copy that takes place no sooner than the thread waits for the group that it belongs to.
+void copy_later(void* to, const void* from, std::size_t bytes, std::size_t zeros);
+void close_copy_group();
+void wait_for_copies(unsigned groups_left);
+
+struct Launch {
+  const char* name;
+  dim3 grid, block;
+  std::size_t shared = 0;
+  void (*body)(void* arguments) = nullptr;
+  void* arguments = nullptr;
+};
+
+// Runs a kernel to its end. Throws std::runtime_error where it does what a kernel must not.
+void run(const Launch& launch);
+
+template <class... Parameters, class... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+            std::size_t shared, Arguments&&... arguments) {
+  struct Call {
+    void (*kernel)(Parameters...);
+    std::tuple<std::decay_t<Parameters>...> arguments;
+  } call{kernel, {std::forward<Arguments>(arguments)...}};
+  Launch what{name, grid, block, shared};
+  what.arguments = &call;
+  what.body = [](void* pointer) {
+    // Every thread has parameters of its own.
+    Call& own = *static_cast<Call*>(pointer);
+    std::apply(own.kernel, own.arguments);
+  };
+  run(what);
+}
+
+// What tests set and read.
+enum class Order { forward, reverse, shuffled };
+
+struct Settings {
+  Order order = Order::forward;
+  std::uint64_t seed = 0;
+  int multiprocessors = 4;
+};
+
+Settings& settings();
+
+struct Counts {
+  std::int64_t launches = 0, blocks = 0;
+};
+
+Counts& counts();
+
+constexpr std::size_t kSharedLimit = 227 << 10;
+
+}  // namespace shim
