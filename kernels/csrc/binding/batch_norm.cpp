@@ -47,8 +47,7 @@ struct BatchNormCall {
     // A single position is both; as channels together it is not a plane of one value.
     problem.channels_last = layout == Layout::together || problem.row_length == 1;
     if (lengths) {
-      check_tensor("lengths", *lengths, {x.size(0)}, ScalarType::Long);
-      lengths = torch::stable::contiguous(*lengths);
+      lengths = checked_lengths(*lengths, x.size(0), x.size(last));
       problem.lengths = lengths->const_data_ptr<i64>();
       if (x.size(last) > 0) problem.rows = problem.row_length / x.size(last);
       problem.row_length = x.size(last);

@@ -1,4 +1,5 @@
-// fbp, trunk_fbp and am_fbp: global pooling is pooling over one trunk.
+// fbp, trunk_fbp and am_fbp. Tensors of a global pooling have no dimension of trunks: to the
+// kernels it is pooling over one trunk.
 
 #include <array>
 #include <cmath>
@@ -10,270 +11,344 @@ namespace fbp {
 
 namespace {
 
-// The tensors of one pooling, as an operator receives them. (B, H, C), (B, H, D), (H, C, N), (H, D,
-// N), (H, N).
-struct Inputs {
-  const Tensor& a;
-  const Tensor& v;
-  const Tensor& p;
-  const Tensor& q;
-  MaybeTensor p_bias;
-  MaybeTensor q_bias;
+constexpr int kInputs = 6;
+const char* const kNames[kInputs] = {"a", "v", "p", "q", "p_bias", "q_bias"};
 
-  i64 B() const { return a.size(0); }
-  i64 H() const { return a.size(1); }
-  i64 N() const { return p.size(2); }
+// Sizes along up to three dimensions.
+struct Shape {
+  i64 size[3];
+  std::size_t dims = 0;
+
+  operator Sizes() const { return {size, dims}; }
 };
 
-void check(const Inputs& x, i64 factor, bool adaptive) {
-  STD_TORCH_CHECK(x.a.dim() == 3, "a has ", x.a.dim(), " dimensions, expected (B, H, C)");
-  STD_TORCH_CHECK(x.v.dim() == 3, "v has ", x.v.dim(), " dimensions, expected (B, H, D)");
-  STD_TORCH_CHECK(x.p.dim() == 3, "p has ", x.p.dim(), " dimensions, expected (H, C, N)");
-  const ScalarType dtype = x.a.scalar_type();
-  const i64 B = x.B(), H = x.H(), N = x.N();
-  check_tensor("a", x.a, {B, H, x.a.size(2)}, dtype);
-  check_tensor("v", x.v, {B, H, x.v.size(2)}, dtype);
-  check_tensor("p", x.p, {H, x.a.size(2), N}, dtype);
-  check_tensor("q", x.q, {H, x.v.size(2), N}, dtype);
-  if (x.p_bias) check_tensor("p_bias", *x.p_bias, {H, N}, dtype);
-  if (x.q_bias) check_tensor("q_bias", *x.q_bias, {H, N}, dtype);
-  STD_TORCH_CHECK(factor >= 1 && N % factor == 0, "factor is ", factor, ", expected a divisor of ",
-                  N);
-  STD_TORCH_CHECK(!adaptive || H == 1, "adaptive pooling has one trunk, not ", H);
-}
+// One pooling of a call, the global or the per-trunk part, as an operator receives it.
+struct Pooling {
+  std::array<const Tensor*, kInputs> input;  // null where there is no bias
+  i64 factor;
+  std::uint32_t stream;  // of the generator, see kGlobalStream
+  bool adaptive;
+  const MaybeTensor& lengths;
+  bool has_trunks;
 
-// Everything but the inputs: what decides which elements count.
-struct Settings {
-  MaybeTensor lengths;
-  MaybeTensor seed;
-  double dropout;
+  // Known once the tensors are checked.
+  i64 B = 0, H = 1, N = 0, width[2] = {};
 
-  void check(i64 B) {
-    if (lengths) {
-      check_tensor("lengths", *lengths, {B}, ScalarType::Long);
-      lengths = torch::stable::contiguous(*lengths);
-    }
-    if (seed) {
-      check_tensor("seed", *seed, {}, ScalarType::Long);
-      STD_TORCH_CHECK(dropout >= 0 && dropout <= 1, "dropout is ", dropout, ", expected 0 to 1");
-    }
+  bool empty() const { return B == 0 || H == 0 || N == 0; }
+  i64 outputs() const { return N / factor; }
+
+  // Kernels see inputs (B, H, width), weights (H, width, N) and biases (H, 1, N).
+  bool has_axis(int j, int axis) const {
+    const int trunks = j < 2 ? 1 : 0;
+    return axis == trunks ? has_trunks : j < 4 || axis == 2;
   }
 
-  Dropout mask() const {
-    Dropout result;
-    if (!seed) return result;
-    result.active = true;
-    result.seed = seed->const_data_ptr<i64>();
-    result.threshold = static_cast<std::uint64_t>(std::floor(dropout * 0x1p32));
-    // In float32 for all dtypes, as in the reference.
-    result.scale = dropout < 1 ? static_cast<float>(1 / (1 - dropout)) : 0;
+  Shape shape(int j) const {
+    const i64 w = width[j % 2];
+    const std::array<i64, 3> all = j < 2   ? std::array<i64, 3>{B, H, w}
+                                   : j < 4 ? std::array<i64, 3>{H, w, N}
+                                           : std::array<i64, 3>{H, 1, N};
+    Shape result;
+    for (int axis = 0; axis < 3; ++axis)
+      if (has_axis(j, axis)) result.size[result.dims++] = all[axis];
     return result;
   }
+
+  View view(int j) const {
+    const Sizes strides = input[j]->strides();
+    View result;
+    result.data = const_cast<void*>(input[j]->const_data_ptr());
+    int next = 0;
+    for (int axis = 0; axis < 3; ++axis)
+      if (has_axis(j, axis)) result.stride[axis] = strides[next++];
+    return result;
+  }
+
+  Shape kept_shape() const { return {{H, B, N}, 3}; }
+
+  void check() {
+    const i64 dims = has_trunks ? 3 : 2;
+    for (int j = 0; j < 4; ++j)
+      STD_TORCH_CHECK(input[j]->dim() == dims, kNames[j], " has ", input[j]->dim(),
+                      " dimensions, expected ", dims);
+    B = input[0]->size(0);
+    if (has_trunks) H = input[0]->size(1);
+    for (int side = 0; side < 2; ++side) width[side] = input[side]->size(dims - 1);
+    N = input[2]->size(dims - 1);
+    const ScalarType dtype = input[0]->scalar_type();
+    for (int j = 0; j < kInputs; ++j)
+      if (input[j]) check_tensor(kNames[j], *input[j], shape(j), dtype);
+    STD_TORCH_CHECK(factor >= 1 && N % factor == 0, "factor is ", factor,
+                    ", expected a divisor of ", N);
+  }
 };
-
-void describe(Part& part, const Inputs& x, const Settings& settings, i64 factor, i64 stream,
-              bool adaptive, i64 o_offset) {
-  part.H = x.H();
-  part.N = x.N();
-  part.K = factor;
-  part.side[0] = {x.a.size(2), view(x.a), view(x.p), {}};
-  part.side[1] = {x.v.size(2), view(x.v), view(x.q), {}};
-  const MaybeTensor* const bias[2] = {&x.p_bias, &x.q_bias};
-  for (int side = 0; side < 2; ++side)
-    if (*bias[side]) {
-      part.side[side].bias = view(**bias[side]);
-      part.side[side].bias.stride[2] = part.side[side].bias.stride[1];
-    }
-  if (settings.lengths) part.lengths = settings.lengths->const_data_ptr<i64>();
-  part.adaptive = adaptive;
-  part.dropout = settings.mask();
-  part.stream = static_cast<std::uint32_t>(stream);
-  part.o_offset = o_offset;
-}
-
-// One pooling of a call: the global or the trunk part.
-struct Pooling {
-  Inputs inputs;
-  i64 factor;
-  i64 stream;
-  bool adaptive;
-  bool uses_lengths;
-
-  bool empty() const { return inputs.B() == 0 || inputs.H() == 0 || inputs.N() == 0; }
-  i64 outputs() const { return inputs.N() / factor; }
-  std::vector<i64> kept_shape() const { return {inputs.H(), inputs.B(), inputs.N()}; }
-};
-
-i64 check_all(const std::vector<Pooling>& poolings, Settings& settings) {
-  i64 outputs = 0;
-  for (const Pooling& pooling : poolings) {
-    check(pooling.inputs, pooling.factor, pooling.adaptive);
-    STD_TORCH_CHECK(pooling.inputs.B() == poolings[0].inputs.B() &&
-                        pooling.inputs.a.scalar_type() == poolings[0].inputs.a.scalar_type(),
-                    "the global and the trunk part differ in batch size or dtype");
-    outputs += pooling.outputs();
-  }
-  settings.check(poolings[0].inputs.B());
-  return outputs;
-}
-
-Settings settings_of(const Pooling& pooling, const Settings& settings) {
-  return {pooling.uses_lengths ? settings.lengths : std::nullopt, settings.seed, settings.dropout};
-}
-
-// z, then u and w of each part (empty where not kept).
-std::vector<Tensor> forward(const std::vector<Pooling>& poolings, Settings settings, bool keep) {
-  const i64 outputs = check_all(poolings, settings);
-  const Tensor& like = poolings[0].inputs.a;
-  ForwardProblem problem;
-  problem.dtype = dtype_of(like);
-  problem.B = like.size(0);
-  bool any_empty = false;
-  for (const Pooling& pooling : poolings) any_empty = any_empty || pooling.empty();
-  std::vector<Tensor> results{any_empty ? zeros({problem.B, outputs}, like)
-                                        : empty({problem.B, outputs}, like)};
-  problem.z = results[0].mutable_data_ptr();
-  problem.z_stride = outputs;
-  i64 o_offset = 0;
-  for (const Pooling& pooling : poolings) {
-    for (int side = 0; side < 2; ++side)
-      results.push_back(keep ? empty(pooling.kept_shape(), like) : nothing(like));
-    if (!pooling.empty()) {
-      ForwardPart& part = problem.part[problem.parts++];
-      describe(part, pooling.inputs, settings_of(pooling, settings), pooling.factor, pooling.stream,
-               pooling.adaptive, o_offset);
-      for (int side = 0; keep && side < 2; ++side)
-        part.kept[side] = results[results.size() - 2 + side].mutable_data_ptr();
-    }
-    o_offset += pooling.outputs();
-  }
-  if (problem.parts > 0) run(like, &Kernels::bilinear_forward, problem);
-  return results;
-}
-
-// Which gradients of a pooling are needed: a, v, p, q, p_bias, q_bias.
-using Needs = std::array<bool, 6>;
-
-// The gradients of a part's a, v, p, q, p_bias, q_bias, part by part; empty where not needed.
-std::vector<Tensor> backward(const Tensor& dz, const std::vector<Pooling>& poolings,
-                             Settings settings, const std::vector<std::array<MaybeTensor, 2>>& kept,
-                             const std::vector<Needs>& needs) {
-  const i64 outputs = check_all(poolings, settings);
-  const Tensor& like = poolings[0].inputs.a;
-  check_tensor("dz", dz, {like.size(0), outputs}, like.scalar_type());
-  BackwardProblem problem;
-  problem.dtype = dtype_of(like);
-  problem.B = like.size(0);
-  problem.dz = view(dz);
-  std::vector<Tensor> results, alive;
-  i64 o_offset = 0;
-  for (std::size_t i = 0; i < poolings.size(); ++i) {
-    const Pooling& pooling = poolings[i];
-    const Inputs& x = pooling.inputs;
-    const Tensor* const inputs[6] = {
-        &x.a, &x.v, &x.p, &x.q, x.p_bias ? &*x.p_bias : nullptr, x.q_bias ? &*x.q_bias : nullptr};
-    void* data[6] = {};
-    bool any = false;
-    for (int j = 0; j < 6; ++j) {
-      if (!needs[i][j]) {
-        results.push_back(nothing(like));
-        continue;
-      }
-      STD_TORCH_CHECK(inputs[j] != nullptr,
-                      "the gradient of a bias is asked for that is not there");
-      const std::vector<i64> sizes = sizes_of(*inputs[j]);
-      results.push_back(pooling.empty() ? zeros(sizes, like) : empty(sizes, like));
-      if (results.back().numel() > 0) data[j] = results.back().mutable_data_ptr();
-      any = true;
-    }
-    if (any && !pooling.empty()) {
-      BackwardPart& part = problem.part[problem.parts++];
-      describe(part, x, settings_of(pooling, settings), pooling.factor, pooling.stream,
-               pooling.adaptive, o_offset);
-      STD_TORCH_CHECK(kept[i][0].has_value() == kept[i][1].has_value(),
-                      "u and w are kept both or not at all");
-      for (int side = 0; side < 2; ++side) {
-        part.d_input[side] = data[side];
-        part.d_weight[side] = data[2 + side];
-        part.d_bias[side] = data[4 + side];
-        if (!kept[i][side]) continue;
-        check_tensor(side == 0 ? "u" : "w", *kept[i][side], pooling.kept_shape(),
-                     like.scalar_type());
-        alive.push_back(torch::stable::contiguous(*kept[i][side]));
-        part.kept[side] = alive.back().const_data_ptr();
-      }
-    }
-    o_offset += pooling.outputs();
-  }
-  if (problem.parts > 0) run(like, &Kernels::bilinear_backward, problem);
-  return results;
-}
-
-std::tuple<Tensor, Tensor, Tensor> bilinear_forward(Tensor a, Tensor v, Tensor p, Tensor q,
-                                                    MaybeTensor p_bias, MaybeTensor q_bias,
-                                                    MaybeTensor lengths, MaybeTensor seed,
-                                                    i64 factor, double dropout, i64 stream,
-                                                    bool adaptive, bool keep) {
-  const auto r = forward({{{a, v, p, q, p_bias, q_bias}, factor, stream, adaptive, true}},
-                         {lengths, seed, dropout}, keep);
-  return {r[0], r[1], r[2]};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> bilinear_backward(
-    Tensor dz, Tensor a, Tensor v, Tensor p, Tensor q, MaybeTensor p_bias, MaybeTensor q_bias,
-    MaybeTensor lengths, MaybeTensor seed, MaybeTensor u, MaybeTensor w, i64 factor, double dropout,
-    i64 stream, bool adaptive, i64 needs) {
-  Needs needed;
-  for (int j = 0; j < 6; ++j) needed[j] = needs >> j & 1;
-  const auto r = backward(dz, {{{a, v, p, q, p_bias, q_bias}, factor, stream, adaptive, true}},
-                          {lengths, seed, dropout}, {{u, w}}, {needed});
-  return {r[0], r[1], r[2], r[3], r[4], r[5]};
-}
 
 // Dropout draws one mask for each part.
-constexpr i64 kGlobalStream = 0, kTrunkStream = 1;
+constexpr std::uint32_t kGlobalStream = 0, kTrunkStream = 1;
 
-std::vector<Pooling> both_parts(const Tensor& a, const Tensor& v, const Tensor& a_trunks,
-                                const Tensor& v_trunks, const Tensor& p, const Tensor& q,
-                                const Tensor& p_trunks, const Tensor& q_trunks, i64 factor,
-                                i64 trunk_factor, bool adaptive) {
-  return {
-      {{a, v, p, q, {}, {}}, factor, kGlobalStream, adaptive, false},
-      {{a_trunks, v_trunks, p_trunks, q_trunks, {}, {}}, trunk_factor, kTrunkStream, false, true}};
+const MaybeTensor kNone;
+
+const Tensor* pointer(const MaybeTensor& x) { return x ? &*x : nullptr; }
+
+Pooling once(const Tensor& a, const Tensor& v, const Tensor& p, const Tensor& q,
+             const MaybeTensor& p_bias, const MaybeTensor& q_bias, i64 factor, bool adaptive) {
+  return {{&a, &v, &p, &q, pointer(p_bias), pointer(q_bias)},
+          factor,
+          kGlobalStream,
+          adaptive,
+          kNone,
+          false};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> am_forward(
-    Tensor a, Tensor v, Tensor a_trunks, Tensor v_trunks, Tensor p, Tensor q, Tensor p_trunks,
-    Tensor q_trunks, MaybeTensor lengths, MaybeTensor seed, i64 factor, i64 trunk_factor,
-    double dropout, bool adaptive, bool keep) {
-  const auto r = forward(both_parts(a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks, factor,
-                                    trunk_factor, adaptive),
-                         {lengths, seed, dropout}, keep);
-  return {r[0], r[1], r[2], r[3], r[4]};
+Pooling per_trunk(const Tensor& a, const Tensor& v, const Tensor& p, const Tensor& q,
+                  const MaybeTensor& p_bias, const MaybeTensor& q_bias, const MaybeTensor& lengths,
+                  i64 factor) {
+  return {{&a, &v, &p, &q, pointer(p_bias), pointer(q_bias)},
+          factor,
+          kTrunkStream,
+          false,
+          lengths,
+          true};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> am_backward(
-    Tensor dz, Tensor a, Tensor v, Tensor a_trunks, Tensor v_trunks, Tensor p, Tensor q,
-    Tensor p_trunks, Tensor q_trunks, MaybeTensor lengths, MaybeTensor seed, MaybeTensor u,
-    MaybeTensor w, MaybeTensor u_trunks, MaybeTensor w_trunks, i64 factor, i64 trunk_factor,
-    double dropout, bool adaptive, i64 needs) {
+Dropout mask_of(const MaybeTensor& seed, double dropout) {
+  STD_TORCH_CHECK(dropout >= 0 && dropout <= 1, "dropout is ", dropout, ", expected 0 to 1");
+  Dropout result;
+  if (!seed) return result;
+  check_tensor("seed", *seed, {}, ScalarType::Long);
+  result.active = true;
+  result.seed = seed->const_data_ptr<i64>();
+  result.threshold = static_cast<std::uint64_t>(std::floor(dropout * 0x1p32));
+  // In float32 for all dtypes, as in the reference.
+  result.scale = dropout < 1 ? static_cast<float>(1 / (1 - dropout)) : 0;
+  return result;
+}
+
+// The poolings of a call, checked, and what must live until the kernels are launched.
+template <std::size_t parts>
+class Call {
+ public:
+  Call(const std::array<Pooling, parts>& poolings, const MaybeTensor& seed, double dropout)
+      : poolings_(poolings), dropout_(mask_of(seed, dropout)) {
+    for (std::size_t i = 0; i < parts; ++i) {
+      Pooling& pooling = poolings_[i];
+      pooling.check();
+      STD_TORCH_CHECK(pooling.B == B() && pooling.input[0]->scalar_type() == like().scalar_type(),
+                      "the global and the trunk part differ in batch size or dtype");
+      if (pooling.lengths) lengths_[i] = checked_lengths(*pooling.lengths, B(), pooling.H);
+      outputs_ += pooling.outputs();
+    }
+  }
+
+  const Pooling& operator[](std::size_t i) const { return poolings_[i]; }
+  const Tensor& like() const { return *poolings_[0].input[0]; }
+  i64 B() const { return poolings_[0].B; }
+  i64 outputs() const { return outputs_; }
+
+  bool any_empty() const {
+    for (const Pooling& pooling : poolings_)
+      if (pooling.empty()) return true;
+    return false;
+  }
+
+  // The next part of a problem. None is empty.
+  void describe(Part& part, std::size_t i) const {
+    const Pooling& pooling = poolings_[i];
+    part.H = pooling.H;
+    part.N = pooling.N;
+    part.K = pooling.factor;
+    for (int side = 0; side < 2; ++side)
+      part.side[side] = {pooling.width[side], pooling.view(side), pooling.view(2 + side),
+                         pooling.input[4 + side] ? pooling.view(4 + side) : View{}};
+    if (lengths_[i]) part.lengths = lengths_[i]->template const_data_ptr<i64>();
+    part.adaptive = pooling.adaptive;
+    part.dropout = dropout_;
+    part.stream = pooling.stream;
+    for (std::size_t before = 0; before < i; ++before) part.o_offset += poolings_[before].outputs();
+  }
+
+ private:
+  std::array<Pooling, parts> poolings_;
+  std::array<MaybeTensor, parts> lengths_;
+  Dropout dropout_;
+  i64 outputs_ = 0;
+};
+
+// Both projections of each part, where they are kept.
+template <std::size_t parts>
+using Kept = std::array<std::array<MaybeTensor, 2>, parts>;
+
+template <std::size_t parts>
+Tensor forward(const Call<parts>& call, bool keep, Kept<parts>& kept) {
+  Tensor z = call.any_empty() ? zeros({call.B(), call.outputs()}, call.like())
+                              : empty({call.B(), call.outputs()}, call.like());
+  ForwardProblem problem;
+  problem.dtype = dtype_of(call.like());
+  problem.B = call.B();
+  problem.z = z.mutable_data_ptr();
+  problem.z_stride = call.outputs();
+  for (std::size_t i = 0; i < parts; ++i) {
+    for (int side = 0; keep && side < 2; ++side)
+      kept[i][side] = empty(call[i].kept_shape(), call.like());
+    if (call[i].empty()) continue;
+    ForwardPart& part = problem.part[problem.parts++];
+    call.describe(part, i);
+    for (int side = 0; keep && side < 2; ++side)
+      part.kept[side] = kept[i][side]->mutable_data_ptr();
+  }
+  if (problem.parts > 0) run(call.like(), &Kernels::bilinear_forward, problem);
+  return z;
+}
+
+// For each part its gradients, or which of them are needed: of a, v, p, q, p_bias, q_bias.
+template <std::size_t parts>
+using Gradients = std::array<std::array<MaybeTensor, kInputs>, parts>;
+template <std::size_t parts>
+using Needs = std::array<std::array<bool, kInputs>, parts>;
+
+template <std::size_t parts>
+Gradients<parts> backward(const Tensor& dz, const Call<parts>& call, const Kept<parts>& kept,
+                          const Needs<parts>& needs) {
+  const ScalarType dtype = call.like().scalar_type();
+  check_tensor("dz", dz, {call.B(), call.outputs()}, dtype);
+  BackwardProblem problem;
+  problem.dtype = dtype_of(call.like());
+  problem.B = call.B();
+  problem.dz = view(dz);
+  Gradients<parts> gradients;
+  Kept<parts> contiguous;
+  for (std::size_t i = 0; i < parts; ++i) {
+    const Pooling& pooling = call[i];
+    void* data[kInputs] = {};
+    bool any = false;
+    for (int j = 0; j < kInputs; ++j) {
+      if (!needs[i][j]) continue;
+      STD_TORCH_CHECK(pooling.input[j] != nullptr, "the gradient of ", kNames[j],
+                      " is asked for, which is not there");
+      gradients[i][j] = pooling.empty() ? zeros(pooling.shape(j), call.like())
+                                        : empty(pooling.shape(j), call.like());
+      if (gradients[i][j]->numel() > 0) data[j] = gradients[i][j]->mutable_data_ptr();
+      any = true;
+    }
+    if (!any || pooling.empty()) continue;
+    BackwardPart& part = problem.part[problem.parts++];
+    call.describe(part, i);
+    STD_TORCH_CHECK(kept[i][0].has_value() == kept[i][1].has_value(),
+                    "u and w are kept both or not at all");
+    for (int side = 0; side < 2; ++side) {
+      part.d_input[side] = data[side];
+      part.d_weight[side] = data[2 + side];
+      part.d_bias[side] = data[4 + side];
+      if (!kept[i][side]) continue;
+      check_tensor(side == 0 ? "u" : "w", *kept[i][side], pooling.kept_shape(), dtype);
+      contiguous[i][side] = made_contiguous(*kept[i][side]);
+      part.kept[side] = contiguous[i][side]->const_data_ptr();
+    }
+  }
+  if (problem.parts > 0) run(call.like(), &Kernels::bilinear_backward, problem);
+  return gradients;
+}
+
+// In the signatures below, arguments stand as in the declarations of the public operators.
+
+using Kept2 = std::tuple<Tensor, MaybeTensor, MaybeTensor>;
+using Gradients6 =
+    std::tuple<MaybeTensor, MaybeTensor, MaybeTensor, MaybeTensor, MaybeTensor, MaybeTensor>;
+
+Kept2 forward_of(const Call<1>& call, bool keep) {
+  Kept<1> kept;
+  Tensor z = forward(call, keep, kept);
+  return {std::move(z), kept[0][0], kept[0][1]};
+}
+
+Gradients6 backward_of(const Tensor& dz, const Call<1>& call, const MaybeTensor& u,
+                       const MaybeTensor& w, i64 needs) {
+  Needs<1> needed;
+  for (int j = 0; j < kInputs; ++j) needed[0][j] = (needs >> j & 1) != 0;
+  const auto [d] = backward<1>(dz, call, {{{u, w}}}, needed);
+  return {d[0], d[1], d[2], d[3], d[4], d[5]};
+}
+
+Kept2 fbp_forward(const Tensor& a, const Tensor& v, const Tensor& p, const Tensor& q,
+                  const MaybeTensor& p_bias, const MaybeTensor& q_bias, const MaybeTensor& seed,
+                  i64 factor, bool adaptive, double dropout, bool keep) {
+  return forward_of({{once(a, v, p, q, p_bias, q_bias, factor, adaptive)}, seed, dropout}, keep);
+}
+
+Gradients6 fbp_backward(const Tensor& dz, const Tensor& a, const Tensor& v, const Tensor& p,
+                        const Tensor& q, const MaybeTensor& p_bias, const MaybeTensor& q_bias,
+                        const MaybeTensor& seed, const MaybeTensor& u, const MaybeTensor& w,
+                        i64 factor, bool adaptive, double dropout, i64 needs) {
+  return backward_of(dz, {{once(a, v, p, q, p_bias, q_bias, factor, adaptive)}, seed, dropout}, u,
+                     w, needs);
+}
+
+Kept2 trunk_fbp_forward(const Tensor& a, const Tensor& v, const Tensor& p, const Tensor& q,
+                        const MaybeTensor& p_bias, const MaybeTensor& q_bias,
+                        const MaybeTensor& lengths, const MaybeTensor& seed, i64 factor,
+                        double dropout, bool keep) {
+  return forward_of({{per_trunk(a, v, p, q, p_bias, q_bias, lengths, factor)}, seed, dropout},
+                    keep);
+}
+
+Gradients6 trunk_fbp_backward(const Tensor& dz, const Tensor& a, const Tensor& v, const Tensor& p,
+                              const Tensor& q, const MaybeTensor& p_bias, const MaybeTensor& q_bias,
+                              const MaybeTensor& lengths, const MaybeTensor& seed,
+                              const MaybeTensor& u, const MaybeTensor& w, i64 factor,
+                              double dropout, i64 needs) {
+  return backward_of(dz, {{per_trunk(a, v, p, q, p_bias, q_bias, lengths, factor)}, seed, dropout},
+                     u, w, needs);
+}
+
+std::array<Pooling, 2> both(const Tensor& a, const Tensor& v, const Tensor& a_trunks,
+                            const Tensor& v_trunks, const Tensor& p, const Tensor& q,
+                            const Tensor& p_trunks, const Tensor& q_trunks,
+                            const MaybeTensor& lengths, i64 factor, i64 trunk_factor,
+                            bool adaptive) {
+  return {once(a, v, p, q, kNone, kNone, factor, adaptive),
+          per_trunk(a_trunks, v_trunks, p_trunks, q_trunks, kNone, kNone, lengths, trunk_factor)};
+}
+
+std::tuple<Tensor, MaybeTensor, MaybeTensor, MaybeTensor, MaybeTensor> am_fbp_forward(
+    const Tensor& a, const Tensor& v, const Tensor& a_trunks, const Tensor& v_trunks,
+    const Tensor& p, const Tensor& q, const Tensor& p_trunks, const Tensor& q_trunks,
+    const MaybeTensor& lengths, const MaybeTensor& seed, i64 factor, i64 trunk_factor,
+    bool adaptive, double dropout, bool keep) {
+  const Call<2> call(both(a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks, lengths, factor,
+                          trunk_factor, adaptive),
+                     seed, dropout);
+  Kept<2> kept;
+  Tensor z = forward(call, keep, kept);
+  return {std::move(z), kept[0][0], kept[0][1], kept[1][0], kept[1][1]};
+}
+
+std::tuple<MaybeTensor, MaybeTensor, MaybeTensor, MaybeTensor, MaybeTensor, MaybeTensor,
+           MaybeTensor, MaybeTensor>
+am_fbp_backward(const Tensor& dz, const Tensor& a, const Tensor& v, const Tensor& a_trunks,
+                const Tensor& v_trunks, const Tensor& p, const Tensor& q, const Tensor& p_trunks,
+                const Tensor& q_trunks, const MaybeTensor& lengths, const MaybeTensor& seed,
+                const MaybeTensor& u, const MaybeTensor& w, const MaybeTensor& u_trunks,
+                const MaybeTensor& w_trunks, i64 factor, i64 trunk_factor, bool adaptive,
+                double dropout, i64 needs) {
   const auto bit = [&](int j) { return (needs >> j & 1) != 0; };
-  const auto r = backward(dz,
-                          both_parts(a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks, factor,
-                                     trunk_factor, adaptive),
-                          {lengths, seed, dropout}, {{u, w}, {u_trunks, w_trunks}},
-                          {{bit(0), bit(1), bit(4), bit(5), false, false},
-                           {bit(2), bit(3), bit(6), bit(7), false, false}});
-  return {r[0], r[1], r[6], r[7], r[2], r[3], r[8], r[9]};
+  const Call<2> call(both(a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks, lengths, factor,
+                          trunk_factor, adaptive),
+                     seed, dropout);
+  const Needs<2> needed{{{bit(0), bit(1), bit(4), bit(5), false, false},
+                         {bit(2), bit(3), bit(6), bit(7), false, false}}};
+  const auto [d, d_trunks] = backward<2>(dz, call, {{{u, w}, {u_trunks, w_trunks}}}, needed);
+  return {d[0], d[1], d_trunks[0], d_trunks[1], d[2], d[3], d_trunks[2], d_trunks[3]};
 }
 
 }  // namespace
 
 FBP_IMPLEMENTATIONS(m) {
-  m.impl("bilinear_forward", TORCH_BOX(&bilinear_forward));
-  m.impl("bilinear_backward", TORCH_BOX(&bilinear_backward));
-  m.impl("am_forward", TORCH_BOX(&am_forward));
-  m.impl("am_backward", TORCH_BOX(&am_backward));
+  m.impl("fbp_forward", TORCH_BOX(&fbp_forward));
+  m.impl("fbp_backward", TORCH_BOX(&fbp_backward));
+  m.impl("trunk_fbp_forward", TORCH_BOX(&trunk_fbp_forward));
+  m.impl("trunk_fbp_backward", TORCH_BOX(&trunk_fbp_backward));
+  m.impl("am_fbp_forward", TORCH_BOX(&am_fbp_forward));
+  m.impl("am_fbp_backward", TORCH_BOX(&am_fbp_backward));
 }
 
 }  // namespace fbp

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 _BELOW = torch._C._after_autograd_keyset
 
-# Called with what computes the results, and the inputs as the schema has them.
-Apply = Callable[..., Any]
+# Called with what computes the results, and its arguments as the schema has them.
+Apply = Callable[[Callable[..., Any], tuple[Any, ...]], Any]
 
 
 def register(
     library: torch.library.Library,
     name: str,
+    differentiable: int,
+    results: int,
     setup_context: Callable[..., None],
     gradient: Callable[..., Any],
 ) -> Apply:
@@ -29,51 +31,64 @@ def register(
     Args:
         library: the one that defined the operator.
         name: of the operator.
-        setup_context: called with (ctx, inputs, output), inputs as the schema has them.
-        gradient: called with (ctx, *gradients of the results); gives one gradient for each input.
+        differentiable: how many of its arguments can be, the first ones.
+        results: how many of its results can be, the first ones.
+        setup_context: called with (ctx, arguments, output), arguments as the schema has them.
+        gradient: called with (ctx, *gradients of the results); gives the gradients of the arguments.
 
     Returns:
-        What applies the formula around a computation of the results, called with (compute, *inputs).
+        What applies the formula around a computation of the results.
     """
     operator = getattr(getattr(torch.ops, library.ns), name).default
 
     class Formula(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, compute: Callable[..., Any], *inputs: Any) -> Any:
-            output = compute(*inputs)
-            setup_context(ctx, inputs, output)
-            return output
+        def forward(
+            ctx: Any, compute: Callable[..., Any], others: Any, rest: list[Any], *inputs: Any
+        ) -> Any:
+            arguments = inputs + others
+            output = compute(*arguments)
+            setup_context(ctx, arguments, output)
+            if isinstance(output, Tensor):
+                return output
+            # To autograd these are no results: it would look after each of them.
+            rest.extend(output[results:])
+            return output[0] if results == 1 else output[:results]
 
         @staticmethod
         def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-            return (None, *gradient(ctx, *gradients))
+            return (None, None, None, *gradient(ctx, *gradients))
 
-    def apply(compute: Callable[..., Any], *inputs: Any) -> Any:
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
-            return Formula.apply(compute, *inputs)
-        return compute(*inputs)
+    def apply(compute: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        inputs = arguments[:differentiable]
+        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs)):
+            return compute(*arguments)
+        rest: list[Any] = []
+        output = Formula.apply(compute, arguments[differentiable:], rest, *inputs)
+        if not rest:
+            return output
+        return (output, *rest) if results == 1 else (*output, *rest)
 
-    def run(keyset: Any, *inputs: Any) -> Any:
-        def redispatch(*inputs: Any) -> Any:
+    def run(keyset: Any, *arguments: Any) -> Any:
+        def redispatch(*arguments: Any) -> Any:
             with torch._C._AutoDispatchBelowAutograd():
-                return operator.redispatch(keyset & _BELOW, *inputs)
+                return operator.redispatch(keyset & _BELOW, *arguments)
 
-        return apply(redispatch, *inputs)
+        return apply(redispatch, arguments)
 
     library.impl(name, run, "Autograd", with_keyset=True)
     return apply
 
 
-def nobody_listens(inputs: tuple[Any, ...]) -> bool:
+def nobody_listens(arguments: tuple[Any, ...]) -> bool:
     """Whether the dispatcher would do nothing with a call but pass it on to the kernel."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return False
-    for value in inputs:  # noqa: SIM110 (on the path of every call; a generator takes twice as long)
-        if isinstance(value, Tensor) and type(value) not in _PLAIN:
-            return False
-    return True
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and _PLAIN.issuperset(map(type, arguments))
+    )
 
 
-_PLAIN = (Tensor, nn.Parameter)
+# Subclasses of tensors listen, and so do traced sizes.
+_PLAIN = frozenset((Tensor, nn.Parameter, type(None), int, float, bool, str))

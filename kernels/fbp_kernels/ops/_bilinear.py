@@ -1,18 +1,109 @@
 """What `fbp`, `trunk_fbp` and `am_fbp` share."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _check
+from .. import backends
+from . import _autograd, _check, _operator
 
 KEEP_LIMIT = 64 * 2**20  # bytes
 
+Tensors = tuple[Tensor | None, ...]
+Attributes = tuple[Any, ...]
 
-def keeps_projections(
-    explicit: bool | None, elements: int, inputs: tuple[Tensor | None, ...]
-) -> bool:
+
+@dataclass(frozen=True)
+class Pooling:
+    """The way from a user's arguments to a kernel, or to the reference.
+
+    Attributes:
+        operator: what PyTorch knows.
+        check: called with (inputs, lengths, attributes); raises for arguments that do not fit, and gives the
+            lengths as the kernels take them.
+        reference: called with (inputs, lengths, attributes, seed).
+        elements: numbers in one of the two projections, all parts together; called with the inputs.
+    """
+
+    operator: _operator.Registered
+    check: Callable[[Tensors, Tensors, Attributes], Tensors]
+    reference: Callable[[Tensors, Tensors, Attributes, Tensor | None], Tensor]
+    elements: Callable[..., int]
+
+    def __call__(
+        self,
+        inputs: Tensors,
+        lengths: Tensors,
+        attributes: Attributes,
+        training: bool,
+        backend: str | None,
+        keep_projections: bool | None,
+    ) -> Tensor:
+        """Pools.
+
+        Args:
+            inputs: the operator's inputs.
+            lengths: (lengths,), or () where there are none.
+            attributes: the operator's, dropout last.
+            training: whether dropout applies.
+            backend: the caller's choice.
+            keep_projections: likewise.
+        """
+        if self._goes_to_native(inputs, lengths, backend):
+            try:
+                # The kernels check their arguments themselves, in a tenth of the time.
+                arguments = self._arguments(
+                    inputs, _as_int64(lengths), attributes, training, "native", keep_projections
+                )
+                native: Tensor = self.operator.unheard(arguments)[0]
+                return native
+            except Exception:
+                self.check(inputs, lengths, attributes)  # says it in the caller's words
+                raise
+        inputs = _operator.autocast(*inputs)
+        lengths = self.check(inputs, lengths, attributes)
+        a: Any = inputs[0]
+        chosen = backends.resolve(self.operator.name, backend, a.device.type, a.dtype)
+        if chosen == "reference":
+            seed = _operator.draw_seed(attributes[-1], training, a.device)
+            return self.reference(inputs, lengths, attributes, seed)
+        arguments = self._arguments(inputs, lengths, attributes, training, chosen, keep_projections)
+        pooled: Tensor = self.operator(*arguments)[0]
+        return pooled
+
+    def _goes_to_native(self, inputs: Tensors, lengths: Tensors, backend: str | None) -> bool:
+        """Whether this is a call with plain tensors that nothing stands between and the native kernels."""
+        if not _autograd.nobody_listens(inputs + lengths):
+            return False
+        a = inputs[0]
+        if not isinstance(a, Tensor):
+            return False
+        device = a.device.type
+        return (
+            not torch.is_autocast_enabled(device)
+            and backends.resolve(self.operator.name, backend, device, a.dtype) == "native"
+        )
+
+    def _arguments(
+        self,
+        inputs: Tensors,
+        lengths: Tensors,
+        attributes: Attributes,
+        training: bool,
+        backend: str,
+        keep_projections: bool | None,
+    ) -> tuple[Any, ...]:
+        """As the operator's schema has them."""
+        a: Any = inputs[0]
+        seed = _operator.draw_seed(attributes[-1], training, a.device) if training else None
+        keep = _gradient_is_due(inputs) and _may_keep(keep_projections, self.elements(*inputs), a)
+        return (*inputs, *lengths, seed, *attributes, keep, backend)
+
+
+def keeps_projections(explicit: bool | None, elements: int, inputs: Tensors) -> bool:
     """Whether the forward keeps the two projections for the backward or leaves it to recompute them.
 
     Kept, the backward saves a third of its arithmetic; recomputed, the call holds on to its inputs only.
@@ -24,12 +115,22 @@ def keeps_projections(
         elements: B * H * N, elements of one projection.
         inputs: the differentiable inputs.
     """
-    there = [t for t in inputs if t is not None]
-    if not torch.is_grad_enabled() or not any(t.requires_grad for t in there):
-        return False
+    a: Any = inputs[0]
+    return _gradient_is_due(inputs) and _may_keep(explicit, elements, a)
+
+
+def _gradient_is_due(inputs: Tensors) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+
+
+def _may_keep(explicit: bool | None, elements: int, a: Tensor) -> bool:
     if explicit is not None:
         return explicit
-    return bool(2 * elements * there[0].element_size() <= KEEP_LIMIT)
+    return bool(2 * elements * a.element_size() <= KEEP_LIMIT)
+
+
+def _as_int64(lengths: Tensors) -> Tensors:
+    return tuple([t.long() if t is not None and t.dtype is torch.int32 else t for t in lengths])
 
 
 def projections(a: Tensor, trunks: int, columns: int, keep: bool) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ first results of the forward are what users see and differentiate, mostly just o
 the backward. Both end in a `backend` argument, which picks the kernel when they run; tracing looks into neither.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +26,8 @@ class Operator:
     A forward kernel is called with (*inputs, *extras, *attributes, keep) and returns the results and what was
     kept; a backward kernel with (*gradients, *inputs, *extras, *reused, *kept, *attributes, needs) and returns one
     gradient for each input. `needs` has bit i set where input i needs its gradient. Of several results, those
-    that nobody used have None for a gradient, but never all. Schemas have no optional results: what was not kept
-    or not needed is an empty tensor.
+    that nobody used have None for a gradient, but never all. What was not kept or not needed, a kernel gives as
+    None or as an empty tensor; schemas have no optional results, there it is an empty tensor.
 
     Attributes:
         name: the public name.
@@ -50,12 +51,8 @@ class Operator:
     kept: int = 0
     fake_gradient: Callable[[Tensor], Tensor] = lambda t: t.new_empty(t.shape)
 
-    def register(self, **kernels: backends.Kernel) -> Callable[..., Any]:
-        """Registers schema, fake kernels and autograd with PyTorch, and the kernels by backend.
-
-        Returns:
-            The operator, called as the schema says.
-        """
+    def register(self, **kernels: backends.Kernel) -> "Registered":
+        """Registers schema, fake kernels and autograd with PyTorch, and the kernels by backend."""
         backends.register(self.name, **kernels)
         keep = ("bool keep",) if self.kept else ()
         gradients = tuple(f"Tensor? dz{i}" for i in range(self.results))
@@ -83,20 +80,19 @@ class Operator:
             lambda backend: backends.kernel(self.name, backend).backward,
             self._fake_backward,
         )
-        differentiable = _autograd.register(LIBRARY, self.name, self._setup_context, self._gradient)
+        apply = _autograd.register(
+            LIBRARY, self.name, len(self.inputs), self.results, self._setup_context, self._gradient
+        )
         # Without a formula PyTorch would only warn, and leave second derivatives out of the sum.
-        _autograd.register(LIBRARY, f"{self.name}_backward", lambda *_: None, self._second_gradient)
-
-        overload = getattr(torch.ops.fbp_kernels, self.name).default
-
-        def call(*arguments: Any) -> Any:
-            if _autograd.nobody_listens(arguments):
-                return differentiable(
-                    lambda *a: backends.kernel(self.name, a[-1]).forward(*a[:-1]), *arguments
-                )
-            return overload(*arguments)
-
-        return call
+        _autograd.register(
+            LIBRARY,
+            f"{self.name}_backward",
+            self.results + len(tensors) + len(reused) + len(kept),
+            len(self.inputs),
+            lambda *_: None,
+            self._second_gradient,
+        )
+        return Registered(self.name, apply)
 
     def _second_gradient(self, ctx: Any, *_: Any) -> tuple[Tensor | None, ...]:
         raise RuntimeError(
@@ -113,35 +109,59 @@ class Operator:
         )
         return gradients if len(gradients) > 1 else gradients[0]
 
-    def _setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def _setup_context(self, ctx: Any, arguments: tuple[Any, ...], output: Any) -> None:
         tensors = len(self.inputs) + len(self.extras)
-        attributes = list(inputs[tensors:-1])  # the last is the backend
-        kept: tuple[Tensor | None, ...] = ()
+        saved = arguments[:tensors]
+        attributes = arguments[tensors:-1]  # the last is the backend
+        if self.reused:
+            saved += tuple(output[i] for i in self.reused)
         if self.kept:
-            kept = output[self.results :]
-            ctx.mark_non_differentiable(*kept)
-            kept = kept if attributes.pop() else (None,) * self.kept
+            keep = attributes[-1]
+            attributes = attributes[:-1]
+            saved += tuple(output[self.results :]) if keep else (None,) * self.kept
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:tensors], *(output[i] for i in self.reused), *kept)
-        ctx.attributes = tuple(attributes)
-        ctx.backend = inputs[-1]
-        ctx.arguments = len(inputs)
+        ctx.save_for_backward(*saved)
+        ctx.attributes = attributes
+        ctx.backend = arguments[-1]
 
-    def _gradient(self, ctx: Any, *gradients_of_results: Any) -> tuple[Tensor | None, ...]:
-        dz = gradients_of_results[: self.results]
-        if all(d is None for d in dz):
-            return (None,) * ctx.arguments
-        wanted = ctx.needs_input_grad[1 : 1 + len(self.inputs)]  # the dispatcher's keys come first
-        needs = sum(1 << i for i, needed in enumerate(wanted) if needed)
-        arguments = (*dz, *ctx.saved_tensors, *ctx.attributes, needs)
+    def _gradient(self, ctx: Any, *dz: Tensor | None) -> list[Tensor | None]:
+        wanted = ctx.needs_input_grad[-len(self.inputs) :]
+        if not [d for d in dz if d is not None]:
+            return [None] * len(wanted)
+        arguments = (*dz, *ctx.saved_tensors, *ctx.attributes, _bits(wanted))
         if not torch.is_grad_enabled() and _autograd.nobody_listens(arguments):
             gradients = backends.kernel(self.name, ctx.backend).backward(*arguments)
         else:
             overload = getattr(torch.ops.fbp_kernels, f"{self.name}_backward").default
             gradients = overload(*arguments, ctx.backend)
         gradients = [gradients] if isinstance(gradients, Tensor) else gradients
-        needed = (g if needs >> i & 1 else None for i, g in enumerate(gradients))
-        return (*needed, *(None,) * (ctx.arguments - len(self.inputs)))
+        return [g if due else None for g, due in zip(gradients, wanted, strict=True)]
+
+
+class Registered:
+    """An operator that PyTorch knows, called as its schema says.
+
+    Args:
+        name: the public name.
+        apply: its autograd formula, see `_autograd.register`.
+    """
+
+    def __init__(self, name: str, apply: _autograd.Apply) -> None:
+        self.name, self._apply = name, apply
+        self._overload = getattr(torch.ops.fbp_kernels, name).default
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Goes through the dispatcher where somebody listens there."""
+        if _autograd.nobody_listens(arguments):
+            return self.unheard(arguments)
+        return self._overload(*arguments)
+
+    def unheard(self, arguments: tuple[Any, ...]) -> Any:
+        """A call that nobody listens to. What was not kept may be None."""
+        return self._apply(self._kernel, arguments)
+
+    def _kernel(self, *arguments: Any) -> Any:
+        return backends.kernel(self.name, arguments[-1]).forward(*arguments[:-1])
 
 
 def _define(
@@ -152,13 +172,23 @@ def _define(
     fake: Callable[..., Any],
 ) -> None:
     def run(*args: Any) -> Any:
-        return select(args[-1])(*args[:-1])
+        values = select(args[-1])(*args[:-1])
+        if results == 1:
+            return values
+        like = next(t for t in args if isinstance(t, Tensor))
+        return tuple([like.new_empty(0) if t is None else t for t in values])
 
     result = f"({', '.join(['Tensor'] * results)})" if results > 1 else "Tensor"
     schema = f"{name}({', '.join(arguments)}, str backend) -> {result}"
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fbp_kernels::{name}", lambda *a: fake(*a[:-1]), lib=LIBRARY)
+
+
+@functools.cache
+def _bits(flags: tuple[bool, ...]) -> int:
+    """An integer with bit i set where flag i is."""
+    return sum(1 << i for i, flag in enumerate(flags) if flag)
 
 
 def draw_seed(dropout: float, training: bool, device: torch.device) -> Tensor | None:

@@ -58,31 +58,41 @@ def am_fbp(
         ValueError: shapes, devices, factors, lengths, dropout or backend that do not fit.
         RuntimeError: the backend asked for cannot run here.
     """
-    inputs = _operator.autocast(a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks)
+    return _call(
+        (a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks), (lengths,),
+        (factor, trunk_factor, adaptive, dropout), training, backend, keep_projections,
+    )  # fmt: skip
+
+
+_INPUTS = ("a", "v", "a_trunks", "v_trunks", "p", "q", "p_trunks", "q_trunks")
+
+
+def _check_arguments(inputs: Any, lengths: Any, attributes: Any) -> tuple[Tensor | None]:
     _check.tensors("am_fbp", **dict(zip(_INPUTS, inputs, strict=True)))
-    a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks = inputs
+    a, v, a_trunks, _, p, q, p_trunks, _ = inputs
+    factor, trunk_factor, _, dropout = attributes
     _bilinear.check_global("am_fbp", a, v, p, q)
     trunk_inputs = zip(_INPUTS[2:4] + _INPUTS[6:], inputs[2:4] + inputs[6:], strict=True)
     _bilinear.check_trunks("am_fbp", a.shape[0], *trunk_inputs)
     _check.factor("am_fbp", "factor", factor, p.shape[1])
     _check.factor("am_fbp", "trunk_factor", trunk_factor, p_trunks.shape[2])
     _check.probability("am_fbp", dropout)
-    lengths = _check.lengths("am_fbp", lengths, a.shape[0], a_trunks.shape[1], a.device)
-    chosen = backends.resolve("am_fbp", backend, a.device.type, a.dtype)
-    seed = _operator.draw_seed(dropout, training, a.device)
-    if chosen == "reference":
-        return reference.am_fbp(
-            a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks, factor, trunk_factor,
-            adaptive=adaptive, lengths=lengths, dropout=dropout, seed=seed,
-        )  # fmt: skip
-    columns = p.shape[1] + p_trunks.shape[0] * p_trunks.shape[2]
-    keep = _bilinear.keeps_projections(keep_projections, a.shape[0] * columns, inputs)
-    results = _call(*inputs, lengths, seed, factor, trunk_factor, adaptive, dropout, keep, chosen)
-    pooled: Tensor = results[0]
-    return pooled
+    return (_check.lengths("am_fbp", lengths[0], a.shape[0], a_trunks.shape[1], a.device),)
 
 
-_INPUTS = ("a", "v", "a_trunks", "v_trunks", "p", "q", "p_trunks", "q_trunks")
+def _reference(inputs: Any, lengths: Any, attributes: Any, seed: Tensor | None) -> Tensor:
+    a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks = inputs
+    factor, trunk_factor, adaptive, dropout = attributes
+    return reference.am_fbp(
+        a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks, factor, trunk_factor,
+        adaptive=adaptive, lengths=lengths[0], dropout=dropout, seed=seed,
+    )  # fmt: skip
+
+
+def _elements(a: Tensor, *rest: Any) -> int:
+    _, _, _, p, _, p_trunks, _ = rest
+    H, _, N = p_trunks.shape
+    return a.shape[0] * (p.shape[1] + H * N)
 
 
 def _fake(*arguments: Any) -> tuple[Tensor, ...]:
@@ -99,23 +109,6 @@ def _one_trunk(inputs: list[Any]) -> list[Any]:
     a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks = inputs
     a, v, p, q = _bilinear.add_trunk((a, v), (p, q))
     return [a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks]
-
-
-def _native(*arguments: Any) -> Any:
-    *tensors, factor, trunk_factor, adaptive, dropout, keep = arguments
-    inputs, extras = tensors[:8], tensors[8:]
-    return native.raw("am_forward")(
-        *_one_trunk(inputs), *extras, factor, trunk_factor, dropout, adaptive, keep
-    )
-
-
-def _native_backward(dz: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    *tensors, factor, trunk_factor, adaptive, dropout, needs = arguments
-    inputs, extras = tensors[:8], tensors[8:]
-    gradients = native.raw("am_backward")(
-        dz, *_one_trunk(inputs), *extras, factor, trunk_factor, dropout, adaptive, needs
-    )
-    return _bilinear.like_inputs(gradients, tuple(inputs))
 
 
 _pool, _pool_backward = triton.late("bilinear")
@@ -148,7 +141,7 @@ def _triton_backward(dz: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return _bilinear.like_inputs(gradients, tuple(inputs))
 
 
-_call = _operator.Operator(
+_registered = _operator.Operator(
     "am_fbp",
     inputs=tuple(f"Tensor {name}" for name in _INPUTS),
     extras=("Tensor? lengths", "Tensor? seed"),
@@ -156,6 +149,7 @@ _call = _operator.Operator(
     kept=4,
     fake=_fake,
 ).register(
-    native=backends.Kernel(_native, _native_backward),
+    native=backends.Kernel(native.raw("am_fbp_forward"), native.raw("am_fbp_backward")),
     triton=backends.Kernel(_triton, _triton_backward),
 )
+_call = _bilinear.Pooling(_registered, _check_arguments, _reference, _elements)

@@ -55,47 +55,39 @@ def fbp(
         ValueError: shapes, devices, factor, dropout or backend that do not fit.
         RuntimeError: the backend asked for cannot run here.
     """
-    a, v, p, q, p_bias, q_bias = _operator.autocast(a, v, p, q, p_bias, q_bias)
+    return _call(
+        (a, v, p, q, p_bias, q_bias), (), (factor, adaptive, dropout),
+        training, backend, keep_projections,
+    )  # fmt: skip
+
+
+def _check_arguments(inputs: Any, lengths: Any, attributes: Any) -> tuple[()]:
+    a, v, p, q, p_bias, q_bias = inputs
+    factor, _, dropout = attributes
     _check.tensors("fbp", a=a, v=v, p=p, q=q, p_bias=p_bias, q_bias=q_bias)
     _bilinear.check_global("fbp", a, v, p, q, ("p_bias", p_bias), ("q_bias", q_bias))
     _check.factor("fbp", "factor", factor, p.shape[1])
     _check.probability("fbp", dropout)
-    chosen = backends.resolve("fbp", backend, a.device.type, a.dtype)
-    seed = _operator.draw_seed(dropout, training, a.device)
-    if chosen == "reference":
-        return reference.fbp(
-            a, v, p, q, factor,
-            p_bias=p_bias, q_bias=q_bias, adaptive=adaptive, dropout=dropout, seed=seed,
-        )  # fmt: skip
-    inputs = (a, v, p, q, p_bias, q_bias)
-    keep = _bilinear.keeps_projections(keep_projections, a.shape[0] * p.shape[1], inputs)
-    results = _call(*inputs, seed, factor, adaptive, dropout, keep, chosen)
-    pooled: Tensor = results[0]
-    return pooled
+    return ()
+
+
+def _reference(inputs: Any, lengths: Any, attributes: Any, seed: Tensor | None) -> Tensor:
+    a, v, p, q, p_bias, q_bias = inputs
+    factor, adaptive, dropout = attributes
+    return reference.fbp(
+        a, v, p, q, factor,
+        p_bias=p_bias, q_bias=q_bias, adaptive=adaptive, dropout=dropout, seed=seed,
+    )  # fmt: skip
+
+
+def _elements(a: Tensor, _: Tensor, p: Tensor, *__: Any) -> int:
+    return a.shape[0] * p.shape[1]
 
 
 def _fake(*arguments: Any) -> tuple[Tensor, ...]:
     a, _, p, _, _, _, _, factor, _, _, keep = arguments
     N = p.shape[1]
     return a.new_empty(a.shape[0], N // factor), *_bilinear.projections(a, 1, N, keep)
-
-
-def _native(*arguments: Any) -> Any:
-    a, v, *shared, seed, factor, adaptive, dropout, keep = arguments
-    tensors = _bilinear.add_trunk((a, v), tuple(shared))
-    return native.raw("bilinear_forward")(
-        *tensors, None, seed, factor, dropout, reference.GLOBAL_STREAM, adaptive, keep
-    )
-
-
-def _native_backward(dz: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    a, v, *shared, seed, u, w, factor, adaptive, dropout, needs = arguments
-    tensors = _bilinear.add_trunk((a, v), tuple(shared))
-    gradients = native.raw("bilinear_backward")(
-        dz, *tensors, None, seed, u, w,
-        factor, dropout, reference.GLOBAL_STREAM, adaptive, needs,
-    )  # fmt: skip
-    return _bilinear.like_inputs(gradients, (a, v, *shared))
 
 
 _pool, _pool_backward = triton.late("bilinear")
@@ -120,7 +112,7 @@ def _triton_backward(dz: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return _bilinear.like_inputs(gradients, tuple(inputs))
 
 
-_call = _operator.Operator(
+_registered = _operator.Operator(
     "fbp",
     inputs=("Tensor a", "Tensor v", "Tensor p", "Tensor q", "Tensor? p_bias", "Tensor? q_bias"),
     extras=("Tensor? seed",),
@@ -128,6 +120,7 @@ _call = _operator.Operator(
     kept=2,
     fake=_fake,
 ).register(
-    native=backends.Kernel(_native, _native_backward),
+    native=backends.Kernel(native.raw("fbp_forward"), native.raw("fbp_backward")),
     triton=backends.Kernel(_triton, _triton_backward),
 )
+_call = _bilinear.Pooling(_registered, _check_arguments, _reference, _elements)

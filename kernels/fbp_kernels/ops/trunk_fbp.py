@@ -51,7 +51,15 @@ def trunk_fbp(
         ValueError: shapes, devices, factor, lengths, dropout or backend that do not fit.
         RuntimeError: the backend asked for cannot run here.
     """
-    a, v, p, q, p_bias, q_bias = _operator.autocast(a, v, p, q, p_bias, q_bias)
+    return _call(
+        (a, v, p, q, p_bias, q_bias), (lengths,), (factor, dropout),
+        training, backend, keep_projections,
+    )  # fmt: skip
+
+
+def _check_arguments(inputs: Any, lengths: Any, attributes: Any) -> tuple[Tensor | None]:
+    a, v, p, q, p_bias, q_bias = inputs
+    factor, dropout = attributes
     _check.tensors("trunk_fbp", a=a, v=v, p=p, q=q, p_bias=p_bias, q_bias=q_bias)
     _bilinear.check_trunks(
         "trunk_fbp", None, ("a", a), ("v", v), ("p", p), ("q", q),
@@ -59,40 +67,26 @@ def trunk_fbp(
     )  # fmt: skip
     _check.factor("trunk_fbp", "factor", factor, p.shape[2])
     _check.probability("trunk_fbp", dropout)
-    lengths = _check.lengths("trunk_fbp", lengths, a.shape[0], a.shape[1], a.device)
-    chosen = backends.resolve("trunk_fbp", backend, a.device.type, a.dtype)
-    seed = _operator.draw_seed(dropout, training, a.device)
-    if chosen == "reference":
-        return reference.trunk_fbp(
-            a, v, p, q, factor,
-            p_bias=p_bias, q_bias=q_bias, lengths=lengths, dropout=dropout, seed=seed,
-        )  # fmt: skip
-    inputs = (a, v, p, q, p_bias, q_bias)
-    elements = a.shape[0] * p.shape[0] * p.shape[2]
-    keep = _bilinear.keeps_projections(keep_projections, elements, inputs)
-    results = _call(*inputs, lengths, seed, factor, dropout, keep, chosen)
-    pooled: Tensor = results[0]
-    return pooled
+    return (_check.lengths("trunk_fbp", lengths[0], a.shape[0], a.shape[1], a.device),)
+
+
+def _reference(inputs: Any, lengths: Any, attributes: Any, seed: Tensor | None) -> Tensor:
+    a, v, p, q, p_bias, q_bias = inputs
+    factor, dropout = attributes
+    return reference.trunk_fbp(
+        a, v, p, q, factor,
+        p_bias=p_bias, q_bias=q_bias, lengths=lengths[0], dropout=dropout, seed=seed,
+    )  # fmt: skip
+
+
+def _elements(a: Tensor, _: Tensor, p: Tensor, *__: Any) -> int:
+    return a.shape[0] * p.shape[0] * p.shape[2]
 
 
 def _fake(*arguments: Any) -> tuple[Tensor, ...]:
     a, _, p, _, _, _, _, _, factor, _, keep = arguments
     H, _, N = p.shape
     return a.new_empty(a.shape[0], N // factor), *_bilinear.projections(a, H, N, keep)
-
-
-def _native(*arguments: Any) -> Any:
-    *tensors, factor, dropout, keep = arguments
-    return native.raw("bilinear_forward")(
-        *tensors, factor, dropout, reference.TRUNK_STREAM, False, keep
-    )
-
-
-def _native_backward(*arguments: Any) -> Any:
-    *tensors, factor, dropout, needs = arguments
-    return native.raw("bilinear_backward")(
-        *tensors, factor, dropout, reference.TRUNK_STREAM, False, needs
-    )
 
 
 _pool, _pool_backward = triton.late("bilinear")
@@ -116,7 +110,7 @@ def _triton_backward(dz: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return tuple(gradients)
 
 
-_call = _operator.Operator(
+_registered = _operator.Operator(
     "trunk_fbp",
     inputs=("Tensor a", "Tensor v", "Tensor p", "Tensor q", "Tensor? p_bias", "Tensor? q_bias"),
     extras=("Tensor? lengths", "Tensor? seed"),
@@ -124,6 +118,7 @@ _call = _operator.Operator(
     kept=2,
     fake=_fake,
 ).register(
-    native=backends.Kernel(_native, _native_backward),
+    native=backends.Kernel(native.raw("trunk_fbp_forward"), native.raw("trunk_fbp_backward")),
     triton=backends.Kernel(_triton, _triton_backward),
 )
+_call = _bilinear.Pooling(_registered, _check_arguments, _reference, _elements)
