@@ -59,12 +59,17 @@ def register(
         def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
             return (None, None, None, *gradient(ctx, *gradients))
 
+    # Without what only transforms need; to look for it takes as long as a few kernels' arguments.
+    untransformed = super(torch.autograd.Function, Formula).apply
+
     def apply(compute: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         inputs = arguments[:differentiable]
-        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs)):
+        if not gradient_is_due(inputs):
             return compute(*arguments)
         rest: list[Any] = []
-        output = Formula.apply(compute, arguments[differentiable:], rest, *inputs)
+        transformed = torch._C._are_functorch_transforms_active()
+        formula = Formula.apply if transformed else untransformed
+        output = formula(compute, arguments[differentiable:], rest, *inputs)
         if not rest:
             return output
         return (output, *rest) if results == 1 else (*output, *rest)
@@ -78,6 +83,11 @@ def register(
 
     library.impl(name, run, "Autograd", with_keyset=True)
     return apply
+
+
+def gradient_is_due(inputs: tuple[Any, ...]) -> bool:
+    """Whether autograd has to know of a call; not for tracing."""
+    return torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs)
 
 
 def nobody_listens(arguments: tuple[Any, ...]) -> bool:

@@ -55,11 +55,7 @@ class Pooling:
         if self._goes_to_native(inputs, lengths, backend):
             try:
                 # The kernels check their arguments themselves, in a tenth of the time.
-                arguments = self._arguments(
-                    inputs, _as_int64(lengths), attributes, training, "native", keep_projections
-                )
-                native: Tensor = self.operator.unheard(arguments)[0]
-                return native
+                return self._native(inputs, lengths, attributes, training, keep_projections)
             except Exception:
                 self.check(inputs, lengths, attributes)  # says it in the caller's words
                 raise
@@ -67,11 +63,11 @@ class Pooling:
         lengths = self.check(inputs, lengths, attributes)
         a: Any = inputs[0]
         chosen = backends.resolve(self.operator.name, backend, a.device.type, a.dtype)
+        seed = _operator.draw_seed(attributes[-1], training, a.device)
         if chosen == "reference":
-            seed = _operator.draw_seed(attributes[-1], training, a.device)
             return self.reference(inputs, lengths, attributes, seed)
-        arguments = self._arguments(inputs, lengths, attributes, training, chosen, keep_projections)
-        pooled: Tensor = self.operator(*arguments)[0]
+        keep = keeps_projections(keep_projections, self.elements(*inputs), inputs)
+        pooled: Tensor = self.operator(*inputs, *lengths, seed, *attributes, keep, chosen)[0]
         return pooled
 
     def _goes_to_native(self, inputs: Tensors, lengths: Tensors, backend: str | None) -> bool:
@@ -81,26 +77,33 @@ class Pooling:
         a = inputs[0]
         if not isinstance(a, Tensor):
             return False
-        device = a.device.type
+        device = "cpu" if a.is_cpu else a.device.type
         return (
             not torch.is_autocast_enabled(device)
             and backends.resolve(self.operator.name, backend, device, a.dtype) == "native"
         )
 
-    def _arguments(
+    def _native(
         self,
         inputs: Tensors,
         lengths: Tensors,
         attributes: Attributes,
         training: bool,
-        backend: str,
         keep_projections: bool | None,
-    ) -> tuple[Any, ...]:
-        """As the operator's schema has them."""
+    ) -> Tensor:
         a: Any = inputs[0]
         seed = _operator.draw_seed(attributes[-1], training, a.device) if training else None
-        keep = _gradient_is_due(inputs) and _may_keep(keep_projections, self.elements(*inputs), a)
-        return (*inputs, *lengths, seed, *attributes, keep, backend)
+        if lengths and lengths[0] is not None and lengths[0].dtype is torch.int32:
+            lengths = (lengths[0].long(),)
+        pooled: Tensor
+        if not _autograd.gradient_is_due(inputs):
+            forward = backends.kernel(self.operator.name, "native").forward
+            pooled = forward(*inputs, *lengths, seed, *attributes, False)[0]
+            return pooled
+        keep = _may_keep(keep_projections, self.elements(*inputs), a)
+        arguments = (*inputs, *lengths, seed, *attributes, keep, "native")
+        pooled = self.operator.unheard(arguments)[0]
+        return pooled
 
 
 def keeps_projections(explicit: bool | None, elements: int, inputs: Tensors) -> bool:
@@ -115,22 +118,16 @@ def keeps_projections(explicit: bool | None, elements: int, inputs: Tensors) -> 
         elements: B * H * N, elements of one projection.
         inputs: the differentiable inputs.
     """
-    a: Any = inputs[0]
-    return _gradient_is_due(inputs) and _may_keep(explicit, elements, a)
-
-
-def _gradient_is_due(inputs: Tensors) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    there = [t for t in inputs if t is not None]
+    if not torch.is_grad_enabled() or not any(t.requires_grad for t in there):
+        return False
+    return _may_keep(explicit, elements, there[0])
 
 
 def _may_keep(explicit: bool | None, elements: int, a: Tensor) -> bool:
     if explicit is not None:
         return explicit
     return bool(2 * elements * a.element_size() <= KEEP_LIMIT)
-
-
-def _as_int64(lengths: Tensors) -> Tensors:
-    return tuple([t.long() if t is not None and t.dtype is torch.int32 else t for t in lengths])
 
 
 def projections(a: Tensor, trunks: int, columns: int, keep: bool) -> tuple[Tensor, Tensor]:
