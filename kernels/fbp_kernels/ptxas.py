@@ -1,0 +1,283 @@
+"""What nvcc makes of every CUDA C++ kernel, without a GPU: `python -m fbp_kernels.ptxas`.
+
+Compiles the sources in `kernels/csrc/cuda` for the architectures named, warnings as errors, and prints registers,
+spills, local and static shared memory of each kernel. It needs the repository and nvcc, nothing else of CUDA.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from .resources import resident_programs
+
+SOURCES = Path(__file__).parents[1] / "csrc"
+ARCHITECTURES = {"sm_80": "sm80", "sm_90a": "sm90", "sm_100": "sm100"}  # as `resources` calls them
+
+_REGISTERS = 65536  # of a multiprocessor
+_STATIC_SHARED = 48 << 10  # bytes that a kernel may declare; more has to be dynamic
+_MOST_THREADS = 1024
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a kernel's launch bounds promise.
+
+    Attributes:
+        threads: of a block, at most.
+        blocks: that a multiprocessor is to hold, at least; 0 where nothing is said.
+    """
+
+    threads: int = _MOST_THREADS
+    blocks: int = 0
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the assembler says of a kernel, for one thread or, of `shared`, one block.
+
+    Attributes:
+        kernel: its mangled name.
+        registers: of a thread.
+        stored: bytes of registers that are spilled.
+        loaded: bytes that are loaded back.
+        local: bytes of the stack, spills among them.
+        shared: bytes of static shared memory.
+    """
+
+    kernel: str
+    registers: int
+    stored: int
+    loaded: int
+    local: int
+    shared: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A kernel compiled for one architecture; `problems` is what is wrong with it."""
+
+    architecture: str
+    source: str
+    kernel: str
+    bounds: Bounds
+    usage: Usage
+    problems: tuple[str, ...]
+
+
+_USAGE = re.compile(
+    r"Function properties for (?P<kernel>\S+)\s+"
+    r"(?P<local>\d+) bytes stack frame, (?P<stored>\d+) bytes spill stores, (?P<loaded>\d+) bytes spill loads\s+"
+    r"ptxas info\s*: Used (?P<registers>\d+) registers(?P<rest>[^\n]*)"
+)
+_SHARED = re.compile(r"(\d+) bytes smem")
+_ENTRY = re.compile(r"\.entry\s+(\S+)\s*\((?:.*?)\)(?P<directives>.*?)\{", re.DOTALL)
+
+
+def usages(text: str) -> list[Usage]:
+    """The kernels that `ptxas -v` tells of, in its order.
+
+    Raises:
+        ValueError: it tells of more kernels than can be read.
+    """
+    found = []
+    for match in _USAGE.finditer(text):
+        shared = _SHARED.search(match["rest"])
+        registers, stored, loaded, local = (
+            int(match[name]) for name in ("registers", "stored", "loaded", "local")
+        )
+        of_block = int(shared[1]) if shared else 0
+        found.append(Usage(match["kernel"], registers, stored, loaded, local, of_block))
+    compiled = text.count("Compiling entry function")
+    if compiled != len(found):
+        raise ValueError(f"ptxas compiled {compiled} kernels, {len(found)} could be read:\n{text}")
+    return found
+
+
+def bounds(ptx: str) -> dict[str, Bounds]:
+    """The launch bounds of the kernels of a PTX text, by mangled name."""
+    found = {}
+    for match in _ENTRY.finditer(ptx):
+        threads = re.search(r"\.maxntid\s+(\d+)(?:,\s*(\d+))?(?:,\s*(\d+))?", match["directives"])
+        blocks = re.search(r"\.minnctapersm\s+(\d+)", match["directives"])
+        most = 1
+        for size in threads.groups() if threads else (_MOST_THREADS,):
+            most *= int(size or 1)
+        found[match[1]] = Bounds(most, int(blocks[1]) if blocks else 0)
+    return found
+
+
+def problems(usage: Usage, bound: Bounds) -> tuple[str, ...]:
+    """What is wrong with a kernel."""
+    wrong = []
+    if usage.stored or usage.loaded:
+        wrong.append(f"spills {usage.stored} bytes, loads {usage.loaded}")
+    elif usage.local:
+        wrong.append(f"keeps {usage.local} bytes in local memory")
+    if usage.registers * bound.threads * max(bound.blocks, 1) > _REGISTERS:
+        wrong.append(
+            f"{usage.registers} registers of {bound.threads} threads are more than a multiprocessor has"
+        )
+    if usage.shared > _STATIC_SHARED:
+        wrong.append(
+            f"has {usage.shared} bytes of static shared memory, at most {_STATIC_SHARED} may be"
+        )
+    return tuple(wrong)
+
+
+def short_name(demangled: str) -> str:
+    """A kernel's name as its source has it: without namespaces and parameters."""
+    name = re.sub(r"\(anonymous namespace\)::|fbp::cuda::|fbp::", "", demangled)
+    name = re.sub(r"^void ", "", name)
+    depth = 0
+    for i, character in enumerate(name):
+        depth += {"<": 1, ">": -1}.get(character, 0)
+        if character == "(" and depth == 0:
+            return name[:i]
+    return name
+
+
+def compile_source(nvcc: str, source: Path, architecture: str) -> list[Row]:
+    """A source's kernels.
+
+    Raises:
+        RuntimeError: it does not compile, or not without a warning.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        ptx = Path(folder, "kernels.ptx")
+        options = ("-std=c++17", f"-arch={architecture}", f"-I{SOURCES}")
+        _output(nvcc, *options, "-Werror=all-warnings", "-ptx", str(source), "-o", str(ptx))
+        assembler = str(Path(nvcc).resolve().with_name("ptxas"))
+        if not Path(assembler).exists():
+            assembler = "ptxas"
+        arguments = ("-v", "-Werror", f"-arch={architecture}", str(ptx), "-o", os.devnull)
+        found = usages(_output(assembler, *arguments))
+        bound = bounds(ptx.read_text())
+    if not found:
+        return []
+    names = _output("c++filt", *(usage.kernel for usage in found)).splitlines()
+    return [
+        Row(
+            architecture,
+            source.name,
+            short_name(name),
+            bound[usage.kernel],
+            usage,
+            problems(usage, bound[usage.kernel]),
+        )
+        for usage, name in zip(found, names, strict=True)
+    ]
+
+
+def _output(*command: str) -> str:
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout.strip()}")
+    return done.stdout
+
+
+def collect(
+    nvcc: str, sources: Iterable[Path], architectures: Iterable[str], jobs: int
+) -> list[Row]:
+    """The kernels of all sources, by architecture, source and name."""
+    # The longest first, so that the last to end is short.
+    work = sorted(product(sources, architectures), key=lambda job: -job[0].stat().st_size)
+    with ThreadPoolExecutor(jobs) as pool:
+        lists = list(pool.map(lambda job: compile_source(nvcc, *job), work))
+    order = list(ARCHITECTURES)
+    return sorted(
+        (row for some in lists for row in some),
+        key=lambda row: (order.index(row.architecture), row.source, row.kernel),
+    )
+
+
+HEADER = (
+    "kernel", "threads", "registers", "spilled", "local", "shared", "resident", "problems",
+)  # fmt: skip
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row as it is printed, in the order of `HEADER`; `resident` leaves dynamic shared memory out."""
+    usage, threads = row.usage, row.bounds.threads
+    resident = resident_programs(
+        ARCHITECTURES[row.architecture], usage.registers, threads, usage.shared
+    )
+    numbers = (
+        threads, usage.registers, usage.stored + usage.loaded, usage.local, usage.shared, resident,
+    )  # fmt: skip
+    return (row.kernel, *map(str, numbers), "; ".join(row.problems))
+
+
+def plain(rows: Sequence[Row]) -> str:
+    """The rows as text, a table for each architecture."""
+    parts = []
+    for architecture in dict.fromkeys(row.architecture for row in rows):
+        table = [HEADER, *(cells(row) for row in rows if row.architecture == architecture)]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in table)
+        parts.append("\n".join([architecture, *lines]))
+    return "\n\n".join(parts)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m fbp_kernels.ptxas", description=__doc__)
+    parser.add_argument(
+        "architectures",
+        nargs="*",
+        metavar="ARCHITECTURE",
+        help=f"{', '.join(ARCHITECTURES)}; default: all",
+    )
+    parser.add_argument("--sources", nargs="+", help="such as attention_pool.cu; default: all")
+    parser.add_argument("--nvcc", help="the compiler; default: the one on the PATH")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="exit 1 if a kernel spills or keeps anything in local memory, or asks for more registers or shared"
+        " memory than there are; what does not compile without a warning fails in any case",
+    )
+    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 8))
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    unknown = set(options.architectures) - set(ARCHITECTURES)
+    if unknown:
+        parser.error(f"architecture is {', '.join(unknown)}, expected {', '.join(ARCHITECTURES)}")
+    nvcc = shutil.which(options.nvcc or "nvcc")
+    if nvcc is None:
+        parser.error(f"there is no {options.nvcc or 'nvcc on the PATH'}")
+    there = {path.name: path for path in sorted((SOURCES / "cuda").glob("*.cu"))}
+    if not there:
+        parser.error(f"there are no sources in {SOURCES / 'cuda'}: run it from the repository")
+    unknown = set(options.sources or ()) - set(there)
+    if unknown:
+        parser.error(f"there is no source {', '.join(unknown)}, expected {', '.join(there)}")
+    sources = [there[name] for name in options.sources or there]
+    try:
+        rows = collect(nvcc, sources, options.architectures or ARCHITECTURES, options.jobs)
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(plain(rows))
+    wrong = [row for row in rows if row.problems]
+    print(f"\n{len(rows)} kernels, {len(wrong)} with problems")
+    for row in wrong:
+        print(f"  {row.architecture} {row.source} {row.kernel}: {'; '.join(row.problems)}")
+    return 1 if options.check and wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""What the command reads from the CUDA compiler's output, and what it calls wrong."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fbp_kernels import ptxas
+from fbp_kernels.ptxas import Bounds, Usage
+
+TEXT = """\
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_ZN12_GLOBAL__N_14wideIfEEvPT_' for 'sm_90a'
+ptxas info    : Function properties for _ZN12_GLOBAL__N_14wideIfEEvPT_
+    16 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads
+ptxas info    : Used 128 registers, used 1 barriers, 16 bytes cumulative stack size
+ptxas info    : Compile time = 85.0 ms
+ptxas info    : Compiling entry function '_Z4thinv' for 'sm_90a'
+ptxas info    : Function properties for _Z4thinv
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 40 registers, used 1 barriers, 1152 bytes smem, 376 bytes cmem[0]
+"""
+
+PTX = """\
+.visible .entry _ZN12_GLOBAL__N_14wideIfEEvPT_(
+\t.param .u64 _ZN12_GLOBAL__N_14wideIfEEvPT__param_0
+)
+.maxntid 32, 8, 1
+.minnctapersm 2
+{
+\tret;
+}
+.visible .entry _Z4thinv()
+{
+\tret;
+}
+"""
+
+
+def test_usage_is_read() -> None:
+    assert ptxas.usages(TEXT) == [
+        Usage("_ZN12_GLOBAL__N_14wideIfEEvPT_", 128, 12, 8, 16, 0),
+        Usage("_Z4thinv", 40, 0, 0, 0, 1152),
+    ]
+
+
+def test_a_kernel_that_cannot_be_read_is_an_error() -> None:
+    with pytest.raises(ValueError, match="compiled 2 kernels, 1 could be read"):
+        ptxas.usages(TEXT.replace("Used 40 registers", "Used some registers"))
+
+
+def test_launch_bounds_are_read() -> None:
+    assert ptxas.bounds(PTX) == {
+        "_ZN12_GLOBAL__N_14wideIfEEvPT_": Bounds(256, 2),
+        "_Z4thinv": Bounds(1024, 0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("usage", "bound", "said"),
+    [
+        (Usage("", 128, 0, 0, 0, 48 << 10), Bounds(256, 2), []),
+        (Usage("", 128, 12, 8, 16, 0), Bounds(256, 2), ["spills 12 bytes, loads 8"]),
+        (Usage("", 128, 0, 0, 64, 0), Bounds(256, 2), ["keeps 64 bytes in local memory"]),
+        (Usage("", 136, 0, 0, 0, 0), Bounds(256, 2), ["136 registers of 256 threads"]),
+        (Usage("", 72, 0, 0, 0, 0), Bounds(), ["72 registers of 1024 threads"]),
+        (Usage("", 32, 0, 0, 0, 49153), Bounds(256), ["49153 bytes of static shared memory"]),
+    ],
+)
+def test_problems(usage: Usage, bound: Bounds, said: list[str]) -> None:
+    found = ptxas.problems(usage, bound)
+    assert len(found) == len(said)
+    assert all(part in problem for part, problem in zip(said, found, strict=True))
+
+
+def test_names_lose_namespaces_and_parameters() -> None:
+    name = "void fbp::cuda::(anonymous namespace)::pool<fbp::cuda::Tile<float, (bool)1>>(fbp::View)"
+    assert ptxas.short_name(name) == "pool<Tile<float, (bool)1>>"
+
+
+@pytest.fixture
+def nvcc() -> str:
+    found = shutil.which("nvcc")
+    if found is None:
+        pytest.skip("nvcc is not on the PATH")
+    return found
+
+
+def test_the_compiler_agrees(nvcc: str, tmp_path: Path) -> None:
+    source = tmp_path / "one.cu"
+    source.write_text("""
+        namespace fbp::cuda { namespace {
+        template <class T> __global__ __launch_bounds__(64, 3) void picks(T* out, int i) {
+          T own[32];
+          for (int j = 0; j < 32; ++j) own[(i * j) % 32] = out[j];
+          out[i] = own[i];
+        }
+        template __global__ void picks<float>(float*, int);
+        } }
+    """)
+    (row,) = ptxas.compile_source(nvcc, source, "sm_80")
+    assert (row.architecture, row.source, row.kernel) == ("sm_80", "one.cu", "picks<float>")
+    assert row.bounds == Bounds(64, 3)
+    assert 8 <= row.usage.registers <= 255
+    assert row.problems == ("keeps 128 bytes in local memory",)
+
+
+def test_a_warning_is_an_error(nvcc: str, tmp_path: Path) -> None:
+    source = tmp_path / "one.cu"
+    source.write_text("__global__ void unused(int* out) { int never; out[0] = 1; }")
+    with pytest.raises(RuntimeError, match="never"):
+        ptxas.compile_source(nvcc, source, "sm_80")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sm_70"], "architecture is sm_70, expected sm_80, sm_90a, sm_100"),
+        (["--sources", "no.cu"], "there is no source no.cu"),
+        (["--nvcc", "no-such-compiler"], "there is no no-such-compiler"),
+    ],
+)
+def test_arguments_that_do_not_fit(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "--nvcc" not in arguments and shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not on the PATH")
+    with pytest.raises(SystemExit):
+        ptxas.main(arguments)
+    assert message in capsys.readouterr().err
