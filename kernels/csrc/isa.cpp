@@ -16,6 +16,9 @@ Kernels kernels();
 namespace avx512 {
 Kernels kernels();
 }
+namespace avx512_bf16 {
+Kernels kernels();
+}
 #endif
 
 namespace {
@@ -27,9 +30,11 @@ std::vector<Kernels> runnable() {
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c");
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-    result.push_back(avx512::kernels());
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl");
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) result.push_back(avx512_bf16::kernels());
+  if (avx512) result.push_back(avx512::kernels());
   if (avx2) result.push_back(avx2::kernels());
 #endif
   result.push_back(portable::kernels());

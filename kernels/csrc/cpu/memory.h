@@ -34,7 +34,8 @@ template <class E>
 class WorkerBuffers {
  public:
   WorkerBuffers(int workers, i64 each)
-      : each_(round_up(each, 64 / static_cast<i64>(sizeof(E)))), memory_(workers * each_) {}
+      : each_(round_up(each, larger<i64>(64 / static_cast<i64>(sizeof(E)), 1))),
+        memory_(workers * each_) {}
   E* of(int worker) const { return memory_.get() + worker * each_; }
 
  private:

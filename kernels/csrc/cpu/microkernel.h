@@ -95,11 +95,13 @@ inline void multiply(int rows, const S* left, i64 left_stride, const S* right, i
   multiply_dispatch<S, kTileRows>(rows, left, left_stride, right, depth, leaf, out);
 }
 
-// Divides `length` rows into tiles that differ by at most one row.
+// Divides `length` rows into tiles of at most `most` that differ by at most one row, larger ones
+// first.
 struct Tiling {
   i64 length, count;
 
-  explicit Tiling(i64 length_) : length(length_), count(ceil_div(length_, kTileRows)) {}
+  explicit Tiling(i64 length_, i64 most = kTileRows)
+      : length(length_), count(ceil_div(length_, most)) {}
   i64 start(i64 tile) const { return tile * (length / count) + smaller(tile, length % count); }
   int rows(i64 tile) const { return static_cast<int>(start(tile + 1) - start(tile)); }
 };

@@ -11,6 +11,23 @@ namespace fbp::FBP_ISA {
 template <class S>
 constexpr int kPackSlack = kWidth<S>;
 
+// The first `count` elements, `stride` apart, the rest 0.
+template <class T>
+inline Vec<typename AccumulateIn<T>::type> load_strided(const T* from, i64 stride, i64 count) {
+  using S = typename AccumulateIn<T>::type;
+  if (stride == 1) return load_first(from, count);
+  S buffer[kWidth<S>] = {};
+  for (i64 i = 0; i < smaller<i64>(count, kWidth<S>); ++i) buffer[i] = widen(from[i * stride]);
+  return load(buffer);
+}
+
+// Rounds `count` contiguous elements.
+template <class T, class S>
+void round_row(const S* from, i64 count, T* to) {
+  for (i64 i = 0; i < count; i += kWidth<S>)
+    store_first<T>(to + i, load_first(from + i, count - i), count - i);
+}
+
 // to[k * ld + r] = from[r * row_stride + k * depth_stride] for r < rows, zero for rows <= r < ld.
 template <class T, class S>
 void pack(const T* from, i64 row_stride, i64 depth_stride, i64 rows, i64 depth, i64 ld, S* to) {

@@ -7,10 +7,7 @@
 
 #pragma once
 
-#include "memory.h"
-#include "microkernel.h"
-#include "pack.h"
-#include "philox.h"
+#include "operands.h"
 
 namespace fbp::FBP_ISA {
 

@@ -14,7 +14,7 @@
 #include "../problem.h"
 
 #if !defined(FBP_ISA)
-#error "FBP_ISA names the instruction set: portable, avx2 or avx512"
+#error "FBP_ISA names the instruction set: portable, avx2, avx512 or avx512_bf16"
 #endif
 
 namespace fbp::FBP_ISA {
@@ -103,7 +103,7 @@ inline float widen(float16 x) {
   return _cvtsh_ss(x.bits);
 #else
   const u32 sign = u32{x.bits & 0x8000u} << 16, rest = x.bits & 0x7fffu;
-  float result;
+  float result = 0;
   if (rest >= 0x0400 && rest < 0x7c00) {  // normal
     const u32 bits = sign | ((rest << 13) + (112u << 23));
     __builtin_memcpy(&result, &bits, 4);

@@ -1,0 +1,262 @@
+// What forward and backward share: how operands reach the products, the projections of a block,
+// adaptive scales, dropout.
+//
+// Everything lies as tensors do, columns contiguous: a block of a projection is (rows of the batch,
+// columns), of which `ld`, columns rounded up to whole vectors, lie in memory.
+
+#pragma once
+
+#include "memory.h"
+#include "pack.h"
+#include "philox.h"
+#include "product.h"
+
+namespace fbp::FBP_ISA {
+
+// Rows of the batch that are worked on at a time; a multiple of 4, as dropout counts in fours.
+constexpr i64 kBlockRows = 128;
+
+// The longest run of a sum that is kept in registers. Runs follow from the sizes of a problem,
+// never from a cache or a number of threads, so results do not depend on how the work is divided.
+constexpr i64 kRun = 128;
+
+// For products with few rows or columns. They come out of vendors' libraries as dot products,
+// summed in many short runs, and must not be less exact here.
+constexpr i64 kShortRun = 16;
+
+constexpr i64 run_for(i64 rows, i64 columns) {
+  return rows <= 4 || columns <= 8 ? kShortRun : kRun;
+}
+
+// Rows of the batch and columns of trunk h.
+struct Block {
+  i64 h, row, rows, n, columns;
+};
+
+// How products of T are made.
+template <class T>
+struct ArithmeticOf {
+  using type = MultiplyAdd<typename AccumulateIn<T>::type>;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct ArithmeticOf<bfloat16> {
+  using type = MultiplyPairs;
+};
+#endif
+template <class T>
+using Arithmetic = typename ArithmeticOf<T>::type;
+
+// Rows r of `from` (r * row + k * step) widened to (rows, depth).
+template <class T, class S>
+Matrix<S> broadcastable(const Matrix<T>& from, i64 rows, i64 depth, S* scratch) {
+  if constexpr (__is_same(T, S)) {
+    return from;
+  } else {
+    const i64 ld = round_up(depth, kWidth<S>);
+    for (i64 r = 0; r < rows; ++r)
+      for (i64 k = 0; k < depth; k += kWidth<S>)
+        store(scratch + r * ld + k, load_strided(from.at(r, k), from.step, depth - k));
+    return {scratch, ld, 1};
+  }
+}
+
+// Elements (k, j) of `from` (k * row + j * step) widened to (depth, lanes), zero from `columns` on.
+// Where `spare` columns follow in memory and nothing need be converted, they stay where they are.
+template <class T, class S>
+const S* vectors_of(const Matrix<T>& from, i64 depth, i64 columns, i64 spare, i64 lanes, S* scratch,
+                    i64& stride) {
+  if constexpr (__is_same(T, S)) {
+    if (from.step == 1 && columns + spare >= lanes) {
+      stride = from.row;
+      return from.data;
+    }
+  }
+  stride = lanes;
+  pack(from.data, from.step, from.row, columns, depth, lanes, scratch);
+  return scratch;
+}
+
+#if defined(__AVX512BF16__)
+inline u32 pair(bfloat16 even, bfloat16 odd) { return u32{even.bits} | u32{odd.bits} << 16; }
+
+// The same in pairs along the depth, the last one filled up with zero.
+inline Matrix<u32> broadcastable(const Matrix<bfloat16>& from, i64 rows, i64 depth, u32* scratch) {
+  const i64 ld = depth / 2 + 1;
+  for (i64 r = 0; r < rows; ++r) {
+    u32* const to = scratch + r * ld;
+    if (from.step == 1) {
+      __builtin_memcpy(to, from.at(r, 0), static_cast<std::size_t>(depth / 2 * 4));
+    } else {
+      for (i64 k = 0; k + 1 < depth; k += 2) to[k / 2] = pair(*from.at(r, k), *from.at(r, k + 1));
+    }
+    if (depth % 2) to[depth / 2] = pair(*from.at(r, depth - 1), {0});
+  }
+  return {scratch, ld, 1};
+}
+
+inline const u32* vectors_of(const Matrix<bfloat16>& from, i64 depth, i64 columns, i64, i64 lanes,
+                             u32* scratch, i64& stride) {
+  using Bits = Simd<float>::Bits;
+  stride = lanes;
+  for (i64 k = 0; k < depth; k += 2) {
+    u32* const to = scratch + k / 2 * lanes;
+    if (from.step == 1) {
+      for (i64 j = 0; j < lanes; j += kWidth<float>) {
+        const i64 count = columns - j;
+        // Widening puts the 16 bits into the upper half.
+        const Bits even = reinterpret<Bits>(load_first(from.at(k, j), larger<i64>(count, 0)));
+        const Bits odd =
+            k + 1 < depth ? reinterpret<Bits>(load_first(from.at(k + 1, j), larger<i64>(count, 0)))
+                          : Bits{};
+        const Bits both = odd | even >> 16;
+        __builtin_memcpy(to + j, &both, sizeof both);
+      }
+    } else {
+      for (i64 j = 0; j < lanes; ++j)
+        to[j] = j < columns ? pair(*from.at(k, j), k + 1 < depth ? *from.at(k + 1, j) : bfloat16{0})
+                            : 0;
+    }
+  }
+  return scratch;
+}
+#endif
+
+// Elements of scratch that a product of up to kBlockRows rows may take.
+template <class S>
+constexpr i64 kProductScratch =
+    kBlockRows * (kRun + kWidth<S>)+kRun * 8 * kWidth<S> + 2 * kPackSlack<S>;
+
+// out (rows, ld) (+)= left (rows, depth) right (depth, columns). `spare` columns of `right` follow
+// in memory. Tiles are taken so that what is used next is near: a run of some columns stays in L1
+// while all rows pass by.
+template <class T, class S = typename AccumulateIn<T>::type>
+void multiply_block(const Matrix<T>& left, const Matrix<T>& right, i64 rows, i64 columns, i64 spare,
+                    i64 depth, i64 run, S* out, i64 ld, bool first, S* scratch) {
+  using Op = Arithmetic<T>;
+  using Element = typename Op::Element;
+  constexpr int W = kWidth<S>;
+  static_assert(sizeof(Element) == sizeof(S));
+  const Tiling tiles(rows, kMaxRows), panels(ceil_div(columns, W), max_vectors(tiles.rows(0)));
+  Element* const left_scratch = reinterpret_cast<Element*>(scratch);
+  Element* const right_scratch = left_scratch + kBlockRows * (kRun + W) + kPackSlack<S>;
+  for (i64 k = 0; k < depth; k += run) {
+    const i64 steps = smaller(run, depth - k);
+    const Matrix<Element> factors =
+        broadcastable(Matrix<T>{left.at(0, k), left.row, left.step}, rows, steps, left_scratch);
+    for (i64 p = 0; p < panels.count; ++p) {
+      const i64 j = panels.start(p) * W;
+      const int vectors = panels.rows(p);
+      const i64 used = smaller<i64>(columns - j, vectors * W);
+      i64 stride = 0;
+      const Element* const x =
+          vectors_of(Matrix<T>{right.at(k, j), right.row, right.step}, steps, used,
+                     columns - j - used + spare, i64{vectors} * W, right_scratch, stride);
+      // What is used next, fetched meanwhile: hardware does not foresee a jump at every step.
+      const Element* next = x;
+      if (x == reinterpret_cast<const Element*>(right.at(k, j))) {
+        if (p + 1 < panels.count) {
+          next = x + vectors * W;
+        } else if (k + run < depth) {
+          next = reinterpret_cast<const Element*>(right.at(k + run, 0));
+        }
+      }
+      for (i64 t = 0; t < tiles.count; ++t)
+        outer<Op>(tiles.rows(t), vectors,
+                  {factors.at(tiles.start(t), 0), factors.row, factors.step}, x, stride,
+                  ceil_div(steps, Op::depth), next, out + tiles.start(t) * ld + j, ld,
+                  first && k == 0);
+    }
+  }
+  if (depth == 0 && first)
+    for (i64 i = 0; i < rows * ld; ++i) out[i] = S{0};
+}
+
+// Factors of the rows of a block: mu and eta where pooling is adaptive.
+template <class S>
+struct Scales {
+  i64 row = -1;  // of the block they belong to
+  double norm[2][kBlockRows];
+  S scale[2][kBlockRows];
+
+  template <class T>
+  void measure(const Part& part, i64 row_, i64 rows) {
+    if (row == row_) return;
+    row = row_;
+    for (i64 r = 0; r < rows; ++r) {
+      for (int side = 0; side < 2; ++side)
+        norm[side][r] = length<T>(part.side[side].input, row + r, part.side[side].width);
+      const double total = norm[0][r] + norm[1][r];
+      for (int side = 0; side < 2; ++side)
+        scale[side][r] = static_cast<S>(total == 0 ? 0.5 : norm[side][r] / total);
+    }
+  }
+
+ private:
+  template <class T>
+  static double length(const View& input, i64 row, i64 width) {
+    constexpr int W = kWidth<S>;
+    using Wide = typename VectorOf<double, W>::type;
+    Wide sum = {};
+    for (i64 c = 0; c < width; c += W) {
+      const Wide x = __builtin_convertvector(
+          load_strided(at<T>(input, row, 0, c), input.stride[2], width - c), Wide);
+      sum += x * x;
+    }
+    double total = 0;
+    for (int lane = 0; lane < W; ++lane) total += sum[lane];
+    return __builtin_sqrt(total);
+  }
+};
+
+inline bool alive(const Part& part, i64 h, i64 row) {
+  return !part.lengths || h < part.lengths[row];
+}
+
+// One side's projections of a block, out (rows, ld): product, scale, bias, zero in dead rows.
+template <class T, class S>
+void project(const Part& part, int s, i64 B, const Block& block, const S* scale, S* out, i64 ld,
+             S* scratch) {
+  constexpr int W = kWidth<S>;
+  const Side& side = part.side[s];
+  const auto [h, row, rows, n, columns] = block;
+  multiply_block<T>({at<T>(side.input, row, h, 0), side.input.stride[0], side.input.stride[2]},
+                    {at<T>(side.weight, h, 0, n), side.weight.stride[1], side.weight.stride[2]},
+                    rows, columns, part.N - n - columns, side.width, run_for(B, part.N), out, ld,
+                    true, scratch);
+  if (scale)
+    for (i64 r = 0; r < rows; ++r)
+      for (i64 j = 0; j < ld; ++j) out[r * ld + j] *= scale[r];
+  if (side.bias) {
+    S* const bias = scratch;  // free by now, and too short for no block
+    for (i64 start = 0; start < ld; start += kProductScratch<S> / 2) {
+      const i64 end = smaller(ld, start + kProductScratch<S> / 2);
+      for (i64 j = start; j < end; j += W)
+        store(bias + j - start, load_strided(at<T>(side.bias, h, 0, n + j), side.bias.stride[2],
+                                             larger<i64>(columns - j, 0)));
+      for (i64 r = 0; r < rows; ++r)
+        for (i64 j = start; j < end; ++j) out[r * ld + j] += bias[j - start];
+    }
+  }
+  if (!part.lengths) return;
+  for (i64 r = 0; r < rows; ++r)
+    if (!alive(part, h, row + r))
+      for (i64 j = 0; j < ld; ++j) out[r * ld + j] = S{0};
+}
+
+// Multiplies a block by its dropout mask.
+template <class S>
+void drop(const Part& part, const Block& block, S* x, i64 ld) {
+  constexpr int kColumns = 64;
+  S mask[4 * kColumns];
+  for (i64 r = 0; r < block.rows; r += 4)
+    for (i64 j = 0; j < block.columns; j += kColumns) {
+      const int columns = static_cast<int>(smaller<i64>(kColumns, block.columns - j));
+      dropout_mask<4 * kColumns>(part.dropout, part.stream, block.h, block.n + j, columns,
+                                 block.row + r, 4, mask);
+      for (i64 i = 0; i < smaller<i64>(4, block.rows - r); ++i)
+        for (int c = 0; c < columns; ++c) x[(r + i) * ld + j + c] *= mask[4 * c + i];
+    }
+}
+
+}  // namespace fbp::FBP_ISA

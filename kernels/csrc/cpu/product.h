@@ -1,0 +1,155 @@
+// The inner loops of all bilinear products. Both read their operands where they stand:
+//
+//   outer: out[r][j] (+)= sum over k of left[r][k] * right[k][j]   columns are lanes
+//   dot:   out[r][j] (+)= sum over k of left[r][k] * right[j][k]   steps are lanes
+//
+// `outer` broadcasts one number of `left`, at any strides, and reads contiguous vectors of `right`;
+// `dot` reads vectors of both, and so transposes neither.
+
+#pragma once
+
+#include "microkernel.h"
+
+namespace fbp::FBP_ISA {
+
+// A matrix anywhere: element (r, k) is at data[r * row + k * step].
+template <class E>
+struct Matrix {
+  const E* data;
+  i64 row, step;
+
+  const E* at(i64 r, i64 k) const { return data + r * row + k * step; }
+};
+
+// What a step does: `left` is broadcast, `right` a vector, sums are vectors of S.
+template <class S>
+struct MultiplyAdd {
+  using Sum = S;
+  using Element = S;
+  static constexpr int depth = 1;  // elements of the sum per step
+
+  static Vec<S> step(Vec<S> sum, S left, Vec<S> right) { return sum + splat(left) * right; }
+};
+
+#if defined(__AVX512BF16__)
+// Pairs of bfloat16, as the processor multiplies them: the even element in the lower half.
+struct MultiplyPairs {
+  using Sum = float;
+  using Element = u32;
+  static constexpr int depth = 2;
+
+  static Vec<float> step(Vec<float> sum, u32 left, Vec<float> right) {
+    return _mm512_dpbf16_ps(sum, reinterpret<__m512bh>(_mm512_set1_epi32(static_cast<int>(left))),
+                            reinterpret<__m512bh>(right));
+  }
+};
+#endif
+
+inline Vec<float> load_bits(const float* from) { return load(from); }
+inline Vec<double> load_bits(const double* from) { return load(from); }
+inline Vec<float> load_bits(const u32* from) {
+  Vec<float> x;
+  __builtin_memcpy(&x, from, sizeof x);
+  return x;
+}
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
+
+// Rows of a tile. More would not help: eight rows of three vectors keep the multipliers busy.
+constexpr int kMaxRows = kRegisters == 32 ? 8 : 6;
+
+// Vectors of a tile of so many rows: sums, one row of `right` and a broadcast share the registers.
+constexpr int max_vectors(int rows) { return smaller((kRegisters - 1) / (rows + 1), 8); }
+
+// Rows of a matrix three at a time: x86 addresses have room for a base and once or twice a stride,
+// so that `Rows` pointers take a third of the registers.
+template <class E, int Rows>
+struct RowPointers {
+  static constexpr int kBases = (Rows + 2) / 3;
+  const char* base[kBases];
+  i64 row;
+
+  RowPointers(const E* data, i64 row_) : row(row_ * i64{sizeof(E)}) {
+    for (int i = 0; i < kBases; ++i) base[i] = reinterpret_cast<const char*>(data) + 3 * i * row;
+  }
+  const E* operator[](int r) const { return reinterpret_cast<const E*>(base[r / 3] + r % 3 * row); }
+  void advance(i64 bytes) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kBases; ++i) {
+      base[i] += bytes;
+      asm("" : "+r"(base[i]));  // or the compiler makes a pointer of each row again, and spills
+    }
+  }
+};
+
+template <class Op, int Rows, int Vectors>
+void outer_tile(const Matrix<typename Op::Element>& left, const typename Op::Element* right,
+                i64 right_stride, i64 depth, const typename Op::Element* next,
+                typename Op::Sum* out, i64 out_stride, bool first) {
+  using S = typename Op::Sum;
+  using E = typename Op::Element;
+  constexpr int W = kWidth<S>;
+  Vec<S> sum[Rows][Vectors] = {};
+  RowPointers<E, Rows> rows(left.data, left.row);
+  for (i64 k = 0; k < depth; ++k) {
+    Vec<S> x[Vectors];
+#pragma GCC unroll 8
+    for (int j = 0; j < Vectors; ++j) {
+      x[j] = load_bits(right + j * W);
+      __builtin_prefetch(next + j * W, 0, 2);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      E factor;
+      __builtin_memcpy(&factor, rows[r], sizeof factor);
+#pragma GCC unroll 8
+      for (int j = 0; j < Vectors; ++j) sum[r][j] = Op::step(sum[r][j], factor, x[j]);
+    }
+    rows.advance(left.step * i64{sizeof(E)});
+    right += right_stride;
+    next += right_stride;
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
+    for (int j = 0; j < Vectors; ++j) {
+      S* const to = out + r * out_stride + j * W;
+      store(to, first ? sum[r][j] : load(to) + sum[r][j]);
+    }
+  }
+}
+
+template <class Op, int Rows, int Vectors>
+inline void outer_dispatch(int rows, int vectors, const Matrix<typename Op::Element>& left,
+                           const typename Op::Element* right, i64 right_stride, i64 depth,
+                           const typename Op::Element* next, typename Op::Sum* out, i64 out_stride,
+                           bool first) {
+  if constexpr (Rows > 0 && Vectors > 0) {
+    if (rows == Rows && vectors == Vectors) {
+      outer_tile<Op, Rows, Vectors>(left, right, right_stride, depth, next, out, out_stride, first);
+    } else if (rows == Rows) {
+      outer_dispatch<Op, Rows, Vectors - 1>(rows, vectors, left, right, right_stride, depth, next,
+                                            out, out_stride, first);
+    } else {
+      outer_dispatch<Op, Rows - 1, max_vectors(Rows - 1)>(rows, vectors, left, right, right_stride,
+                                                          depth, next, out, out_stride, first);
+    }
+  }
+}
+
+// out (rows, vectors * kWidth) (+)= left (rows, depth) right (depth, vectors * kWidth), where rows
+// is at most kMaxRows and vectors at most max_vectors(rows).
+template <class Op>
+inline void outer(int rows, int vectors, const Matrix<typename Op::Element>& left,
+                  const typename Op::Element* right, i64 right_stride, i64 depth,
+                  const typename Op::Element* next, typename Op::Sum* out, i64 out_stride,
+                  bool first) {
+  outer_dispatch<Op, kMaxRows, max_vectors(kMaxRows)>(rows, vectors, left, right, right_stride,
+                                                      depth, next, out, out_stride, first);
+}
+
+}  // namespace fbp::FBP_ISA
