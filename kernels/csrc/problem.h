@@ -66,6 +66,7 @@ constexpr int kMaxParts = 2;
 
 struct ForwardProblem {
   Dtype dtype = Dtype::float32;
+  bool tf32 = false;  // float32 may be multiplied as TF32
   i64 B = 0;
   int parts = 0;
   ForwardPart part[kMaxParts];
@@ -75,6 +76,7 @@ struct ForwardProblem {
 
 struct BackwardProblem {
   Dtype dtype = Dtype::float32;
+  bool tf32 = false;
   i64 B = 0;
   int parts = 0;
   BackwardPart part[kMaxParts];

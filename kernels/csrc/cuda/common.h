@@ -11,6 +11,10 @@
 #include "../problem.h"
 #include "cuda/launch.h"
 
+#if !defined(FBP_LAUNCH_CLUSTERS)
+#define FBP_LAUNCH_CLUSTERS(cluster, ...) FBP_LAUNCH(__VA_ARGS__)
+#endif
+
 namespace fbp::cuda {
 
 using u32 = std::uint32_t;

@@ -1,0 +1,515 @@
+// Gradients of the bilinear pooling, in two launches. With x an input, W its weights, u its
+// projection and w that of the other side:
+//
+//   1  du[b, n] = dz[b, n / K] * mask * w, from projections kept or computed again; and what the
+//      rows and columns of a tile add to the gradients of scales and biases
+//   2  dx = du W^T, dW = x^T du, and the sums over tiles for scales and biases
+//
+// An adaptive scale multiplies the rows of du, in place of those of dx and of x.
+
+#include <algorithm>
+
+#include "bilinear_tiles.h"
+#include "cuda/kernels.h"
+
+namespace fbp::cuda {
+
+namespace {
+
+// ---- launch 1 ----
+
+struct ProjectionGradientsPlan {
+  i64 down = 0;  // tiles of rows
+  struct PartPlan : Tiles {
+    i64 blocks = 0;
+    // What is written, null where not needed; `all` is the number of outputs.
+    void* d[2] = {};               // du and dw, (H, B, N), in the type of the inputs
+    float* biases[2] = {};         // (down, H, N): sums over the rows of a tile of du and dw
+    float* norms = nullptr;        // (2, B): of the rows of a and v
+    float* differences = nullptr;  // (across, B): parts of d mu - d eta
+  } part[kMaxParts];
+};
+
+template <class Number, class Tile>
+class ProjectionGradientsBlock {
+  using T = typename Number::Storage;
+  static constexpr int kStride = kTileStride<Tile>;
+  static constexpr int kWarpsAcross = Tile::kColumns / kWarp;
+  using PartPlan = ProjectionGradientsPlan::PartPlan;
+
+ public:
+  struct Memory : ProjectionMemory<Number, Tile> {
+    float difference[kWarpsAcross][Tile::kRows];
+  };
+
+  __device__ ProjectionGradientsBlock(const BackwardProblem& problem, const BackwardPart& part,
+                                      const PartPlan& own, i64 h, Position position)
+      : problem_(problem),
+        part_(part),
+        own_(own),
+        h_(h),
+        position_(position),
+        tile_(part, own, problem.B, position_.row * Tile::kRows, position_.column * own.outputs),
+        memory_(*reinterpret_cast<Memory*>(shared_memory())) {}
+
+  __device__ void run() {
+    if (part_.adaptive)
+      for (int i = threadIdx.x; i < kWarpsAcross * Tile::kRows; i += kThreads)
+        memory_.difference[i / Tile::kRows][i % Tile::kRows] = 0;
+    const auto finish = [&](i64, i64 column, int columns) { differentiate(column, columns); };
+    if (part_.kept[0] == nullptr) {
+      project<Number, Tile>(tile_, h_, h_ + 1, memory_, finish);
+    } else {
+      if (part_.adaptive) measure();
+      for (i64 column = tile_.column; column < tile_.end; column += Tile::kColumns) {
+        const int columns = static_cast<int>(smaller(Tile::kColumns, tile_.end - column));
+        __syncthreads();
+        read_kept(column, columns);
+        __syncthreads();
+        finish(h_, column, columns);
+      }
+    }
+    if (part_.adaptive) finish_rows();
+  }
+
+ private:
+  __device__ i64 place(int r, i64 n) const {
+    return (h_ * problem_.B + tile_.row + r) * part_.N + n;
+  }
+
+  __device__ void read_kept(i64 column, int columns) {
+    for (int i = threadIdx.x; i < Tile::kRows * Tile::kColumns; i += kThreads) {
+      const int r = i / Tile::kColumns, c = i % Tile::kColumns;
+      if (c >= columns || tile_.row + r >= problem_.B) continue;
+      for (int side = 0; side < 2; ++side)
+        memory_.tile[side][r * kStride + c] =
+            widen(static_cast<const T*>(part_.kept[side])[place(r, column + c)]);
+    }
+  }
+
+  // The rows' sums of squares, which the projections bring along where they are computed.
+  __device__ void measure() {
+    const int warp = static_cast<int>(threadIdx.x) / kWarp;
+    for (int r = warp; r < Tile::kRows; r += kThreads / kWarp)
+      for (int side = 0; side < 2; ++side) {
+        const View& input = part_.side[side].input;
+        const i64 width = tile_.row + r < problem_.B ? part_.side[side].width : 0;
+        float sum = 0;
+        for (i64 c = threadIdx.x % kWarp; c < width; c += kWarp) {
+          const float x = widen(static_cast<const T*>(
+              input.data)[(tile_.row + r) * input.stride[0] + c * input.stride[2]]);
+          sum = fmaf(x, x, sum);
+        }
+        sum = sum_over_lanes<kWarp>(sum);
+        if (threadIdx.x % kWarp == 0) memory_.squares[side][r] = sum;
+      }
+  }
+
+  __device__ Scales scales_of(int r) const {
+    if (!part_.adaptive) return {false, 0, 0};
+    return {true, memory_.squares[0][r], memory_.squares[1][r]};
+  }
+
+  // du and dw of some columns, from the projections in memory.
+  __device__ void differentiate(i64 column, int columns) {
+    const bool biased = own_.biases[0] != nullptr || own_.biases[1] != nullptr;
+    for (int i = threadIdx.x; i < Tile::kRows / 4 * Tile::kColumns; i += kThreads) {
+      const int c = i % Tile::kColumns, quad = i / Tile::kColumns;
+      const i64 n = column + c;
+      const bool inside = c < columns;
+      float difference[4] = {};
+      if (inside) {
+        const float bias[2] = {tile_.bias<T>(0, h_, n), tile_.bias<T>(1, h_, n)};
+        const i64 o = part_.o_offset + position_.column * own_.outputs + tile_.output(column, c);
+        float factors[4] = {1, 1, 1, 1};
+        if (part_.dropout.active)
+          dropout_factors(part_.dropout, n, h_, tile_.row / 4 + quad, part_.stream, factors);
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+          difference[j] = differentiate(4 * quad + j, c, n, o, factors[j], bias, biased);
+      }
+      if (!part_.adaptive) continue;
+      // The columns of a row are those of one warp, or of two.
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float sum = sum_over_lanes<kWarp>(difference[j]);
+        if (threadIdx.x % kWarp == 0) memory_.difference[c / kWarp][4 * quad + j] += sum;
+      }
+    }
+    if (biased) {
+      __syncthreads();
+      sum_columns(column, columns);
+    }
+  }
+
+  // Of one element; returns what it adds to d mu - d eta.
+  __device__ float differentiate(int r, int c, i64 n, i64 o, float factor, const float bias[2],
+                                 bool biased) {
+    const i64 b = tile_.row + r;
+    if (b >= problem_.B) {
+      if (biased) memory_.tile[0][r * kStride + c] = memory_.tile[1][r * kStride + c] = 0;
+      return 0;
+    }
+    const Scales scales = scales_of(r);
+    const float raw[2] = {memory_.tile[0][r * kStride + c], memory_.tile[1][r * kStride + c]};
+    const bool alive = tile_.alive(b, h_);
+    const View& dz = problem_.dz;
+    const float g =
+        alive ? widen(static_cast<const T*>(dz.data)[b * dz.stride[0] + o * dz.stride[1]]) * factor
+              : 0.0f;
+    float d[2];
+    for (int side = 0; side < 2; ++side) {
+      const int other = 1 - side;
+      d[side] = alive ? g * fmaf(raw[other], scales.scale[other], bias[other]) : 0.0f;
+      if (own_.d[side] != nullptr)
+        static_cast<T*>(own_.d[side])[place(r, n)] = narrow<T>(d[side] * scales.scale[side]);
+    }
+    if (biased)
+      for (int side = 0; side < 2; ++side) memory_.tile[side][r * kStride + c] = d[side];
+    return d[0] * raw[0] - d[1] * raw[1];
+  }
+
+  __device__ void sum_columns(i64 column, int columns) const {
+    for (int i = threadIdx.x; i < 2 * Tile::kColumns; i += kThreads) {
+      const int side = i / Tile::kColumns, c = i % Tile::kColumns;
+      if (c >= columns || own_.biases[side] == nullptr) continue;
+      float sum = 0;
+      for (int r = 0; r < Tile::kRows; ++r) sum += memory_.tile[side][r * kStride + c];
+      own_.biases[side][(position_.row * part_.H + h_) * part_.N + column + c] = sum;
+    }
+  }
+
+  __device__ void finish_rows() const {
+    __syncthreads();
+    const int r = threadIdx.x;
+    const i64 b = tile_.row + r;
+    if (r >= Tile::kRows || b >= problem_.B) return;
+    float sum = 0;
+    for (int i = 0; i < kWarpsAcross; ++i) sum += memory_.difference[i][r];
+    own_.differences[position_.column * problem_.B + b] = sum;
+    if (position_.column != 0) return;
+    const Scales scales = scales_of(r);
+    for (int side = 0; side < 2; ++side) own_.norms[side * problem_.B + b] = scales.norm[side];
+  }
+
+  const BackwardProblem& problem_;
+  const BackwardPart& part_;
+  const PartPlan& own_;
+  const i64 h_;
+  const Position position_;
+  const TileOfPart tile_;
+  Memory& memory_;
+};
+
+template <class Number, class Tile>
+__global__ void __launch_bounds__(kThreads, 2)
+    projection_gradients_kernel(const __grid_constant__ BackwardProblem problem,
+                                const __grid_constant__ ProjectionGradientsPlan plan) {
+  i64 index = blockIdx.x;
+  for (int i = problem.parts - 1; i >= 0; --i) {
+    const auto& own = plan.part[i];
+    if (index < own.blocks) {
+      const i64 tiles = plan.down * own.across;
+      ProjectionGradientsBlock<Number, Tile>(problem, problem.part[i], own, index / tiles,
+                                             tile_position(index % tiles, plan.down, own.across))
+          .run();
+      return;
+    }
+    index -= own.blocks;
+  }
+}
+
+// ---- launch 2 ----
+
+enum class Gradient { input, weight, bias };
+
+// The tiles of one gradient: of all trunks, `down` by `across` each.
+struct Job {
+  Gradient of = Gradient::input;
+  int part = 0, side = 0;
+  i64 blocks = 0, down = 0, across = 0, depth = 0;
+  int piece_a = 1, piece_b = 1;
+};
+
+struct GradientsPlan {
+  i64 rows = 0;  // tiles of rows in launch 1
+  int jobs = 0;
+  Job job[kMaxParts * 2 * 3];
+  ProjectionGradientsPlan::PartPlan part[kMaxParts];
+};
+
+template <class Number, class Tile, Along A, Along B>
+struct GradientMemory {
+  Ring<Number, Tile, A, B> ring;
+  float tile[Tile::kRows * kTileStride<Tile>];
+  float slope[Tile::kRows];
+};
+
+// Multiplies one pair of operands, and calls finish(r, c, x) with each element of the tile.
+template <class Number, class Tile, Along A, Along B, class Finish>
+__device__ inline void multiply_once(const Factors<typename Number::Storage>& factors,
+                                     GradientMemory<Number, Tile, A, B>& memory,
+                                     const Finish& finish) {
+  using T = typename Number::Storage;
+  multiply<Number, Tile, A, B>(
+      1, memory.ring, [&](int) { return factors; }, [](int, const T*) {},
+      [&](int, auto& sums) { sums.store(memory.tile); });
+  __syncthreads();
+  for (int i = threadIdx.x; i < Tile::kRows * Tile::kColumns; i += kThreads) {
+    const int r = i / Tile::kColumns, c = i % Tile::kColumns;
+    finish(r, c, memory.tile[r * kTileStride<Tile> + c]);
+  }
+}
+
+// What multiplies a row of x in its gradient through the norms: with d = d mu - d eta,
+// d mu / d|a| = |v| / (|a| + |v|)^2 = -d eta / d|a| and d|a| / da = a / |a|, so 0 where |a| is 0.
+__device__ inline float slope_of(float difference, int side, float own, float other) {
+  if (own == 0) return 0;
+  const float total = own + other;
+  return (side == 0 ? difference : -difference) * (other / total) / total / own;
+}
+
+// A tile (rows of the batch, width) of dx.
+template <class Number, class Tile>
+__device__ inline void input_gradient(const BackwardProblem& problem, const BackwardPart& part,
+                                      const ProjectionGradientsPlan::PartPlan& own, const Job& job,
+                                      i64 index) {
+  using T = typename Number::Storage;
+  using Memory = GradientMemory<Number, Tile, Along::depth, Along::depth>;
+  auto& memory = *reinterpret_cast<Memory*>(shared_memory());
+  const i64 B = problem.B, tiles = job.down * job.across, h = index / tiles;
+  const Position position = tile_position(index % tiles, job.down, job.across);
+  const i64 row = position.row * Tile::kRows, column = position.column * Tile::kColumns;
+  const Side& side = part.side[job.side];
+  if (part.adaptive) {
+    // Each row belongs to some neighbouring lanes.
+    constexpr int kLanes = kThreads / Tile::kRows;
+    const int r = static_cast<int>(threadIdx.x) / kLanes;
+    float difference = 0;
+    if (row + r < B)
+      for (i64 i = threadIdx.x % kLanes; i < own.across; i += kLanes)
+        difference += own.differences[i * B + row + r];
+    difference = sum_over_lanes<kLanes>(difference);
+    if (row + r < B && threadIdx.x % kLanes == 0)
+      memory.slope[r] = slope_of(difference, job.side, own.norms[job.side * B + row + r],
+                                 own.norms[(1 - job.side) * B + row + r]);
+  }
+  Factors<T> factors;
+  factors.depth = part.N;
+  factors.a.data = static_cast<const T*>(own.d[job.side]) + (h * B + row) * part.N;
+  factors.a.line = part.N;
+  factors.a.element = 1;
+  factors.a.piece = job.piece_a;
+  factors.a.others = B - row;
+  factors.b.data = static_cast<const T*>(side.weight.data) + h * side.weight.stride[0] +
+                   column * side.weight.stride[1];
+  factors.b.line = side.weight.stride[1];
+  factors.b.element = side.weight.stride[2];
+  factors.b.piece = job.piece_b;
+  factors.b.others = side.width - column;
+  multiply_once<Number, Tile>(factors, memory, [&](int r, int c, float x) {
+    const i64 b = row + r;
+    if (b >= B || column + c >= side.width) return;
+    // What stands in a row that is dead must not count, nor what stands in its weights.
+    if (part.lengths != nullptr && __ldg(part.lengths + b) <= h) x = 0;
+    if (part.adaptive)
+      x = fmaf(
+          memory.slope[r],
+          widen(static_cast<const T*>(
+              side.input.data)[b * side.input.stride[0] + (column + c) * side.input.stride[2]]),
+          x);
+    static_cast<T*>(part.d_input[job.side])[(b * part.H + h) * side.width + column + c] =
+        narrow<T>(x);
+  });
+}
+
+// A tile (width, columns) of dW.
+template <class Number, class Tile>
+__device__ inline void weight_gradient(const BackwardProblem& problem, const BackwardPart& part,
+                                       const ProjectionGradientsPlan::PartPlan& own, const Job& job,
+                                       i64 index) {
+  using T = typename Number::Storage;
+  using Memory = GradientMemory<Number, Tile, Along::other, Along::other>;
+  auto& memory = *reinterpret_cast<Memory*>(shared_memory());
+  const i64 tiles = job.down * job.across, h = index / tiles;
+  const Position position = tile_position(index % tiles, job.down, job.across);
+  const i64 row = position.row * Tile::kRows, column = position.column * Tile::kColumns;
+  const Side& side = part.side[job.side];
+  Factors<T> factors;
+  factors.depth = problem.B;
+  factors.a.data = static_cast<const T*>(side.input.data) + h * side.input.stride[1] +
+                   row * side.input.stride[2];
+  factors.a.line = side.input.stride[0];
+  factors.a.element = side.input.stride[2];
+  factors.a.piece = job.piece_a;
+  factors.a.others = side.width - row;
+  factors.a.limits = part.lengths;
+  factors.a.trunk = h;
+  factors.b.data = static_cast<const T*>(own.d[job.side]) + h * problem.B * part.N + column;
+  factors.b.line = part.N;
+  factors.b.element = 1;
+  factors.b.piece = job.piece_b;
+  factors.b.others = part.N - column;
+  multiply_once<Number, Tile>(factors, memory, [&](int r, int c, float x) {
+    if (row + r < side.width && column + c < part.N)
+      static_cast<T*>(part.d_weight[job.side])[(h * side.width + row + r) * part.N + column + c] =
+          narrow<T>(x);
+  });
+}
+
+template <class Number>
+__device__ inline void bias_gradient(const BackwardPart& part,
+                                     const ProjectionGradientsPlan::PartPlan& own, i64 rows,
+                                     const Job& job, i64 index) {
+  using T = typename Number::Storage;
+  const i64 count = part.H * part.N, i = index * kThreads + threadIdx.x;
+  if (i >= count) return;
+  float sum = 0;
+  for (i64 row = 0; row < rows; ++row) sum += own.biases[job.side][row * count + i];
+  static_cast<T*>(part.d_bias[job.side])[i] = narrow<T>(sum);
+}
+
+template <class Number, class InputTile, class WeightTile>
+__global__ void __launch_bounds__(kThreads, 2)
+    gradients_kernel(const __grid_constant__ BackwardProblem problem,
+                     const __grid_constant__ GradientsPlan plan) {
+  i64 index = blockIdx.x;
+  for (int i = 0; i < plan.jobs; ++i) {
+    const Job& job = plan.job[i];
+    if (index < job.blocks) {
+      const BackwardPart& part = problem.part[job.part];
+      const auto& own = plan.part[job.part];
+      switch (job.of) {
+        case Gradient::input:
+          return input_gradient<Number, InputTile>(problem, part, own, job, index);
+        case Gradient::weight:
+          return weight_gradient<Number, WeightTile>(problem, part, own, job, index);
+        case Gradient::bias:
+          return bias_gradient<Number>(part, own, plan.rows, job, index);
+      }
+    }
+    index -= job.blocks;
+  }
+}
+
+// ---- plans ----
+
+template <class Number, class Tile>
+ProjectionGradientsPlan differentiate(const BackwardProblem& problem, const Context& context) {
+  using T = typename Number::Storage;
+  const i64 B = problem.B;
+  const auto floats = [&](i64 count) {
+    return static_cast<float*>(context.scratch(count * i64{sizeof(float)}));
+  };
+  ProjectionGradientsPlan plan;
+  plan.down = ceil_div(B, Tile::kRows);
+  i64 blocks = 0;
+  for (int i = 0; i < problem.parts; ++i) {
+    const BackwardPart& part = problem.part[i];
+    auto& own = plan.part[i];
+    static_cast<Tiles&>(own) = tiles_of<Number, Tile>(part, B);
+    own.blocks = plan.down * own.across * part.H;
+    blocks += own.blocks;
+    for (int side = 0; side < 2; ++side) {
+      if (part.d_input[side] != nullptr || part.d_weight[side] != nullptr)
+        own.d[side] = context.scratch(part.H * B * part.N * i64{sizeof(T)});
+      if (part.d_bias[side] != nullptr) own.biases[side] = floats(plan.down * part.H * part.N);
+    }
+    if (part.adaptive) {
+      own.norms = floats(2 * B);
+      own.differences = floats(own.across * B);
+    }
+  }
+  FBP_LAUNCH((projection_gradients_kernel<Number, Tile>), grid_of(blocks), kThreads,
+             sizeof(typename ProjectionGradientsBlock<Number, Tile>::Memory), context.stream,
+             problem, plan);
+  return plan;
+}
+
+template <class Number, class InputTile, class WeightTile>
+Job make_job(const BackwardProblem& problem, Gradient of, int index, int s, const void* d) {
+  using T = typename Number::Storage;
+  const BackwardPart& part = problem.part[index];
+  const Side& side = part.side[s];
+  const int piece_d = piece_of<T>(d, 1, {part.N});
+  Job job;
+  job.of = of;
+  job.part = index;
+  job.side = s;
+  switch (of) {
+    case Gradient::input:
+      job.down = ceil_div(problem.B, InputTile::kRows);
+      job.across = ceil_div(side.width, InputTile::kColumns);
+      job.depth = part.N;
+      job.piece_a = piece_d;
+      job.piece_b = piece_of<T>(side.weight.data, side.weight.stride[2],
+                                {side.width > 1 ? side.weight.stride[1] : 0,
+                                 part.H > 1 ? side.weight.stride[0] : 0, part.N});
+      break;
+    case Gradient::weight:
+      job.down = ceil_div(side.width, WeightTile::kRows);
+      job.across = ceil_div(part.N, WeightTile::kColumns);
+      job.depth = problem.B;
+      job.piece_a = input_piece<T>(part, s, problem.B);
+      job.piece_b = piece_d;
+      break;
+    case Gradient::bias:
+      job.down = 1;
+      job.across = ceil_div(part.H * part.N, kThreads);
+      break;
+  }
+  job.blocks = job.down * job.across * (of == Gradient::bias ? 1 : part.H);
+  return job;
+}
+
+template <class Number, class InputTile, class WeightTile>
+void multiply(const BackwardProblem& problem, const ProjectionGradientsPlan& found,
+              const Context& context) {
+  GradientsPlan plan;
+  plan.rows = found.down;
+  i64 blocks = 0;
+  const auto add = [&](Gradient of, int part, int side, const void* result) {
+    if (result == nullptr) return;
+    const Job job =
+        make_job<Number, InputTile, WeightTile>(problem, of, part, side, found.part[part].d[side]);
+    if (job.blocks == 0) return;
+    plan.job[plan.jobs++] = job;
+    blocks += job.blocks;
+  };
+  for (int i = 0; i < problem.parts; ++i) {
+    const BackwardPart& part = problem.part[i];
+    plan.part[i] = found.part[i];
+    for (int side = 0; side < 2; ++side) {
+      add(Gradient::input, i, side, part.d_input[side]);
+      add(Gradient::weight, i, side, part.d_weight[side]);
+      add(Gradient::bias, i, side, part.d_bias[side]);
+    }
+  }
+  if (blocks == 0) return;
+  // Blocks that take longest first.
+  std::stable_sort(plan.job, plan.job + plan.jobs,
+                   [](const Job& x, const Job& y) { return x.depth > y.depth; });
+  constexpr std::size_t kInputBytes =
+      sizeof(GradientMemory<Number, InputTile, Along::depth, Along::depth>);
+  constexpr std::size_t kWeightBytes =
+      sizeof(GradientMemory<Number, WeightTile, Along::other, Along::other>);
+  FBP_LAUNCH((gradients_kernel<Number, InputTile, WeightTile>), grid_of(blocks), kThreads,
+             std::max(kInputBytes, kWeightBytes), context.stream, problem, plan);
+}
+
+}  // namespace
+
+void bilinear_backward(const BackwardProblem& problem, const Context& context) {
+  with_number(problem.dtype, problem.tf32, [&](auto number) {
+    using Number = decltype(number);
+    if (problem.B <= kSmallBatch) {
+      multiply<Number, SmallTile, LargeTile>(
+          problem, differentiate<Number, SmallTile>(problem, context), context);
+    } else {
+      multiply<Number, LargeTile, LargeTile>(
+          problem, differentiate<Number, LargeTile>(problem, context), context);
+    }
+  });
+}
+
+}  // namespace fbp::cuda
