@@ -1,13 +1,16 @@
-"""Fuzzes the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer: `python tests/fuzz`.
+"""Fuzzes the C++ kernels: `python tests/fuzz`, `python tests/fuzz --guard`.
 
-Builds the extension with both in `--build`, checks that an access past a tensor is seen, and runs drawn calls of
-every raw operator (`operators.py`) on every instruction set that this processor has: any strides, with memory that
-ends with the tensor; NaN in all memory that nobody has written; arguments that do not fit, which must be refused.
-Exits 1 at the first error and says how to repeat it. Needs GCC and its sanitizers' libraries.
+Runs drawn calls of every raw operator (`operators.py`) on every instruction set that this processor has: any
+strides, with memory that ends with the tensor; NaN in all memory that nobody has written; arguments that do not
+fit, which must be refused. What looks after memory is AddressSanitizer and UndefinedBehaviorSanitizer, for which the
+extension is built anew (with GCC, in minutes); or, with `--guard`, pages without access around all tensors, which
+also see what sanitizers do not instrument and take the extension as it is installed. Before the first case it is
+made sure that an access past a tensor is seen. Exits 1 at the first error and says how to repeat it.
 """
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,30 +33,53 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "fuzz")
-    parser.add_argument("--extension", type=Path, help="run this one, as it is, and build nothing")
+    parser.add_argument("--extension", type=Path, help="run this one and build none")
     parser.add_argument("--library", default="fbp_native", help="of the extension's operators")
+    parser.add_argument("--guard", action="store_true", help="guard pages in place of sanitizers")
     options = parser.parse_args()
 
-    sanitized = options.extension is None
-    extension = _build(options.build) if sanitized else options.extension
-    environment = os.environ | (_preloaded() if sanitized else {})
     options.build.mkdir(parents=True, exist_ok=True)
+    if options.guard:
+        extension = options.extension or _installed()
+        environment = os.environ | {"LD_PRELOAD": os.fspath(_guard(options.build))}
+    else:
+        extension = options.extension or _build(options.build)
+        environment = os.environ | _sanitizers()
     trace = options.build / "case.txt"
-    run = [sys.executable, os.fspath(HERE / "runner.py"), "--extension", os.fspath(extension)]
-    run += ["--library", options.library, "--trace", os.fspath(trace)]
-    if sanitized:
-        seen = subprocess.run([*run, "--overrun"], env=environment, capture_output=True, text=True)
-        if "heap-buffer-overflow" not in seen.stderr:
-            print(f"an access past a tensor was not seen:\n{seen.stderr}", file=sys.stderr)
-            return 1
-    numbers = {"--cases": options.cases, "--first": options.first, "--seed": options.seed}
-    run += [str(part) for pair in numbers.items() for part in pair]
+    run = [sys.executable, HERE / "runner.py", "--extension", extension]
+    run += ["--library", options.library, "--trace", trace]
+    overrun = subprocess.run([*run, "--overrun"], env=environment, capture_output=True, text=True)
+    if not _ended_by_guard(overrun):
+        print(f"an access past a tensor was not seen:\n{overrun.stderr}", file=sys.stderr)
+        return 1
+    for name in ("cases", "first", "seed"):
+        run += [f"--{name}", str(getattr(options, name))]
     status = subprocess.run(run, env=environment).returncode
     if status:
         last = trace.read_text() if trace.is_file() else "none"
         print(f"\nstatus {status}; the last case begun: {last}", file=sys.stderr)
         print("repeat it with --first NUMBER --cases 1 and the same seed", file=sys.stderr)
     return 1 if status else 0
+
+
+def _ended_by_guard(done: "subprocess.CompletedProcess[str]") -> bool:
+    """Whether a process ended at a memory access, and not for any other reason."""
+    return done.returncode == -signal.SIGSEGV or "heap-buffer-overflow" in done.stderr
+
+
+def _installed() -> Path:
+    import fbp_kernels
+
+    folders = [Path(folder) for folder in fbp_kernels.__path__]
+    return next(f / "_native.so" for f in folders if (f / "_native.so").is_file())
+
+
+def _guard(folder: Path) -> Path:
+    library = folder / "guard.so"
+    flags = ["-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    compiler = os.environ.get("CC", "cc")
+    subprocess.run([compiler, *flags, HERE / "guard.c", "-o", library, "-ldl"], check=True)
+    return library
 
 
 def _build(folder: Path) -> Path:
@@ -68,7 +94,7 @@ def _build(folder: Path) -> Path:
     return folder / "_native.so"
 
 
-def _preloaded() -> dict[str, str]:
+def _sanitizers() -> dict[str, str]:
     """The environment of a process whose Python knows nothing of sanitizers."""
     compiler = os.environ.get("CXX", "g++")
     libraries = []
