@@ -32,7 +32,7 @@ def status(operator: str, backend: str, device: str = "cpu") -> backends.Backend
 
 def test_the_native_extension_is_built_here() -> None:
     assert native.MISSING == ""
-    for operator in ("fbp", "trunk_fbp", "am_fbp", "local_response_norm", "batch_norm"):
+    for operator in fk.ops.__all__:
         assert status(operator, "native").available
 
 
@@ -46,18 +46,9 @@ def test_every_operator_is_listed_with_every_backend_and_reasons() -> None:
 
 
 def test_operators_without_a_fused_kernel_say_so_and_never_fall_back_silently() -> None:
-    assert "no native kernel for power_normalize" in status("power_normalize", "native").reason
-    with pytest.raises(RuntimeError, match="power_normalize cannot run on backend 'native'"):
-        fk.power_normalize(torch.randn(2, 3), backend="native")
-    with pytest.raises(RuntimeError, match="attention_pool cannot run on backend 'native'"):
-        fk.attention_pool(
-            torch.randn(1, 2, 3),
-            torch.randn(3, 2),
-            torch.randn(2),
-            torch.randn(2),
-            1.0,
-            backend="native",
-        )
+    assert "no triton kernel for batch_norm" in status("batch_norm", "triton").reason
+    with pytest.raises(RuntimeError, match="batch_norm cannot run on backend 'triton'"):
+        fk.batch_norm(torch.randn(2, 3, 4), torch.ones(3), torch.zeros(3), backend="triton")
 
 
 def float64(*tensors: Any) -> list[Any]:
@@ -114,9 +105,9 @@ def test_the_environment_variable_sets_the_default(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("FBP_BACKEND", "reference")
     assert backends.resolve("fbp", None, "cpu") == "reference"
     assert backends.resolve("fbp", "native", "cpu") == "native", "an argument goes before it"
-    monkeypatch.setenv("FBP_BACKEND", "native")
-    with pytest.raises(RuntimeError, match="no native kernel"):
-        fk.power_normalize(torch.randn(2, 3))
+    monkeypatch.setenv("FBP_BACKEND", "triton")
+    with pytest.raises(RuntimeError, match="no triton kernel"):
+        fk.batch_norm(torch.randn(2, 3, 4), torch.ones(3), torch.zeros(3))
     monkeypatch.setenv("FBP_BACKEND", "best")
     with pytest.raises(ValueError, match="environment variable FBP_BACKEND is 'best'"):
         fk.fbp(*CALL)

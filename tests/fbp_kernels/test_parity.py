@@ -121,6 +121,28 @@ def test_what_stands_in_dead_trunks_does_not_count(backend: str) -> None:
     assert (results[0][1][dead] == 0).all(), "no gradient into dead trunks"
 
 
+@pytest.mark.parametrize("backend", [*fused("attention_pool"), "reference"])
+def test_frames_past_the_length_are_never_read(backend: str) -> None:
+    parameters = torch.randn(5, 4), torch.randn(4), torch.randn(4), torch.tensor(0.5)
+    lengths = torch.tensor([0, 1, 3, 7, 6])
+    dead = torch.arange(7) >= lengths[:, None]
+    results = []
+    for filler in (0.0, float("nan")):
+        x = torch.randn(5, 7, 5, generator=torch.Generator().manual_seed(1))
+        x[dead] = filler
+        leaves = [t.clone().requires_grad_() for t in (x, *parameters)]
+        pooled = fk.attention_pool(*leaves, trunks=3, lengths=lengths, backend=backend)
+        total = sum(t.square().sum() for t in pooled)
+        results.append([*pooled, *torch.autograd.grad(total, leaves)])
+    for clean, poisoned in zip(*results, strict=True):
+        torch.testing.assert_close(clean, poisoned, rtol=0, atol=0)
+    pooled, _, weights, dx = results[0][:4]
+    assert (weights[dead] == 0).all(), "no weight past the end"
+    torch.testing.assert_close(weights.sum(1), (lengths > 0).float())
+    assert (pooled[0] == 0).all(), "no frame, no sum"
+    assert (dx[dead] == 0).all(), "no gradient past the end"
+
+
 @pytest.mark.parametrize("backend", [*fused("fbp"), "reference"])
 @pytest.mark.parametrize("silent", ["a", "v", "both"])
 def test_adaptive_pooling_of_silent_rows_has_finite_gradients(backend: str, silent: str) -> None:
@@ -180,6 +202,11 @@ def test_gradcheck(operator: str, backend: str) -> None:
             )[0],
             (draw(4, 3, 2, 5), draw(5), draw(5)),
         ),
+        "attention_pool": (
+            lambda *t: fk.attention_pool(*t, trunks=2, lengths=lengths, **options),
+            (at, draw(3, 4), draw(4), draw(4), draw()),
+        ),
+        "power_normalize": (lambda z: fk.power_normalize(z, **options), (draw(4, 3, 5),)),
     }
     function, inputs = checks[operator]
     assert torch.autograd.gradcheck(function, inputs)

@@ -14,6 +14,7 @@
 
 #pragma once
 
+#include "elementary.h"
 #include "memory.h"
 
 namespace fbp::FBP_ISA {
@@ -310,8 +311,8 @@ class BatchNorm {
     if (!problem_.channels_last) {
       for (i64 c = first; c < end; ++c) {
         const Two sum = add_up_plane(block, c, rows, term);
-        sums[c] = total(sum.a);
-        sums[stride_ + c] = total(sum.b);
+        sums[c] = total<S>(sum.a);
+        sums[stride_ + c] = total<S>(sum.b);
       }
       return;
     }
@@ -389,14 +390,6 @@ class BatchNorm {
   static V only_first(V x, i64 count) {
     for (i64 i = count; i < W; ++i) x[i] = S{0};
     return x;
-  }
-
-  static S total(V x) {
-    S lanes[W];
-    store(lanes, x);
-    for (i64 half = W / 2; half > 0; half /= 2)
-      for (i64 i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    return lanes[0];
   }
 
   // The results of a block's values; 0 past a clip's length.

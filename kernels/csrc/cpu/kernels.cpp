@@ -1,9 +1,11 @@
 // All kernels of one instruction set; compiled once for each, with FBP_ISA set to its name.
 
+#include "attention_pool.h"
 #include "backward.h"
 #include "batch_norm.h"
 #include "forward.h"
 #include "lrn.h"
+#include "power_normalize.h"
 
 namespace fbp::FBP_ISA {
 
@@ -70,6 +72,22 @@ void batch_norm_backward(const BatchNormProblem& problem, const Context&) {
   with_batch_norm(problem, [](const auto& norm) { norm.backward(); });
 }
 
+void attention_pool_forward(const AttentionPoolProblem& problem, const Context&) {
+  with_type(problem.dtype, [&](auto type) { AttentionPool<decltype(type)>(problem).forward(); });
+}
+
+void attention_pool_backward(const AttentionPoolProblem& problem, const Context&) {
+  with_type(problem.dtype, [&](auto type) { AttentionPool<decltype(type)>(problem).backward(); });
+}
+
+void power_normalize_forward(const PowerNormalizeProblem& problem, const Context&) {
+  with_type(problem.dtype, [&](auto type) { PowerNormalize<decltype(type)>(problem).forward(); });
+}
+
+void power_normalize_backward(const PowerNormalizeProblem& problem, const Context&) {
+  with_type(problem.dtype, [&](auto type) { PowerNormalize<decltype(type)>(problem).backward(); });
+}
+
 }  // namespace
 
 #define FBP_QUOTE(x) #x
@@ -78,8 +96,19 @@ void batch_norm_backward(const BatchNormProblem& problem, const Context&) {
 // A function, not an object: an object might be initialised by code of this instruction set on any
 // processor.
 Kernels kernels() {
-  return {FBP_NAME(FBP_ISA), bilinear_forward,   bilinear_backward,  lrn_forward,
-          lrn_backward,      batch_norm_forward, batch_norm_backward};
+  return {
+      FBP_NAME(FBP_ISA),
+      bilinear_forward,
+      bilinear_backward,
+      lrn_forward,
+      lrn_backward,
+      batch_norm_forward,
+      batch_norm_backward,
+      attention_pool_forward,
+      attention_pool_backward,
+      power_normalize_forward,
+      power_normalize_backward,
+  };
 }
 
 }  // namespace fbp::FBP_ISA

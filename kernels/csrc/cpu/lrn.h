@@ -6,34 +6,10 @@
 
 #pragma once
 
+#include "elementary.h"
 #include "memory.h"
 
 namespace fbp::FBP_ISA {
-
-inline Vec<float> square_root(Vec<float> x) {
-#if defined(__AVX512F__)
-  return _mm512_sqrt_ps(x);
-#elif defined(__AVX2__)
-  return _mm256_sqrt_ps(x);
-#elif defined(__SSE2__)
-  return _mm_sqrt_ps(x);
-#else
-  for (int i = 0; i < kWidth<float>; ++i) x[i] = __builtin_sqrtf(x[i]);
-  return x;
-#endif
-}
-inline Vec<double> square_root(Vec<double> x) {
-#if defined(__AVX512F__)
-  return _mm512_sqrt_pd(x);
-#elif defined(__AVX2__)
-  return _mm256_sqrt_pd(x);
-#elif defined(__SSE2__)
-  return _mm_sqrt_pd(x);
-#else
-  for (int i = 0; i < kWidth<double>; ++i) x[i] = __builtin_sqrt(x[i]);
-  return x;
-#endif
-}
 
 // One Newton step on s^3 y^4 = 1 from y, nearly s^-0.75. It makes NaN of an infinite s, which must
 // give 0.
@@ -64,9 +40,6 @@ inline void three_quarters(Vec<float> s, Vec<float>& inverse, Vec<float>& root) 
 }
 #endif
 
-inline float power(float x, float exponent) { return __builtin_powf(x, exponent); }
-inline double power(double x, double exponent) { return __builtin_pow(x, exponent); }
-
 // ThreeQuarters: beta is 0.75, as nearly everywhere, and needs two square roots only.
 template <class T, bool ThreeQuarters>
 class Lrn {
@@ -76,7 +49,7 @@ class Lrn {
         left_(problem.size / 2),
         right_((problem.size - 1) / 2),
         alpha_(static_cast<S>(problem.alpha / static_cast<double>(problem.size))),
-        beta_(static_cast<S>(problem.beta)),
+        power_(static_cast<S>(-problem.beta)),
         k_(static_cast<S>(problem.k)),
         slope_(
             static_cast<S>(2 * problem.alpha * problem.beta / static_cast<double>(problem.size))),
@@ -126,7 +99,7 @@ class Lrn {
       three_quarters(s, inverse, root);
     } else {
       inverse = 1 / s;
-      for (int i = 0; i < W; ++i) root[i] = power(s[i], -beta_);
+      root = power_(s);
     }
   }
 
@@ -273,7 +246,9 @@ class Lrn {
 
   const LrnProblem& problem_;
   i64 left_, right_;
-  S alpha_, beta_, k_, slope_;
+  S alpha_;
+  Power<S> power_;
+  S k_, slope_;
   int threads_;
 };
 

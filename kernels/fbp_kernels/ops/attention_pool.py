@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import backends, reference, triton
+from .. import backends, native, reference, triton
 from . import _check, _operator
 
 
@@ -85,4 +85,9 @@ _call = _operator.Operator(
     fake=_fake,
     results=3,
     reused=(2,),  # the weights
-).register(triton=backends.Kernel(*triton.late("attention_pool")))
+).register(
+    native=backends.Kernel(
+        native.raw("attention_pool_forward"), native.raw("attention_pool_backward")
+    ),
+    triton=backends.Kernel(*triton.late("attention_pool")),
+)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .. import backends, reference, triton
+from .. import backends, native, reference, triton
 from . import _check, _operator
 
 
@@ -34,9 +34,17 @@ def power_normalize(z: Tensor, eps: float = 1e-12, *, backend: str | None = None
     return y
 
 
+def _native_backward(dy: Tensor, z: Tensor, eps: float, _needs: int) -> Tensor:
+    gradient: Tensor = native.raw("power_normalize_backward")(dy, z, eps)  # one input: it is needed
+    return gradient
+
+
 _call = _operator.Operator(
     "power_normalize",
     inputs=("Tensor z",),
     attributes=("float eps",),
     fake=lambda z, *_: z.new_empty(z.shape),
-).register(triton=backends.Kernel(*triton.late("power_normalize")))
+).register(
+    native=backends.Kernel(native.raw("power_normalize_forward"), _native_backward),
+    triton=backends.Kernel(*triton.late("power_normalize")),
+)
