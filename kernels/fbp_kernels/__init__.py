@@ -3,6 +3,7 @@
 from . import reference
 from .accelerate import Replacement, accelerate
 from .backends import BackendStatus, available_backends
+from .explain import Explanation, explain
 from .modules import (
     AdaptiveMultiLevelFBP,
     AttentionPool,
@@ -26,6 +27,7 @@ __all__ = [
     "AttentionPool",
     "BackendStatus",
     "BatchNorm",
+    "Explanation",
     "FactorizedBilinearPooling",
     "LocalResponseNorm",
     "Replacement",
@@ -35,6 +37,7 @@ __all__ = [
     "attention_pool",
     "available_backends",
     "batch_norm",
+    "explain",
     "fbp",
     "local_response_norm",
     "power_normalize",
