@@ -3,14 +3,16 @@
 # torch ships a CMake package too, but where torch has CUDA that one demands a CUDA toolkit, also from an extension
 # without device code, and it adds compiler flags that the stable ABI has no use for.
 #
-# Defines the target Torch::stable, Torch_VERSION and, where torch is not found, Torch_NOT_FOUND_MESSAGE.
+# Defines the target Torch::stable, Torch_VERSION, Torch_CUDA (whether it has CUDA) and, where torch is not found,
+# Torch_NOT_FOUND_MESSAGE.
 
 find_package(Python COMPONENTS Interpreter QUIET)
 execute_process(
   COMMAND
     ${Python_EXECUTABLE} -c
     "import os, torch; root = os.path.dirname(torch.__file__); \
-print(torch.__version__.split('+')[0], root, int(torch.compiled_with_cxx11_abi()), sep=';')"
+print(torch.__version__.split('+')[0], root, int(torch.compiled_with_cxx11_abi()), \
+int(torch.version.cuda is not None), sep=';')"
   OUTPUT_VARIABLE _torch_facts
   ERROR_VARIABLE _torch_error
   OUTPUT_STRIP_TRAILING_WHITESPACE
@@ -20,6 +22,7 @@ if(_torch_status EQUAL 0)
   list(GET _torch_facts 0 Torch_VERSION)
   list(GET _torch_facts 1 _torch_root)
   list(GET _torch_facts 2 _torch_cxx11_abi)
+  list(GET _torch_facts 3 Torch_CUDA)
   file(TO_CMAKE_PATH "${_torch_root}" _torch_root)
   find_path(Torch_INCLUDE_DIR torch/csrc/stable/library.h PATHS ${_torch_root}/include
                                                                 NO_DEFAULT_PATH)

@@ -66,7 +66,6 @@ constexpr int kMaxParts = 2;
 
 struct ForwardProblem {
   Dtype dtype = Dtype::float32;
-  bool tf32 = false;  // float32 may be multiplied as TF32
   i64 B = 0;
   int parts = 0;
   ForwardPart part[kMaxParts];
@@ -76,7 +75,6 @@ struct ForwardProblem {
 
 struct BackwardProblem {
   Dtype dtype = Dtype::float32;
-  bool tf32 = false;
   i64 B = 0;
   int parts = 0;
   BackwardPart part[kMaxParts];
@@ -171,6 +169,7 @@ struct Context {
   // operator.
   void* (*allocate)(void* owner, i64 bytes) = nullptr;
   void* owner = nullptr;
+  bool tf32 = false;  // float32 may be multiplied as TF32
 
   void* scratch(i64 bytes) const { return allocate(owner, bytes); }
 };

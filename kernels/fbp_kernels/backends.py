@@ -13,8 +13,12 @@ import torch
 
 from . import native, triton
 
-BACKENDS = ("native", "triton", "reference")  # in order of preference
+BACKENDS = ("native", "triton", "reference")  # in order of preference on the CPU
 ENVIRONMENT = "FBP_BACKEND"
+
+# Up to how many rows of the batch the native CUDA kernels of an operator go before Triton's. It takes a measurement on
+# a GPU to enter an operator, and there is none yet: native is what runs where Triton is not there, or by name.
+NATIVE_ROWS_ON_CUDA: dict[str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -55,19 +59,34 @@ def available_backends(device: torch.device | str = "cpu") -> list[BackendStatus
         device: a device or its type, such as "cpu" or "cuda".
 
     Returns:
-        One entry for each operator and backend, the preferred backend of an operator first.
+        One entry for each operator and backend, the preferred backend of an operator first; on a GPU, of
+        operators that prefer another one for small batches, that for large ones.
     """
     device_type = torch.device(device).type
     return [
         BackendStatus(operator, backend, not reason, reason)
         for operator in _kernels
-        for backend in BACKENDS
+        for backend in _preferred(operator, device_type, None)
         for reason in [_why_not(operator, backend, device_type)]
     ]
 
 
+def _preferred(operator: str, device_type: str, batch: torch.Tensor | None) -> tuple[str, ...]:
+    """The backends in order of preference."""
+    if device_type != "cuda":
+        return BACKENDS
+    limit = NATIVE_ROWS_ON_CUDA.get(operator)
+    if limit is not None and batch is not None and batch.dim() and batch.shape[0] <= limit:
+        return BACKENDS
+    return ("triton", "native", "reference")
+
+
 def resolve(
-    operator: str, backend: str | None, device_type: str, dtype: torch.dtype | None = None
+    operator: str,
+    backend: str | None,
+    device_type: str,
+    dtype: torch.dtype | None = None,
+    batch: torch.Tensor | None = None,
 ) -> str:
     """The backend that runs a call.
 
@@ -76,6 +95,7 @@ def resolve(
         backend: a name, or None for the one in the environment variable FBP_BACKEND, else the best.
         device_type: where the tensors are, such as "cpu".
         dtype: theirs, where it is known.
+        batch: the first of them, where it is known: the best may depend on its rows.
 
     Raises:
         ValueError: there is no backend of that name.
@@ -85,7 +105,7 @@ def resolve(
     if not asked:
         return next(
             b
-            for b in BACKENDS
+            for b in _preferred(operator, device_type, batch)
             # The interpreter is there to check kernels: nobody who asked for nothing wants it.
             if not (b == "triton" and device_type == "cpu")
             and not _why_not(operator, b, device_type, dtype)
@@ -105,14 +125,8 @@ def _why_not(
     """Why a backend cannot run an operator, or an empty string where it can."""
     if backend == "reference":
         return ""
-    if backend == "native" and native.MISSING:
-        return native.MISSING
     if backend not in _kernels[operator]:
         return f"this version has no {backend} kernel for {operator}"
     if backend == "triton":
         return triton.why_not(device_type, dtype)
-    if backend == "native" and device_type != "cpu":
-        return (
-            f"the native kernels of this version run on the CPU, the tensors are on {device_type}"
-        )
-    return ""
+    return native.why_not(operator, device_type, dtype)

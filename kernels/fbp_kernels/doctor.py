@@ -17,6 +17,7 @@ def report() -> str:
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, CPU capability "
         f"{torch.backends.cpu.get_cpu_capability()}",
         f"C++ extension: {native.MISSING or 'loaded'}",
+        f"CUDA kernels: {native.CUDA_MISSING or 'loaded'}",
         f"Triton: {_triton()}",
         f"{backends.ENVIRONMENT}: {os.environ.get(backends.ENVIRONMENT) or 'not set'}",
     ]
@@ -26,6 +27,7 @@ def report() -> str:
         lines += ["", f"{device} ({name})"]
         if device == "cuda":
             lines.append(f"  Triton kernels: {_configurations()}")
+            lines.append(f"  native before Triton: {_native_first()}")
         lines += [_row(status) for status in backends.available_backends(device)]
     return "\n".join(lines)
 
@@ -56,6 +58,12 @@ def _configurations() -> str:
         f"capability {major}.{minor} has the configurations of {serving},"
         f" {searched} ({tuning.ENVIRONMENT})"
     )
+
+
+def _native_first() -> str:
+    """Where the native CUDA kernels are the first choice."""
+    rows = backends.NATIVE_ROWS_ON_CUDA
+    return ", ".join(f"{o} up to {n} rows" for o, n in rows.items()) or "nowhere, if not by name"
 
 
 def _row(status: backends.BackendStatus) -> str:

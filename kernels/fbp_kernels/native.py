@@ -1,6 +1,7 @@
 """Loads the C++ extension, which registers the raw kernels as `torch.ops.fbp_native.*`.
 
-It never fails to import: `MISSING` says why the extension is not there, or is empty.
+It never fails to import: `MISSING` says why the extension is not there, or is empty; so does `CUDA_MISSING` of the
+kernels for GPUs, a library of its own.
 """
 
 import os
@@ -10,34 +11,78 @@ from typing import Any
 
 import torch
 
-_LIBRARY = "_native.so"
-_REASON = "_native_missing.txt"  # written by the build where it could not compile
+_CUDA_OPERATORS = ("fbp", "trunk_fbp", "am_fbp", "attention_pool", "local_response_norm")
+_CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def _load() -> str:
+def _load(library: str = "_native") -> str:
+    """Loads a library, and says why it could not."""
     # An editable install keeps compiled files in a folder of its own, also on the package's path.
     import fbp_kernels
 
+    what = "the C++ extension" if library == "_native" else "the library of CUDA kernels"
     folders = [Path(folder) for folder in fbp_kernels.__path__]
-    library = next((f / _LIBRARY for f in folders if (f / _LIBRARY).is_file()), None)
-    if library is None:
-        reason = next((f / _REASON for f in folders if (f / _REASON).is_file()), None)
-        why = reason.read_text().strip() if reason else f"{_LIBRARY} is not in {folders[0]}"
-        return f"the C++ extension was not built: {why}"
+
+    def find(name: str) -> Path | None:
+        return next((f / name for f in folders if (f / name).is_file()), None)
+
+    path = find(f"{library}.so")
+    if path is None:
+        reason = find(f"{library}_missing.txt")  # written by the build where it could not compile
+        why = reason.read_text().strip() if reason else f"{library}.so is not in {folders[0]}"
+        return f"{what} was not built: {why}"
     try:
-        torch.ops.load_library(os.fspath(library))
+        torch.ops.load_library(os.fspath(path))
     except (OSError, RuntimeError) as error:
-        return f"the C++ extension does not load with torch {torch.__version__}: {error}"
+        return f"{what} does not load with torch {torch.__version__}: {error}"
     return ""
 
 
 MISSING = _load()
+CUDA_MISSING = MISSING or _load("_native_cuda")
+
+
+def why_not(operator: str, device_type: str, dtype: torch.dtype | None = None) -> str:
+    """Why the native kernels cannot run an operator, or an empty string where they can.
+
+    Args:
+        operator: such as "fbp".
+        device_type: where the tensors are.
+        dtype: theirs, where it is known.
+    """
+    if MISSING or device_type == "cpu":
+        return MISSING
+    if device_type != "cuda":
+        return (
+            f"native kernels run on the CPU and on NVIDIA's GPUs, the tensors are on {device_type}"
+        )
+    if CUDA_MISSING:
+        return CUDA_MISSING
+    if operator not in _CUDA_OPERATORS:
+        return f"this version has no CUDA kernel for {operator}"
+    if dtype is not None and dtype not in _CUDA_DTYPES:
+        return f"the native CUDA kernels have no {str(dtype).removeprefix('torch.')}"
+    return ""
+
+
+_tf32 = False  # what the library was told last
+
+
+def _hand_on_tf32() -> None:
+    """Tells the CUDA kernels what PyTorch's setting for float32 products is: the stable ABI does not."""
+    global _tf32
+    allowed = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    if allowed != _tf32:
+        torch.ops.fbp_native.allow_tf32(allowed)
+        _tf32 = allowed
 
 
 def raw(name: str) -> Callable[..., Any]:
     """The raw kernel `fbp_native::name`, looked up when it is called."""
 
     def call(*args: Any) -> Any:
+        if not CUDA_MISSING:
+            _hand_on_tf32()
         return getattr(torch.ops.fbp_native, name)(*args)
 
     return call

@@ -4,9 +4,11 @@
 
 #pragma once
 
+#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <optional>
 #include <vector>
 
 #include "../problem.h"
@@ -36,6 +38,8 @@ class Device {
   Context context_;
   Tensor like_;
   std::vector<Tensor> memory_;
+  // Where launches go to the current device, that of the tensors is made it.
+  std::optional<torch::stable::accelerator::DeviceGuard> guard_;
 };
 
 }  // namespace fbp

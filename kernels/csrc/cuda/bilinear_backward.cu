@@ -500,7 +500,7 @@ void multiply(const BackwardProblem& problem, const ProjectionGradientsPlan& fou
 }  // namespace
 
 void bilinear_backward(const BackwardProblem& problem, const Context& context) {
-  with_number(problem.dtype, problem.tf32, [&](auto number) {
+  with_number(problem.dtype, context.tf32, [&](auto number) {
     using Number = decltype(number);
     if (problem.B <= kSmallBatch) {
       multiply<Number, SmallTile, LargeTile>(

@@ -243,7 +243,7 @@ void forward(const ForwardProblem& problem, const Context& context) {
 }  // namespace
 
 void bilinear_forward(const ForwardProblem& problem, const Context& context) {
-  with_number(problem.dtype, problem.tf32, [&](auto number) {
+  with_number(problem.dtype, context.tf32, [&](auto number) {
     using Number = decltype(number);
     if (problem.B <= kSmallBatch) {
       forward<Number, SmallTile>(problem, context);

@@ -40,7 +40,7 @@ struct Float16 {
   static constexpr int kFragment = 16;
 };
 
-// Calls f with how a problem's numbers are multiplied.
+// Calls f with how numbers of a dtype are multiplied.
 template <class F>
 void with_number(Dtype dtype, bool tf32, const F& f) {
   switch (dtype) {

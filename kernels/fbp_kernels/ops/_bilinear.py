@@ -62,7 +62,7 @@ class Pooling:
         inputs = _operator.autocast(*inputs)
         lengths = self.check(inputs, lengths, attributes)
         a: Any = inputs[0]
-        chosen = backends.resolve(self.operator.name, backend, a.device.type, a.dtype)
+        chosen = backends.resolve(self.operator.name, backend, a.device.type, a.dtype, a)
         seed = _operator.draw_seed(attributes[-1], training, a.device)
         if chosen == "reference":
             return self.reference(inputs, lengths, attributes, seed)
@@ -80,7 +80,7 @@ class Pooling:
         device = "cpu" if a.is_cpu else a.device.type
         return (
             not torch.is_autocast_enabled(device)
-            and backends.resolve(self.operator.name, backend, device, a.dtype) == "native"
+            and backends.resolve(self.operator.name, backend, device, a.dtype, a) == "native"
         )
 
     def _native(
