@@ -6,7 +6,7 @@ STAMPS := $(VENV)/.made
 SOURCES := $(foreach kind,h cpp cu,$(wildcard kernels/csrc/*.$(kind) kernels/csrc/*/*.$(kind)))
 SHIM := $(wildcard tests/cuda_shim/*.h tests/cuda_shim/*.cpp tests/cuda_shim/*/*.h)
 
-.PHONY: help setup demo test lint bench results check resources gpu-dry wheel-test clean
+.PHONY: help setup demo test lint bench results check resources ptxas fuzz gpu-dry wheel-test clean
 
 help:
 	@echo "make demo        set up, then: make a corpus, prepare, train, evaluate, predict"
@@ -14,6 +14,8 @@ help:
 	@echo "make lint        format, lint and type checks, as CI does"
 	@echo "make check       whether README and docs show the figures of the committed results"
 	@echo "make resources   compile every kernel of the Triton backend for sm_80, sm_90 and sm_100, and check the result"
+	@echo "make ptxas       compile every CUDA C++ kernel for sm_80, sm_90a and sm_100, and check the result"
+	@echo "make fuzz        10,000 calls of the native kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make gpu-dry     what bench/gpu.sh does on a GPU machine, with interpreter and compiler in place of the GPU"
 	@echo "make wheel-test  build a wheel and try it in an environment of its own"
 	@echo "make bench       measure this machine's CPU and rewrite the report, on a quiet machine (15 minutes)"
@@ -62,6 +64,12 @@ check: setup
 
 resources: setup
 	env -u TRITON_INTERPRET $(BIN)/python -m fbp_kernels.resources --check
+
+ptxas: setup
+	$(BIN)/python -m fbp_kernels.ptxas --check
+
+fuzz: setup
+	$(BIN)/python tests/fuzz
 
 gpu-dry: setup
 	PYTHON=$(abspath $(BIN)/python) bench/gpu.sh --dry

@@ -94,13 +94,13 @@ if [[ $mode == dry ]]; then
   right=(--shapes tiny --dtypes float32 bfloat16)
   goals=(--shapes tiny --operators am_fbp fbp_biased --dtypes bfloat16 --peers eager products --seconds 0.05)
   others=(--shapes tiny --dtypes float32 --peers eager products copy --seconds 0.05)
-  profiled=tiny architecture=sm90
+  profiled=tiny architecture=sm90 capability=
   rm -f "$out"/bench-*.json
 else
   unset TRITON_INTERPRET
   prefix=$PWD/kernels
-  right=(--shapes clip vqa conv1 --dtypes bfloat16 float16 tf32 float32 --backends triton)
-  right_large=(--shapes batch web conv2 --dtypes bfloat16 tf32 --backends triton)
+  right=(--shapes clip vqa conv1 --dtypes bfloat16 float16 tf32 float32 --backends native triton)
+  right_large=(--shapes batch web conv2 --dtypes bfloat16 tf32 --backends native triton)
   goals=(--shapes clip vqa web --operators am_fbp fbp fbp_biased --dtypes bfloat16
     --peers eager compile max-autotune products --seconds 0.3)
   others=(--shapes clip vqa web batch conv1 one full --dtypes bfloat16 tf32 float16 float32
@@ -110,11 +110,17 @@ else
   profiled=clip
   family='import torch; from fbp_kernels.triton import launch; print(launch.architecture(torch.device("cuda")))'
   architecture=$("$python" -c "$family")
+  # As nvcc names it: Hopper's has instructions that no other has.
+  name='import torch; a, b = torch.cuda.get_device_capability(); print(f"{a}{b}" + "a" * (a == 9) + "-real")'
+  capability=$("$python" -c "$name")
 fi
 
 build() {
+  local cuda=()
+  # For the GPU that is here alone: every further architecture is another minute.
+  if [[ -n $capability ]]; then cuda=(-DFBP_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES="$capability"); fi
   cmake -S . -B "$scratch/build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
-    -DPython_EXECUTABLE="$(command -v "$python")" &&
+    -DPython_EXECUTABLE="$(command -v "$python")" "${cuda[@]}" &&
     cmake --build "$scratch/build" &&
     cmake --install "$scratch/build" --prefix "$prefix"
 }
@@ -131,13 +137,13 @@ tuned_parity() {
     PYTHONPATH=$PWD:$scratch/tuned "$python" -m bench parity --device cuda --backends triton "$@"
 }
 export -f build machine tuned_parity
-export scratch prefix python out
+export scratch prefix python out capability
 
 pack_profile() { tar -C "$scratch" -czf "$out/profile.tar.gz" profile; }
 
 step machine 60 bash -c machine
 if has cmake && has ninja; then
-  step build 120 bash -c build
+  step build 150 bash -c build
 else
   leave_out build "cmake and ninja are not both installed"
 fi
@@ -154,11 +160,11 @@ step "timings of the rest" 100 "$python" -m bench run --device $device "${others
 if [[ $mode == dry ]]; then
   leave_out sanitizer "it needs a GPU"
 elif has compute-sanitizer; then
-  # Without PyTorch's own allocator, so that each tensor has bounds of its own. What reads memory that nobody wrote
-  # shows in parity, where fresh memory holds NaN.
-  for tool in memcheck racecheck; do
-    step "sanitizer $tool" 50 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" \
-      --error-exitcode 9 "$python" -m bench parity --device $device --backends triton \
+  # Without PyTorch's own allocator, so that each tensor has bounds of its own. Parity fills fresh tensors with NaN: what
+  # reads one before it is written shows there, and initcheck sees only what is allocated besides.
+  for tool in memcheck racecheck initcheck synccheck; do
+    step "sanitizer $tool" 40 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" \
+      --error-exitcode 9 "$python" -m bench parity --device $device --backends native triton \
       --shapes tiny --dtypes float32 bfloat16
   done
 else
