@@ -86,11 +86,25 @@ class Fuzz:
             raise FuzzError(f"{_text(call)} was refused: {error}") from error
         if call.wrong:
             raise FuzzError(f"{_text(call)} was not refused: {call.wrong}")
-        if not draw.edge:
-            for i, result in enumerate(results if isinstance(results, tuple) else (results,)):
-                if isinstance(result, Tensor) and not result.isfinite().all():
-                    raise FuzzError(f"{_text(call)}: result {i} is not finite")
+        tensors = [
+            r for r in (results if isinstance(results, tuple) else (results,)) if r is not None
+        ]
+        for i, result in enumerate(tensors):
+            if not draw.edge and not result.isfinite().all():
+                raise FuzzError(f"{_text(call)}: result {i} is not finite")
+        if draw.large:
+            self._check_threads(function, call, tensors)
         return results
+
+    def _check_threads(self, function: Any, call: Call, first: list[Tensor]) -> None:
+        """The same bits, however many threads share the work."""
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            again = function(*call.arguments)
+            again = [r for r in (again if isinstance(again, tuple) else (again,)) if r is not None]
+            for i, (x, y) in enumerate(zip(first, again, strict=True)):
+                if not torch.equal(_bits(x), _bits(y)):
+                    raise FuzzError(f"{_text(call)}: result {i} differs with {threads} threads")
 
     def summary(self) -> str:
         """What was run."""
@@ -100,6 +114,10 @@ class Fuzz:
 
 def _text(call: Call) -> str:
     return f"{call.operator}({', '.join(_argument(a) for a in call.arguments)}) {call.wrong}"
+
+
+def _bits(x: Tensor) -> Tensor:
+    return x.flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
 def _argument(value: Any) -> str:
