@@ -86,6 +86,8 @@ FBP_CONTROL void fbp_shim_order(int order, std::uint64_t seed) {
 
 FBP_CONTROL void fbp_shim_multiprocessors(int count) { shim::settings().multiprocessors = count; }
 
+FBP_CONTROL void fbp_shim_tf32(bool allowed) { shim::settings().tf32 = allowed; }
+
 FBP_CONTROL std::int64_t fbp_shim_launches() { return shim::counts().launches; }
 
 FBP_CONTROL std::int64_t fbp_shim_blocks() { return shim::counts().blocks; }

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "cuda/kernels.h"
+#include "shim.h"
 
 namespace fbp {
 
@@ -14,7 +15,8 @@ bool is_ours(const Tensor& x) { return x.is_cpu(); }
 
 const char* const kDeviceName = "the CPU";
 
-Device::Device(const Tensor& like) : kernels_(cuda::cuda_kernels()), like_(like) {
+Device::Device(const Tensor& like) : kernels_(cuda_kernels()), like_(like) {
+  context_.tf32 = shim::settings().tf32;
   context_.owner = this;
   context_.allocate = [](void* owner, i64 bytes) {
     auto& device = *static_cast<Device*>(owner);

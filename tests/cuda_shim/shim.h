@@ -96,6 +96,7 @@ struct Settings {
   Order order = Order::forward;
   std::uint64_t seed = 0;
   int multiprocessors = 4;
+  bool tf32 = false;  // whether float32 may be multiplied as TF32
 };
 
 Settings& settings();

@@ -4,42 +4,37 @@
 //   dx_c = dy_c s_c^-beta - 2 alpha beta / size * x_c * sum over windows j that hold c of
 //          dy_j x_j s_j^(-beta - 1)
 //
-// A block has a tile of channels by positions in shared memory, x first: windows are read there.
-// The tile reaches beyond the channels that the block writes, as far as their windows, and the
-// windows of these, do; what does not exist is 0.
-//
-//      rows of the tile      0   reach - above     reach        reach + own     reach + own + below
-//      x (forward, backward) |=========================================================== ... rows
-//      terms                     |=======================================================|
-//      written                                     |============|
+// A thread goes down the channels of one position, the last of them, one window, at hand: in
+// registers where the window has the usual size, else in shared memory. Where the channels of a
+// position lie apart, neighbouring threads read neighbouring positions from global memory; where
+// they lie together, a block brings a tile of positions by channels into shared memory, and takes
+// the results out by the same way.
 
 #include <cmath>
 
 #include "common.h"
-#include "local_response_norm.h"
+#include "cuda/kernels.h"
 
 namespace fbp::cuda {
 
 namespace {
 
-constexpr int kLanes = 32, kRows = 8;  // threads of a block: along what is contiguous, and across
+constexpr int kThreads = 128;  // of a block, a position each
+constexpr int kUsualSize = 5;
+constexpr int kUsualBelow = kUsualSize / 2, kUsualAbove = (kUsualSize - 1) / 2;
+constexpr int kOwn = 32;  // channels that a thread writes
 
 struct Lrn {
   const void* x;
   const void* dy;
   void* out;
   i64 image_stride, channel_stride, position_stride;
-  i64 positions;
-  int channels;
-  int below, above, reach;  // channels of a window before and after its own; of both sides' windows
-  int own, across;          // channels and positions that a block writes
-  int channel_blocks;
-  i64 position_blocks;
+  i64 positions, position_blocks;
+  int channels, channel_blocks;
+  int own;           // channels that a thread writes
+  int below, above;  // channels of a window before and after its own
   float scale, slope, beta, k;
   bool relu, roots;
-
-  __host__ __device__ int rows() const { return own + 2 * reach; }
-  __host__ __device__ int elements() const { return rows() * across; }
 };
 
 // s^-beta for s > 0; with `roots`, beta is 0.75.
@@ -53,130 +48,235 @@ __device__ inline float power(float s, float beta, bool roots) {
   return fmaf(0.25f * y, fmaf(-s * t, t, 1.0f), y);
 }
 
-// Where a block's tile is. Blocks go through the channels first: what two tiles share is then in
-// the cache.
-template <class T, bool kTogether>
-class Tile {
+__device__ inline float rectify(float x, bool relu) {
+  return relu && x < 0 ? 0.0f : x;
+}  // NaN stays
+
+// The last numbers of a sequence, as many as a window has, the oldest first: in registers, where
+// the number is known.
+template <int kSize>
+class Window {
  public:
-  __device__ explicit Tile(const Lrn& lrn) : lrn_(lrn) {
-    i64 block = blockIdx.x;
-    channel_ = static_cast<int>(block % lrn.channel_blocks) * lrn.own - lrn.reach;
-    block /= lrn.channel_blocks;
-    position_ = block % lrn.position_blocks * lrn.across;
-    origin_ = block / lrn.position_blocks * lrn.image_stride + channel_ * lrn.channel_stride +
-              position_ * lrn.position_stride;
-    left_ = static_cast<int>(smaller(lrn.across, lrn.positions - position_));
+  __device__ explicit Window(const Lrn&, int) {}
+  __device__ void push(float x) {
+#pragma unroll
+    for (int i = 0; i + 1 < kSize; ++i) values_[i] = values_[i + 1];
+    values_[kSize - 1] = x;
   }
-
-  // f(row, position, place in shared memory) for all of the rows; neighbours in memory are those of
-  // a warp.
-  template <class F>
-  __device__ void over(int first, int end, const F& f) const {
-    const int lane = threadIdx.x, line = threadIdx.y;
-    if constexpr (kTogether) {
-      for (int p = line; p < lrn_.across; p += kRows)
-        for (int r = first + lane; r < end; r += kLanes) f(r, p, p * lrn_.rows() + r);
-    } else {
-      for (int r = first + line; r < end; r += kRows)
-        for (int p = lane; p < lrn_.across; p += kLanes) f(r, p, r * lrn_.across + p);
-    }
-  }
-
-  // How far apart neighbouring channels are in shared memory.
-  __device__ int step() const { return kTogether ? 1 : lrn_.across; }
-
-  __device__ bool exists(int row, int position) const {
-    const int channel = channel_ + row;
-    return channel >= 0 && channel < lrn_.channels && position < left_;
-  }
-  __device__ i64 offset(int row, int position) const {
-    return origin_ + row * (kTogether ? 1 : lrn_.channel_stride) +
-           position * (kTogether ? lrn_.position_stride : 1);
-  }
-  __device__ float load(const void* from, int row, int position) const {
-    return exists(row, position) ? widen(static_cast<const T*>(from)[offset(row, position)]) : 0.0f;
-  }
+  __device__ float operator[](int i) const { return values_[i]; }
+  __device__ static constexpr int size() { return kSize; }
+  __device__ static constexpr int below() { return kSize / 2; }
+  __device__ static constexpr int above() { return (kSize - 1) / 2; }
 
  private:
-  const Lrn& lrn_;
-  int channel_, left_;
-  i64 position_, origin_;
+  float values_[kSize] = {};
 };
 
-// The sum over a window around `centre` of f(element), the window's size known where it is the
-// usual.
-template <int kSize, class F>
-__device__ float over_window(const float* centre, int before, int after, int step, const F& f) {
-  float sum = 0;
-  if constexpr (kSize > 0) {
-#pragma unroll
-    for (int j = 0; j < kSize; ++j) sum = f(sum, centre[(j - before) * step]);
-  } else {
-    for (int j = -before; j <= after; ++j) sum = f(sum, centre[j * step]);
+// In shared memory, a ring for each thread.
+template <>
+class Window<0> {
+ public:
+  // `which`: of the windows of a thread.
+  __device__ Window(const Lrn& lrn, int which)
+      : below_(lrn.below),
+        above_(lrn.above),
+        ring_(reinterpret_cast<float*>(shared_memory()) +
+              static_cast<int>(blockDim.x) * size() * which + threadIdx.x) {
+    for (int i = 0; i < size(); ++i) push(0);
   }
-  return sum;
-}
+  __device__ void push(float x) {
+    ring_[oldest_ * static_cast<int>(blockDim.x)] = x;
+    if (++oldest_ == size()) oldest_ = 0;
+  }
+  __device__ float operator[](int i) const {
+    const int place = oldest_ + i;
+    return ring_[(place < size() ? place : place - size()) * static_cast<int>(blockDim.x)];
+  }
+  __device__ int size() const { return below_ + above_ + 1; }
+  __device__ int below() const { return below_; }
+  __device__ int above() const { return above_; }
+
+ private:
+  int below_, above_, oldest_ = 0;
+  float* ring_;
+};
 
 template <int kSize>
-__device__ float window_scale(const Lrn& lrn, const float* centre, int step) {
-  const float squares =
-      over_window<kSize>(centre, lrn.below, lrn.above, step,
-                         [](float sum, float value) { return fmaf(value, value, sum); });
+__device__ float scale_of(const Lrn& lrn, const Window<kSize>& x) {
+  float squares = 0;
+#pragma unroll
+  for (int i = 0; i < x.size(); ++i) squares = fmaf(x[i], x[i], squares);
   return fmaf(lrn.scale, squares, lrn.k);
 }
 
-template <class T, bool kTogether>
-__device__ void load_tile(const Lrn& lrn, const Tile<T, kTogether>& tile, float* x) {
-  tile.over(0, lrn.rows(), [&](int r, int p, int place) {
-    const float value = tile.load(lrn.x, r, p);
-    x[place] = lrn.relu && value < 0 ? 0.0f : value;  // NaN stays
-  });
+// y of the channels from `first` to `end` of a position, of which x(channel) reads the input, 0
+// where there is none, and write(channel, y) takes what comes of it.
+template <int kSize, class X, class Write>
+__device__ void forward_column(const Lrn& lrn, int first, int end, const X& x, const Write& write) {
+  Window<kSize> window(lrn, 0);
+  for (int c = first - window.below(); c < first + window.above(); ++c)
+    window.push(rectify(x(c), lrn.relu));
+#pragma unroll kUsualSize
+  for (int c = first; c < end; ++c) {
+    window.push(rectify(x(c + window.above()), lrn.relu));
+    write(c, window[window.below()] * power(scale_of(lrn, window), lrn.beta, lrn.roots));
+  }
 }
 
-template <class T, bool kTogether, int kSize>
-__global__ __launch_bounds__(kLanes* kRows) void lrn_forward_kernel(const Lrn lrn) {
-  float* const x = reinterpret_cast<float*>(shared_memory());
-  const Tile<T, kTogether> tile(lrn);
-  load_tile(lrn, tile, x);
-  __syncthreads();
-  tile.over(lrn.reach, lrn.reach + lrn.own, [&](int r, int p, int place) {
-    if (!tile.exists(r, p)) return;
-    const float s = window_scale<kSize>(lrn, x + place, tile.step());
-    static_cast<T*>(lrn.out)[tile.offset(r, p)] =
-        narrow<T>(x[place] * power(s, lrn.beta, lrn.roots));
-  });
+// dx, likewise. The windows that hold channel c are those of the channels from c - above to
+// c + below, so c is done when the last of these is.
+template <int kSize, class X, class Dy, class Write>
+__device__ void backward_column(const Lrn& lrn, int first, int end, const X& x, const Dy& dy,
+                                const Write& write) {
+  Window<kSize> window(lrn, 0), terms(lrn, 1), direct(lrn, 2);
+  const int start = first - window.above();
+  for (int c = start - window.below(); c < start + window.above(); ++c)
+    window.push(rectify(x(c), lrn.relu));
+#pragma unroll kUsualSize
+  for (int j = start; j < end + window.below(); ++j) {
+    window.push(rectify(x(j + window.above()), lrn.relu));
+    const float s = scale_of(lrn, window);
+    const float pull = dy(j) * power(s, lrn.beta, lrn.roots);
+    direct.push(pull);
+    terms.push(pull * (window[window.below()] / s));
+    if (j < first + window.below()) continue;
+    float pulled = 0;
+#pragma unroll
+    for (int i = 0; i < terms.size(); ++i) pulled += terms[i];
+    const float value = window[0];  // of the channel that is done
+    const float dx = fmaf(-lrn.slope * value, pulled, direct[window.above()]);
+    write(j - window.below(), lrn.relu && value <= 0 ? 0.0f : dx);
+  }
 }
 
-template <class T, bool kTogether, int kSize>
-__global__ __launch_bounds__(kLanes* kRows) void lrn_backward_kernel(const Lrn lrn) {
-  float* const x = reinterpret_cast<float*>(shared_memory());
-  float* const terms = x + lrn.elements();
-  float* const direct = terms + lrn.elements();
-  const Tile<T, kTogether> tile(lrn);
-  load_tile(lrn, tile, x);
-  __syncthreads();
-  tile.over(lrn.reach - lrn.above, lrn.reach + lrn.own + lrn.below, [&](int r, int p, int place) {
-    const float dy = tile.load(lrn.dy, r, p);
-    const float s = window_scale<kSize>(lrn, x + place, tile.step());
-    const float pull = dy * power(s, lrn.beta, lrn.roots);
-    direct[place] = pull;
-    terms[place] = pull * (x[place] / s);
-  });
-  __syncthreads();
-  tile.over(lrn.reach, lrn.reach + lrn.own, [&](int r, int p, int place) {
-    if (!tile.exists(r, p)) return;
-    // The windows that hold a channel are those of the channels from `above` before it on.
-    const float pulled = over_window<kSize>(terms + place, lrn.above, lrn.below, tile.step(),
-                                            [](float sum, float value) { return sum + value; });
-    const float value = x[place];
-    const float dx = fmaf(-lrn.slope * value, pulled, direct[place]);
-    static_cast<T*>(lrn.out)[tile.offset(r, p)] = narrow<T>(lrn.relu && value <= 0 ? 0.0f : dx);
-  });
+// Where a block works. Blocks go through the channels first: what two of them read is then in the
+// cache.
+struct Place {
+  i64 image, position;  // of the first thread
+  int first, end;       // channels
+
+  __device__ explicit Place(const Lrn& lrn) {
+    i64 block = blockIdx.x;
+    first = static_cast<int>(block % lrn.channel_blocks) * lrn.own;
+    end = static_cast<int>(smaller(first + lrn.own, lrn.channels));
+    block /= lrn.channel_blocks;
+    position = block % lrn.position_blocks * blockDim.x;
+    image = block / lrn.position_blocks;
+  }
+};
+
+// ---- from global memory ----
+
+template <class T>
+struct Column {
+  const T* data;
+  i64 stride;
+  int channels;
+
+  __device__ float operator()(int c) const {
+    return c >= 0 && c < channels ? widen(__ldg(data + c * stride)) : 0.0f;
+  }
+};
+
+template <class T, int kSize, bool kBackward>
+__global__ __launch_bounds__(kThreads) void lrn_columns_kernel(const Lrn lrn) {
+  const Place place(lrn);
+  const i64 position = place.position + threadIdx.x;
+  if (position >= lrn.positions) return;
+  const i64 at = place.image * lrn.image_stride + position * lrn.position_stride;
+  const auto column = [&](const void* data) {
+    return Column<T>{static_cast<const T*>(data) + at, lrn.channel_stride, lrn.channels};
+  };
+  T* const out = static_cast<T*>(lrn.out) + at;
+  const auto write = [&](int c, float value) { out[c * lrn.channel_stride] = narrow<T>(value); };
+  if constexpr (kBackward) {
+    backward_column<kSize>(lrn, place.first, place.end, column(lrn.x), column(lrn.dy), write);
+  } else {
+    forward_column<kSize>(lrn, place.first, place.end, column(lrn.x), write);
+  }
 }
 
-constexpr int kUsualSize = 5;
+// ---- by way of shared memory: channels together, windows of the usual size ----
 
-Lrn describe(const LrnProblem& problem, int arrays) {
+// A tile reaches beyond the channels that are written as far as their windows do, backward as far
+// as the windows of those do.
+template <bool kBackward>
+struct Tile {
+  static constexpr int kBefore = kUsualBelow + (kBackward ? kUsualAbove : 0);
+  static constexpr int kAfter = kUsualAbove + (kBackward ? kUsualBelow : 0);
+  static constexpr int kRows = kBefore + kOwn + kAfter;
+  static constexpr int kPitch = kRows | 1;  // so that threads read from different banks
+  float value[kThreads * kPitch];
+
+  // Elements are dealt out to the threads in turn, those of a position first.
+  template <class T>
+  __device__ void load(const Lrn& lrn, const Place& place, const void* from) {
+    const int before = place.first - kBefore;
+    const T* const origin = static_cast<const T*>(from) + place.position * lrn.channels + before;
+    const int positions = positions_of(lrn, place);
+    int p = static_cast<int>(threadIdx.x) / kRows, r = static_cast<int>(threadIdx.x) % kRows;
+#pragma unroll 4
+    for (int i = static_cast<int>(threadIdx.x); i < kThreads * kRows; i += kThreads) {
+      const bool exists =
+          static_cast<u32>(before + r) < static_cast<u32>(lrn.channels) && p < positions;
+      value[p * kPitch + r] = exists ? widen(__ldg(origin + p * lrn.channels + r)) : 0.0f;
+      p += kThreads / kRows;
+      r += kThreads % kRows;
+      if (r >= kRows) {
+        r -= kRows;
+        ++p;
+      }
+    }
+  }
+  __device__ float& at(int c, const Place& place) {
+    return value[static_cast<int>(threadIdx.x) * kPitch + c - place.first + kBefore];
+  }
+  template <class T>
+  __device__ void store(const Lrn& lrn, const Place& place) const {
+    const int own = static_cast<int>(threadIdx.x) % kOwn;
+    if (place.first + own >= place.end) return;
+    T* const origin = static_cast<T*>(lrn.out) + place.position * lrn.channels + place.first + own;
+    const int positions = positions_of(lrn, place);
+#pragma unroll 4
+    for (int p = static_cast<int>(threadIdx.x) / kOwn; p < positions; p += kThreads / kOwn)
+      origin[p * lrn.channels] = narrow<T>(value[p * kPitch + kBefore + own]);
+  }
+
+ private:
+  __device__ static int positions_of(const Lrn& lrn, const Place& place) {
+    return static_cast<int>(smaller(kThreads, lrn.positions - place.position));
+  }
+};
+
+template <bool kBackward>
+struct Tiles {
+  Tile<kBackward> of[kBackward ? 2 : 1];  // x, and dy
+};
+
+template <class T, bool kBackward>
+__global__ __launch_bounds__(kThreads) void lrn_tile_kernel(const Lrn lrn) {
+  auto& tiles = *reinterpret_cast<Tiles<kBackward>*>(shared_memory());
+  const Place place(lrn);
+  auto& x = tiles.of[0];
+  auto& out = tiles.of[kBackward ? 1 : 0];  // results take the place of what is no longer read
+  x.template load<T>(lrn, place, lrn.x);
+  if constexpr (kBackward) out.template load<T>(lrn, place, lrn.dy);
+  __syncthreads();
+  const auto read = [&](int c) { return x.at(c, place); };
+  const auto write = [&](int c, float value) { out.at(c, place) = value; };
+  if constexpr (kBackward) {
+    const auto dy = [&](int c) { return out.at(c, place); };
+    backward_column<kUsualSize>(lrn, place.first, place.end, read, dy, write);
+  } else {
+    forward_column<kUsualSize>(lrn, place.first, place.end, read, write);
+  }
+  __syncthreads();
+  out.template store<T>(lrn, place);
+}
+
+// ---- the host ----
+
+Lrn describe(const LrnProblem& problem) {
   Lrn lrn{};
   lrn.x = problem.x;
   lrn.dy = problem.dy;
@@ -188,11 +288,8 @@ Lrn describe(const LrnProblem& problem, int arrays) {
   lrn.channel_stride = problem.channels_last ? 1 : problem.positions;
   lrn.position_stride = problem.channels_last ? problem.channels : 1;
   // What lies further off than the last channel is 0, so a longer window need not reach there.
-  const bool usual = problem.size == kUsualSize;
-  const i64 most = usual ? kUsualSize : problem.channels - 1;
-  lrn.below = static_cast<int>(smaller(problem.size / 2, most));
-  lrn.above = static_cast<int>(smaller((problem.size - 1) / 2, most));
-  lrn.reach = lrn.below + lrn.above;
+  lrn.below = static_cast<int>(smaller(problem.size / 2, problem.channels - 1));
+  lrn.above = static_cast<int>(smaller((problem.size - 1) / 2, problem.channels - 1));
   const double share = problem.alpha / static_cast<double>(problem.size);
   lrn.scale = static_cast<float>(share);
   lrn.slope = static_cast<float>(2 * share * problem.beta);
@@ -200,74 +297,55 @@ Lrn describe(const LrnProblem& problem, int arrays) {
   lrn.k = static_cast<float>(problem.k);
   lrn.relu = problem.relu;
   lrn.roots = problem.beta == 0.75;
-
-  constexpr int kOwn = 32, kAcross = 32, kOwnTogether = 256, kElementsTogether = 2048;
-  if (problem.channels_last) {
-    lrn.own = static_cast<int>(smaller(problem.channels, kOwnTogether));
-    lrn.across = static_cast<int>(larger(kElementsTogether / lrn.own / kRows * kRows, kRows));
-  } else {
-    lrn.own = static_cast<int>(smaller(problem.channels, kOwn));
-    lrn.across = kAcross;
-  }
-  const auto bytes = [&] { return i64{4} * arrays * lrn.rows() * lrn.across; };
-  const i64 room = current_device().shared_bytes;
-  while (bytes() > room && lrn.across > 1) lrn.across /= 2;
-  if (bytes() > room)
-    throw std::runtime_error("local_response_norm: a window of " + std::to_string(problem.size) +
-                             " channels does not fit the shared memory of a block");
-  lrn.channel_blocks = static_cast<int>(ceil_div(lrn.channels, lrn.own));
-  lrn.position_blocks = ceil_div(lrn.positions, lrn.across);
   return lrn;
 }
 
-template <bool kValue>
-using Constant = std::integral_constant<bool, kValue>;
-
-// Calls f with the type, whether the channels lie together, and whether the window is the usual.
-template <class F>
-void with_variant(const LrnProblem& problem, const F& f) {
-  with_type(problem.dtype, [&](auto type) {
-    const auto with_size = [&](auto together) {
-      if (problem.size == kUsualSize) {
-        f(type, together, std::integral_constant<int, kUsualSize>{});
-      } else {
-        f(type, together, std::integral_constant<int, 0>{});
-      }
-    };
-    if (problem.channels_last) {
-      with_size(Constant<true>{});
-    } else {
-      with_size(Constant<false>{});
-    }
-  });
-}
-
-dim3 grid_of(const LrnProblem& problem, const Lrn& lrn) {
+template <class T, bool kBackward>
+void run(const LrnProblem& problem, const Context& context) {
+  Lrn lrn = describe(problem);
+  const auto device = current_device();
+  const bool usual = problem.size == kUsualSize;
+  int threads = kThreads;
+  i64 shared = 0;
+  if (!usual) {
+    const i64 per_thread = i64{4} * (kBackward ? 3 : 1) * (lrn.below + lrn.above + 1);
+    while (threads > 1 && threads * per_thread > device.shared_bytes) threads /= 2;
+    shared = threads * per_thread;
+    if (shared > device.shared_bytes)
+      throw std::runtime_error("local_response_norm: a window of " + std::to_string(problem.size) +
+                               " channels does not fit the shared memory of a block");
+  }
+  const bool tile = usual && problem.channels_last;
   const i64 images = problem.channels_last ? 1 : problem.images;
-  return dim3(static_cast<unsigned>(images * lrn.position_blocks * lrn.channel_blocks));
-}
-
-std::size_t shared_bytes(const Lrn& lrn, int arrays) {
-  return sizeof(float) * static_cast<std::size_t>(arrays) *
-         static_cast<std::size_t>(lrn.elements());
+  lrn.position_blocks = ceil_div(lrn.positions, threads);
+  lrn.own = kOwn;
+  const auto blocks = [&] {
+    return images * lrn.position_blocks * ceil_div(lrn.channels, lrn.own);
+  };
+  // Fewer channels for a thread where there would be too few threads.
+  while (!tile && lrn.own > 8 && blocks() < 8 * device.multiprocessors) lrn.own /= 2;
+  lrn.channel_blocks = static_cast<int>(ceil_div(lrn.channels, lrn.own));
+  const dim3 grid(static_cast<unsigned>(blocks()));
+  if (tile) {
+    FBP_LAUNCH((lrn_tile_kernel<T, kBackward>), grid, threads, sizeof(Tiles<kBackward>),
+               context.stream, lrn);
+  } else if (usual) {
+    FBP_LAUNCH((lrn_columns_kernel<T, kUsualSize, kBackward>), grid, threads, 0, context.stream,
+               lrn);
+  } else {
+    FBP_LAUNCH((lrn_columns_kernel<T, 0, kBackward>), grid, threads,
+               static_cast<std::size_t>(shared), context.stream, lrn);
+  }
 }
 
 }  // namespace
 
 void lrn_forward(const LrnProblem& problem, const Context& context) {
-  const Lrn lrn = describe(problem, 1);
-  with_variant(problem, [&](auto type, auto together, auto size) {
-    FBP_LAUNCH((lrn_forward_kernel<decltype(type), together, size>), grid_of(problem, lrn),
-               dim3(kLanes, kRows), shared_bytes(lrn, 1), context.stream, lrn);
-  });
+  with_type(problem.dtype, [&](auto type) { run<decltype(type), false>(problem, context); });
 }
 
 void lrn_backward(const LrnProblem& problem, const Context& context) {
-  const Lrn lrn = describe(problem, 3);
-  with_variant(problem, [&](auto type, auto together, auto size) {
-    FBP_LAUNCH((lrn_backward_kernel<decltype(type), together, size>), grid_of(problem, lrn),
-               dim3(kLanes, kRows), shared_bytes(lrn, 3), context.stream, lrn);
-  });
+  with_type(problem.dtype, [&](auto type) { run<decltype(type), true>(problem, context); });
 }
 
 }  // namespace fbp::cuda
