@@ -1,0 +1,24 @@
+"""The shim in the place of the native backend's library."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from . import shim as shim_module
+from .shim import Shim
+
+
+@pytest.fixture
+def shim(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shim]:
+    """Runs what the test calls of the native backend through the CUDA sources."""
+    shim = shim_module.load()
+    monkeypatch.setattr(torch.ops, "fbp_native", shim)
+    shim.spoiled()
+    calls = shim.calls
+    yield shim
+    shim.multiprocessors(4)
+    shim.tf32(False)
+    shim.fixed_order = None
+    assert shim.calls > calls, "the test did not run the CUDA kernels"
+    assert shim.spoiled() == 0, "memory around a tensor was written to"

@@ -1,0 +1,132 @@
+"""The CUDA kernels without a GPU: builds `tests/cuda_shim`, and puts its operators in the native backend's place."""
+
+import ctypes
+import fcntl
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).parents[3]
+BUILD = ROOT / "build" / "cuda_shim"
+ORDERS = ("forward", "reverse", "shuffled")
+
+
+class Shim:
+    """The library's settings and counts, and its operators.
+
+    Attributes:
+        calls: how many raw operators ran.
+        fixed_order: the order and the seed of all of them, or None where each has another.
+    """
+
+    def __init__(self, path: Path) -> None:
+        torch.ops.load_library(os.fspath(path))
+        self._library = ctypes.CDLL(os.fspath(path))
+        self._library.fbp_shim_order.argtypes = (ctypes.c_int, ctypes.c_uint64)
+        self._library.fbp_shim_guard.argtypes = (ctypes.c_bool,)
+        self._library.fbp_shim_tf32.argtypes = (ctypes.c_bool,)
+        for counter in ("launches", "blocks", "spoiled"):
+            getattr(self._library, f"fbp_shim_{counter}").restype = ctypes.c_int64
+        self._library.fbp_shim_probe.restype = ctypes.c_char_p
+        self._library.fbp_shim_probe.argtypes = (ctypes.c_char_p,)
+        self.calls = 0
+        self.fixed_order: tuple[str, int] | None = None
+
+    def order(self, name: str, seed: int = 0) -> None:
+        """In which order blocks, and the threads of a block, run from now on."""
+        self._library.fbp_shim_order(ORDERS.index(name), seed)
+
+    def multiprocessors(self, count: int) -> None:
+        """How many the device says it has."""
+        self._library.fbp_shim_multiprocessors(count)
+
+    def tf32(self, allowed: bool) -> None:
+        """Whether float32 may be multiplied as TF32."""
+        self._library.fbp_shim_tf32(allowed)
+
+    def launches(self, call: Callable[[], Any]) -> int:
+        """How many kernels a call starts."""
+        before = self._library.fbp_shim_launches()
+        call()
+        return int(self._library.fbp_shim_launches() - before)
+
+    def probe(self, name: str) -> str:
+        """What the shim says of one of the kernels of `probes.cpp`: an error, or nothing."""
+        return str(self._library.fbp_shim_probe(name.encode()).decode())
+
+    @contextmanager
+    def guarded(self, end: bool = True) -> Iterator[None]:
+        """Within it, new tensors are NaN and lie between pages that nobody may touch.
+
+        Args:
+            end: the end of a tensor meets a page; else its beginning.
+        """
+        self._library.fbp_shim_guard(end)
+        try:
+            yield
+        finally:
+            self._library.fbp_shim_unguard()
+
+    def spoiled(self) -> int:
+        """How many guarded tensors, freed since the last call, had bytes around them changed."""
+        return int(self._library.fbp_shim_spoiled())
+
+    def run(self, name: str, *arguments: Any) -> Any:
+        """A raw operator on copies of its tensors, everything guarded, blocks in another order each time."""
+        self.calls += 1
+        self.order(*(self.fixed_order or (ORDERS[self.calls % 3], self.calls)))
+        with self.guarded(end=self.calls % 2 == 0):
+            copies = [embed(a) if isinstance(a, Tensor) else a for a in arguments]
+            return getattr(torch.ops.fbp_shim, name)(*copies)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return functools.partial(self.run, name)
+
+
+def embed(tensor: Tensor) -> Tensor:
+    """A copy of the same strides, whose memory ends with the last element."""
+    if not tensor.numel():
+        return tensor
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    extent = 1 + sum((n - 1) * s for n, s in sizes)
+    flat = tensor.as_strided((extent,), (1,), tensor.storage_offset())
+    return (
+        torch.empty(extent, dtype=tensor.dtype)
+        .copy_(flat)
+        .as_strided(tensor.shape, tensor.stride())
+    )
+
+
+def _tool(name: str) -> str:
+    beside = Path(sys.executable).with_name(name)
+    found = os.fspath(beside) if beside.exists() else shutil.which(name)
+    if not found:
+        pytest.skip(f"{name} is not installed, nor is it beside {sys.executable}")
+    return found
+
+
+@functools.cache
+def load() -> Shim:
+    """Builds the library, where sources are newer, and loads it."""
+    cmake, ninja = _tool("cmake"), _tool("ninja")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / "lock").open("w") as lock:  # processes that test side by side build once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        configure = [
+            cmake, "-S", ROOT / "tests" / "cuda_shim", "-B", BUILD, "-G", "Ninja",
+            f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DPython_EXECUTABLE={sys.executable}",
+        ]  # fmt: skip
+        for command in (configure, [cmake, "--build", BUILD]):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return Shim(BUILD / "_shim.so")

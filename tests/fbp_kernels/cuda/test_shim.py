@@ -1,0 +1,83 @@
+"""The shim itself: it runs right kernels right, and tells of mistakes; see `tests/cuda_shim/probes.cpp`."""
+
+import ctypes
+import mmap
+
+import pytest
+import torch
+
+from .shim import ORDERS, Shim, load
+
+
+@pytest.fixture(scope="module")
+def library() -> Shim:
+    return load()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "said"),
+    [
+        ("some_skip_the_barrier", "40 wait at the barrier probes.cpp"),
+        ("different_barriers", "threads meet at different barriers"),
+        ("a_lane_skips_the_shuffle", "31 wait in __shfl_xor_sync"),
+        ("the_mask_lacks_the_lane", "the mask lacks the lane that asks"),
+        ("beyond_shared_memory", "outside of all memory that there is"),
+        ("a_little_beyond_shared_memory", "dynamic shared memory was written beyond its end"),
+        ("misaligned", "an access that is not aligned"),
+        ("beyond_an_array", "not within an array"),
+        ("a_copy_that_nobody_waits_for", "ends before it has waited for its copies"),
+        ("a_fragment_that_is_not_aligned", "not a multiple of 32 bytes"),
+        ("nobody", "a trap"),
+    ],
+)
+def test_mistakes_are_errors(library: Shim, kernel: str, said: str) -> None:
+    for order in ORDERS:
+        library.order(order, 3)
+        found = library.probe(kernel)
+        assert found.startswith(f"{kernel}, block (0, 0, 0), thread (") or "beyond its end" in found
+        assert said in found
+
+
+@pytest.mark.parametrize("kernel", ["no_barrier", "not_written", "not_waited_for"])
+def test_mistakes_of_order_spoil_results(library: Shim, kernel: str) -> None:
+    for order in ORDERS:
+        library.order(order, 3)
+        assert library.probe(kernel) == "wrong"
+
+
+def test_results_that_depend_on_the_order_of_blocks_differ(library: Shim) -> None:
+    found = []
+    for order in ORDERS[:2]:
+        library.order(order)
+        found.append(library.probe("last_block_wins"))
+    assert found == ["wrong", ""]
+
+
+@pytest.mark.parametrize(
+    "kernel", ["barriers", "warps", "half_product", "bfloat16_product", "tf32_product", "rounding"]
+)
+def test_right_kernels_have_right_results(library: Shim, kernel: str) -> None:
+    for order in ORDERS:
+        library.order(order, 7)
+        assert library.probe(kernel) == ""
+
+
+@pytest.mark.parametrize("end", [True, False])
+def test_guarded_tensors_are_nan_and_meet_a_page(library: Shim, end: bool) -> None:
+    library.spoiled()
+    with library.guarded(end):
+        x = torch.empty(5)
+    assert x.isnan().all()
+    # Of the 32 bytes at the end, the last 12 can be touched, but not changed.
+    assert x.data_ptr() % mmap.PAGESIZE == (mmap.PAGESIZE - 32 if end else 0)
+    del x
+    assert library.spoiled() == 0
+
+
+def test_what_changes_around_a_guarded_tensor_is_found(library: Shim) -> None:
+    library.spoiled()
+    with library.guarded():
+        x = torch.empty(5)
+    ctypes.memset(x.data_ptr() + 20, 0, 1)
+    del x
+    assert library.spoiled() == 1
