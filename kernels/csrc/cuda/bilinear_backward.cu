@@ -61,8 +61,8 @@ class ProjectionGradientsBlock {
       project<Number, Tile>(tile_, h_, h_ + 1, memory_, finish);
     } else {
       if (part_.adaptive) measure();
-      for (i64 column = tile_.column; column < tile_.end; column += Tile::kColumns) {
-        const int columns = static_cast<int>(smaller(Tile::kColumns, tile_.end - column));
+      for (i64 column = tile_.column; column < tile_.end(); column += Tile::kColumns) {
+        const int columns = static_cast<int>(smaller(Tile::kColumns, tile_.end() - column));
         __syncthreads();
         read_kept(column, columns);
         __syncthreads();
@@ -202,7 +202,7 @@ class ProjectionGradientsBlock {
 };
 
 template <class Number, class Tile>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, Tile::kResident)
     projection_gradients_kernel(const __grid_constant__ BackwardProblem problem,
                                 const __grid_constant__ ProjectionGradientsPlan plan) {
   i64 index = blockIdx.x;
@@ -370,7 +370,7 @@ __device__ inline void bias_gradient(const BackwardPart& part,
 }
 
 template <class Number, class InputTile, class WeightTile>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, InputTile::kResident)
     gradients_kernel(const __grid_constant__ BackwardProblem problem,
                      const __grid_constant__ GradientsPlan plan) {
   i64 index = blockIdx.x;

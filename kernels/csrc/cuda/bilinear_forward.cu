@@ -169,6 +169,8 @@ class ForwardBlock {
       store(c, sum);
     }
     cluster.sync();  // a block's memory is there until all have read it
+#else
+    __trap();  // built for older devices alone: better no result than a wrong one
 #endif
   }
 #endif
@@ -187,7 +189,7 @@ class ForwardBlock {
 
 // The last part's blocks come first: those of the trunks take longest.
 template <class Number, class Tile>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, Tile::kResident)
     forward_kernel(const __grid_constant__ ForwardProblem problem,
                    const __grid_constant__ ForwardPlan plan) {
   i64 index = blockIdx.x;
@@ -202,8 +204,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // How many blocks share a tile of H trunks: follows from this part alone, so that its results are
 // the same bits whatever else is in the launch.
-int splits_of(i64 tiles, i64 H, int multiprocessors) {
-  const i64 wanted = smaller(smaller(2 * multiprocessors / tiles, H), kMostSplits);
+int splits_of(i64 tiles, i64 H, int resident) {
+  const i64 wanted = smaller(smaller(resident / tiles, H), kMostSplits);
   int splits = 1;
   while (2 * splits <= wanted) splits *= 2;
   return splits;
@@ -223,7 +225,8 @@ void forward(const ForwardProblem& problem, const Context& context) {
     const i64 tiles = plan.down * own.across;
     // Only the part whose blocks come first: its clusters begin at multiples of their size.
     if (i == problem.parts - 1)
-      own.splits = splits = splits_of(tiles, problem.part[i].H, device.multiprocessors);
+      own.splits = splits =
+          splits_of(tiles, problem.part[i].H, Tile::kResident * device.multiprocessors);
     own.blocks = tiles * own.splits;
     blocks += own.blocks;
   }

@@ -60,13 +60,14 @@ void with_number(Dtype dtype, bool tf32, const F& f) {
 constexpr int kThreads = 256;
 constexpr int kStepBytes = 128;  // of one line of an operand, along the depth
 
-// The tile of a block, and how many steps are in flight. Small: as many blocks as a GPU has
-// multiprocessors where there is little work. Large: fewer reads for the same arithmetic.
+// The tile of a block, how many steps are in flight, and how many blocks the registers of a
+// multiprocessor are to hold. Small: as many blocks as a GPU has multiprocessors where there is
+// little work. Large: fewer reads for the same arithmetic.
 struct SmallTile {
-  static constexpr int kRows = 32, kColumns = 32, kStages = 6;
+  static constexpr int kRows = 32, kColumns = 32, kStages = 6, kResident = 2;
 };
 struct LargeTile {
-  static constexpr int kRows = 64, kColumns = 64, kStages = 3;
+  static constexpr int kRows = 64, kColumns = 64, kStages = 3, kResident = 1;
 };
 
 // Batches up to this size are cut into small tiles.
@@ -212,7 +213,10 @@ class Product<Number, Tile, A, B, true> {
 
   // Adds one step.
   __device__ void add(const T* a, const T* b) {
-#pragma unroll 1
+    // Rounding to TF32 takes registers of its own.
+    [[maybe_unused]] constexpr int kUnroll =
+        std::is_same_v<Number, Tf32> ? 1 : kShare / Number::kFragment;
+#pragma unroll kUnroll
     for (int k = 0; k < kShare; k += Number::kFragment) {
       const int depth = group() * kShare + k;
       Left left[kRowFragments];

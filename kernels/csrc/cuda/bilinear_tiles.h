@@ -76,16 +76,18 @@ struct Scales {
   }
 };
 
-// A tile of one part: rows from `row` on, columns from `column` up to `end`.
+// A tile of one part: rows from `row` on, columns from `column` up to `end()`. What can be read
+// again from the launch's parameters is no number of its own, which would take registers all along.
 struct TileOfPart {
   const Part& part;
   const Tiles& tiles;
-  i64 B, row, column, end;
+  const i64& B;
+  i64 row, column;
 
-  __device__ TileOfPart(const Part& part_, const Tiles& tiles_, i64 B_, i64 row_, i64 output)
-      : part(part_), tiles(tiles_), B(B_), row(row_), column(output * part_.K) {
-    end = smaller(column + tiles.outputs * part.K, part.N);
-  }
+  __device__ TileOfPart(const Part& part_, const Tiles& tiles_, const i64& B_, i64 row_, i64 output)
+      : part(part_), tiles(tiles_), B(B_), row(row_), column(output * part_.K) {}
+
+  __device__ i64 end() const { return smaller(column + tiles.outputs * part.K, part.N); }
 
   __device__ bool alive(i64 b, i64 h) const {
     return b < B && (part.lengths == nullptr || __ldg(part.lengths + b) > h);
@@ -144,7 +146,7 @@ __device__ inline void project(const TileOfPart& tile, i64 first, i64 last,
     b.line = side.weight.stride[1];
     b.element = side.weight.stride[2];
     b.piece = tile.tiles.weight_piece[i % 2];
-    b.others = tile.end - column;
+    b.others = tile.end() - column;
     return result;
   };
 
@@ -172,7 +174,7 @@ __device__ inline void project(const TileOfPart& tile, i64 first, i64 last,
         __syncthreads();
         const i64 column = column_of(i);
         finish(first + i / (2 * chunks), column,
-               static_cast<int>(smaller(Tile::kColumns, tile.end - column)));
+               static_cast<int>(smaller(Tile::kColumns, tile.end() - column)));
       });
 }
 
