@@ -6,7 +6,7 @@ import torch
 import fbp_kernels as fk
 
 from .cases import CASES, assert_case, over_examples
-from .checks import fused
+from .checks import assert_parity, fused
 
 ISAS = torch.ops.fbp_native.cpu_isas().split(",")
 
@@ -25,6 +25,27 @@ def test_every_instruction_set_matches_float64(
     assert torch.ops.fbp_native.cpu_isa() == isa
 
     over_examples(operator, "native", lambda case: assert_case(case, "native"), examples=12)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("B", "C", "N"),
+    # One row; a tile of rows and a part of one; a depth past a run and odd; columns past a job's, no whole vectors.
+    [(1, 257, 700), (5, 131, 35), (13, 40, 301), (131, 150, 52)],
+)
+def test_sizes_that_divide_no_tile(
+    isa: str, dtype: torch.dtype, B: int, C: int, N: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FBP_CPU_ISA", isa)
+
+    def draw(seed: int) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        shapes = [(B, C), (B, C + 3), (C, N), (C + 3, N)]
+        return [(torch.randn(s, generator=generator) / s[0] ** 0.5).to(dtype) for s in shapes]
+
+    factor = 7 if N % 7 == 0 else 4
+    assert_parity(fk.fbp, draw, {"factor": factor}, "native", draws=3)
 
 
 @pytest.mark.parametrize("isa", ISAS)

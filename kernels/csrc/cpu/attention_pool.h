@@ -20,7 +20,8 @@
 #pragma once
 
 #include "elementary.h"
-#include "projection.h"
+#include "memory.h"
+#include "microkernel.h"
 
 namespace fbp::FBP_ISA {
 

@@ -1,12 +1,11 @@
-// The one inner loop of all products here: out[r][j] (+)= sum over k of left[k][r] * right[k][j].
+// The inner loop of attention_pool.h: out[r][j] (+)= sum over k of left[k][r] * right[k][j].
 //
 // `left` holds up to kTileRows numbers per step, broadcast one by one; `right` holds kPanel
-// numbers, read as two vectors. Rows and columns mean different things in each product; see
-// forward.h and backward.h.
+// numbers, read as two vectors.
 
 #pragma once
 
-#include "simd.h"
+#include "pack.h"
 
 namespace fbp::FBP_ISA {
 
@@ -105,5 +104,37 @@ struct Tiling {
   i64 start(i64 tile) const { return tile * (length / count) + smaller(tile, length % count); }
   int rows(i64 tile) const { return static_cast<int>(start(tile + 1) - start(tile)); }
 };
+
+// The left operand of a product, tile by tile: read where it is, or packed.
+template <class S>
+struct Left {
+  const S* data;
+  i64 stride;  // between steps, where read in place
+  i64 depth;
+  bool packed;
+
+  const S* tile(const Tiling& tiling, i64 t) const {
+    return data + tiling.start(t) * (packed ? depth : 1);
+  }
+  i64 tile_stride(const Tiling& tiling, i64 t) const { return packed ? tiling.rows(t) : stride; }
+};
+
+// from[r * row_stride + k * depth_stride], rows as in `tiling`, read in place where rows are
+// contiguous and need no conversion: even where many panels use it, copying does not pay. `scratch`
+// holds tiling.length * depth + kPackSlack.
+template <class T, class S>
+Left<S> prepare_left(const T* from, i64 row_stride, i64 depth_stride, const Tiling& tiling,
+                     i64 depth, bool must_copy, S* scratch) {
+  if constexpr (__is_same(T, S)) {
+    if (row_stride == 1 && !must_copy) return {from, depth_stride, depth, false};
+  }
+  for (i64 t = 0; t < tiling.count; ++t) {
+    const i64 start = tiling.start(t);
+    const int rows = tiling.rows(t);
+    pack(from + start * row_stride, row_stride, depth_stride, rows, depth, rows,
+         scratch + start * depth);
+  }
+  return {scratch, 0, depth, true};
+}
 
 }  // namespace fbp::FBP_ISA

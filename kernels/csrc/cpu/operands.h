@@ -28,24 +28,38 @@ constexpr i64 run_for(i64 rows, i64 columns) {
   return rows <= 4 || columns <= 8 ? kShortRun : kRun;
 }
 
+// The parts' trunks, counted through.
+struct Trunk {
+  int part;
+  i64 h;
+
+  template <class Problem>
+  Trunk(const Problem& problem, i64 index) : part(0), h(index) {
+    while (h >= problem.part[part].H) h -= problem.part[part++].H;
+  }
+};
+
 // Rows of the batch and columns of trunk h.
 struct Block {
   i64 h, row, rows, n, columns;
 };
 
-// How products of T are made.
-template <class T>
-struct ArithmeticOf {
-  using type = MultiplyAdd<typename AccumulateIn<T>::type>;
-};
+// What is computed between products is rounded to this where it enters the next one.
 #if defined(__AVX512BF16__)
-template <>
-struct ArithmeticOf<bfloat16> {
-  using type = MultiplyPairs;
+template <class T>
+struct BetweenOf {
+  using type = typename AccumulateIn<T>::type;
 };
+template <>
+struct BetweenOf<bfloat16> {
+  using type = bfloat16;
+};
+#else
+template <class T>
+using BetweenOf = AccumulateIn<T>;
 #endif
 template <class T>
-using Arithmetic = typename ArithmeticOf<T>::type;
+using Between = typename BetweenOf<T>::type;
 
 // Rows r of `from` (r * row + k * step) widened to (rows, depth).
 template <class T, class S>
@@ -77,20 +91,31 @@ const S* vectors_of(const Matrix<T>& from, i64 depth, i64 columns, i64 spare, i6
   return scratch;
 }
 
+// Brings rows of a matrix into L2.
+template <class T>
+void fetch(const Matrix<T>& from, i64 depth, i64 columns) {
+  for (i64 k = 0; k < depth; ++k) {
+    for (i64 j = 0; j < columns; j += 64 / i64{sizeof(T)}) __builtin_prefetch(from.at(k, j), 0, 2);
+    __builtin_prefetch(from.at(k, columns - 1), 0, 2);
+  }
+}
+
 #if defined(__AVX512BF16__)
 inline u32 pair(bfloat16 even, bfloat16 odd) { return u32{even.bits} | u32{odd.bits} << 16; }
 
 // The same in pairs along the depth, the last one filled up with zero.
 inline Matrix<u32> broadcastable(const Matrix<bfloat16>& from, i64 rows, i64 depth, u32* scratch) {
-  const i64 ld = depth / 2 + 1;
+  const i64 pairs = depth / 2, ld = round_up(pairs + 1, kWidth<float>);
   for (i64 r = 0; r < rows; ++r) {
     u32* const to = scratch + r * ld;
-    if (from.step == 1) {
-      __builtin_memcpy(to, from.at(r, 0), static_cast<std::size_t>(depth / 2 * 4));
+    if (from.step == 1) {  // the pairs lie there; moved as floats, which keeps every bit
+      const float* const row = reinterpret_cast<const float*>(from.at(r, 0));
+      for (i64 k = 0; k < pairs; k += kWidth<float>)
+        store(reinterpret_cast<float*>(to) + k, load_first(row + k, pairs - k));
     } else {
-      for (i64 k = 0; k + 1 < depth; k += 2) to[k / 2] = pair(*from.at(r, k), *from.at(r, k + 1));
+      for (i64 k = 0; k < pairs; ++k) to[k] = pair(*from.at(r, 2 * k), *from.at(r, 2 * k + 1));
     }
-    if (depth % 2) to[depth / 2] = pair(*from.at(r, depth - 1), {0});
+    if (depth % 2) to[pairs] = pair(*from.at(r, depth - 1), {0});
   }
   return {scratch, ld, 1};
 }
@@ -130,10 +155,10 @@ constexpr i64 kProductScratch =
 // out (rows, ld) (+)= left (rows, depth) right (depth, columns). `spare` columns of `right` follow
 // in memory. Tiles are taken so that what is used next is near: a run of some columns stays in L1
 // while all rows pass by.
-template <class T, class S = typename AccumulateIn<T>::type>
-void multiply_block(const Matrix<T>& left, const Matrix<T>& right, i64 rows, i64 columns, i64 spare,
+template <class L, class R, class S>
+void multiply_block(const Matrix<L>& left, const Matrix<R>& right, i64 rows, i64 columns, i64 spare,
                     i64 depth, i64 run, S* out, i64 ld, bool first, S* scratch) {
-  using Op = Arithmetic<T>;
+  using Op = Arithmetic<R>;
   using Element = typename Op::Element;
   constexpr int W = kWidth<S>;
   static_assert(sizeof(Element) == sizeof(S));
@@ -143,33 +168,51 @@ void multiply_block(const Matrix<T>& left, const Matrix<T>& right, i64 rows, i64
   for (i64 k = 0; k < depth; k += run) {
     const i64 steps = smaller(run, depth - k);
     const Matrix<Element> factors =
-        broadcastable(Matrix<T>{left.at(0, k), left.row, left.step}, rows, steps, left_scratch);
+        broadcastable(Matrix<L>{left.at(0, k), left.row, left.step}, rows, steps, left_scratch);
     for (i64 p = 0; p < panels.count; ++p) {
       const i64 j = panels.start(p) * W;
       const int vectors = panels.rows(p);
       const i64 used = smaller<i64>(columns - j, vectors * W);
       i64 stride = 0;
+      const R* const here = right.at(k, j);
+      // What is used next is fetched meanwhile: hardware does not foresee a jump at every step.
+      const R* const next = p + 1 < panels.count ? right.at(k, j + vectors * W)
+                            : k + run < depth    ? right.at(k + run, 0)
+                                                 : here;
       const Element* const x =
-          vectors_of(Matrix<T>{right.at(k, j), right.row, right.step}, steps, used,
+          vectors_of(Matrix<R>{here, right.row, right.step}, steps, used,
                      columns - j - used + spare, i64{vectors} * W, right_scratch, stride);
-      // What is used next, fetched meanwhile: hardware does not foresee a jump at every step.
-      const Element* next = x;
-      if (x == reinterpret_cast<const Element*>(right.at(k, j))) {
-        if (p + 1 < panels.count) {
-          next = x + vectors * W;
-        } else if (k + run < depth) {
-          next = reinterpret_cast<const Element*>(right.at(k + run, 0));
-        }
+      const Element* ahead = x;
+      if (static_cast<const void*>(x) == here) {
+        ahead = reinterpret_cast<const Element*>(next);
+      } else if (right.step == 1) {
+        fetch(Matrix<R>{next, right.row, 1}, steps, i64{vectors} * W);
       }
       for (i64 t = 0; t < tiles.count; ++t)
         outer<Op>(tiles.rows(t), vectors,
                   {factors.at(tiles.start(t), 0), factors.row, factors.step}, x, stride,
-                  ceil_div(steps, Op::depth), next, out + tiles.start(t) * ld + j, ld,
+                  ceil_div(steps, Op::depth), ahead, out + tiles.start(t) * ld + j, ld,
                   first && k == 0);
     }
   }
   if (depth == 0 && first)
     for (i64 i = 0; i < rows * ld; ++i) out[i] = S{0};
+}
+
+// out (rows, columns) (+)= left (rows, depth) right^T (columns, depth): both read along the depth.
+// `left` is padded with zeros to whole vectors.
+template <class E, class S>
+void multiply_transposed(const Matrix<E>& left, const Matrix<E>& right, i64 rows, i64 columns,
+                         i64 depth, S* out, i64 ld, bool first) {
+  const Tiling tiles(rows, kDotRows);
+  for (i64 k = 0; k < depth; k += kDotRun) {
+    const i64 steps = smaller(kDotRun, depth - k);
+    for (i64 c = 0; c < columns; c += kDotColumns)
+      for (i64 t = 0; t < tiles.count; ++t)
+        dot<E, S>(tiles.rows(t), static_cast<int>(smaller<i64>(kDotColumns, columns - c)),
+                  {left.at(tiles.start(t), k), left.row, 1}, {right.at(c, k), right.row, 1}, steps,
+                  out + tiles.start(t) * ld + c, ld, first && k == 0);
+  }
 }
 
 // Factors of the rows of a block: mu and eta where pooling is adaptive.
@@ -220,10 +263,10 @@ void project(const Part& part, int s, i64 B, const Block& block, const S* scale,
   constexpr int W = kWidth<S>;
   const Side& side = part.side[s];
   const auto [h, row, rows, n, columns] = block;
-  multiply_block<T>({at<T>(side.input, row, h, 0), side.input.stride[0], side.input.stride[2]},
-                    {at<T>(side.weight, h, 0, n), side.weight.stride[1], side.weight.stride[2]},
-                    rows, columns, part.N - n - columns, side.width, run_for(B, part.N), out, ld,
-                    true, scratch);
+  multiply_block(
+      Matrix<T>{at<T>(side.input, row, h, 0), side.input.stride[0], side.input.stride[2]},
+      Matrix<T>{at<T>(side.weight, h, 0, n), side.weight.stride[1], side.weight.stride[2]}, rows,
+      columns, part.N - n - columns, side.width, run_for(B, part.N), out, ld, true, scratch);
   if (scale)
     for (i64 r = 0; r < rows; ++r)
       for (i64 j = 0; j < ld; ++j) out[r * ld + j] *= scale[r];

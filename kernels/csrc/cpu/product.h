@@ -29,6 +29,7 @@ struct MultiplyAdd {
   static constexpr int depth = 1;  // elements of the sum per step
 
   static Vec<S> step(Vec<S> sum, S left, Vec<S> right) { return sum + splat(left) * right; }
+  static Vec<S> dot(Vec<S> sum, Vec<S> left, Vec<S> right) { return sum + left * right; }
 };
 
 #if defined(__AVX512BF16__)
@@ -42,9 +43,27 @@ struct MultiplyPairs {
     return _mm512_dpbf16_ps(sum, reinterpret<__m512bh>(_mm512_set1_epi32(static_cast<int>(left))),
                             reinterpret<__m512bh>(right));
   }
+  static Vec<float> dot(Vec<float> sum, Vec<float> left, Vec<float> right) {
+    return _mm512_dpbf16_ps(sum, reinterpret<__m512bh>(left), reinterpret<__m512bh>(right));
+  }
 };
 #endif
 
+// How products of T are made.
+template <class T>
+struct ArithmeticOf {
+  using type = MultiplyAdd<typename AccumulateIn<T>::type>;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct ArithmeticOf<bfloat16> {
+  using type = MultiplyPairs;
+};
+#endif
+template <class T>
+using Arithmetic = typename ArithmeticOf<T>::type;
+
+// A vector as it lies in memory.
 inline Vec<float> load_bits(const float* from) { return load(from); }
 inline Vec<double> load_bits(const double* from) { return load(from); }
 inline Vec<float> load_bits(const u32* from) {
@@ -52,6 +71,26 @@ inline Vec<float> load_bits(const u32* from) {
   __builtin_memcpy(&x, from, sizeof x);
   return x;
 }
+
+#if defined(__AVX512BF16__)
+inline Vec<float> load_bits(const bfloat16* from) {
+  Vec<float> x;
+  __builtin_memcpy(&x, from, sizeof x);
+  return x;
+}
+#endif
+
+// Its first `count` elements, the rest 0.
+template <class S>
+inline Vec<S> load_first_bits(const S* from, i64 count) {
+  return load_first(from, count);
+}
+#if defined(__AVX512BF16__)
+inline Vec<float> load_first_bits(const bfloat16* from, i64 count) {
+  return reinterpret<Vec<float>>(_mm512_maskz_loadu_epi16(
+      static_cast<__mmask32>((u64{1} << smaller<i64>(count, 32)) - 1), from));
+}
+#endif
 
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kRegisters = 32;
@@ -150,6 +189,74 @@ inline void outer(int rows, int vectors, const Matrix<typename Op::Element>& lef
                   bool first) {
   outer_dispatch<Op, kMaxRows, max_vectors(kMaxRows)>(rows, vectors, left, right, right_stride,
                                                       depth, next, out, out_stride, first);
+}
+
+// Tile of `dot`: its sums, a vector of each row of one side and one of the other share the
+// registers. Taken in runs of so many elements, that the tile's columns stay in L1.
+constexpr int kDotRows = kRegisters == 32 ? 4 : 2;
+constexpr int kDotColumns = 4;
+constexpr i64 kDotRun = 1024;
+
+// The sums of the lanes of W vectors, in their order.
+template <class S>
+inline Vec<S> sum_lanes(Vec<S>* x) {
+  using I = typename FirstIndices<kWidth<S>>::type;
+#pragma GCC unroll 4
+  for (int half = kWidth<S> / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i)
+      x[i] = interleave<S, false>(x[i], x[i + half], I{}) +
+             interleave<S, true>(x[i], x[i + half], I{});
+  return x[0];
+}
+
+template <class E, int Rows>
+void dot_tile(int columns, const Matrix<E>& left, const Matrix<E>& right, i64 depth,
+              typename AccumulateIn<E>::type* out, i64 out_stride, bool first) {
+  using S = typename AccumulateIn<E>::type;
+  using Op = Arithmetic<E>;
+  constexpr int W = kWidth<S>, kStep = W * Op::depth, kSums = Rows * kDotColumns;
+  Vec<S> sum[round_up(kSums, W)] = {};
+  const E *x[Rows], *y[kDotColumns];
+  for (int r = 0; r < Rows; ++r) x[r] = left.at(r, 0);
+  for (int c = 0; c < kDotColumns; ++c) y[c] = right.at(smaller(c, columns - 1), 0);
+  const auto add = [&](const auto& read, i64 k) {
+    Vec<S> factor[Rows];
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) factor[r] = load_bits(x[r] + k);
+#pragma GCC unroll 8
+    for (int c = 0; c < kDotColumns; ++c) {
+      const Vec<S> other = read(y[c] + k);
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r)
+        sum[r * kDotColumns + c] = Op::dot(sum[r * kDotColumns + c], factor[r], other);
+    }
+  };
+  i64 k = 0;
+  for (; k + kStep <= depth; k += kStep) add([](const E* from) { return load_bits(from); }, k);
+  if (k < depth) add([&](const E* from) { return load_first_bits(from, depth - k); }, k);
+  S total[round_up(kSums, W)];
+#pragma GCC unroll 4
+  for (int i = 0; i < kSums; i += W) store(total + i, sum_lanes<S>(sum + i));
+  for (int r = 0; r < Rows; ++r)
+    for (int c = 0; c < columns; ++c) {
+      S& to = out[r * out_stride + c];
+      to = first ? total[r * kDotColumns + c] : to + total[r * kDotColumns + c];
+    }
+}
+
+// out (rows, columns) (+)= left right^T; `left` (rows, depth) is padded with zeros to whole
+// vectors, `right` is (columns, depth). Steps are 1.
+template <class E, class S, int Rows = kDotRows>
+inline void dot(int rows, int columns, const Matrix<E>& left, const Matrix<E>& right, i64 depth,
+                S* out, i64 out_stride, bool first) {
+  if constexpr (Rows > 0) {
+    if (rows == Rows) {
+      dot_tile<E, Rows>(columns, left, right, depth, out, out_stride, first);
+    } else {
+      dot<E, S, Rows - 1>(rows, columns, left, right, depth, out, out_stride, first);
+    }
+  }
 }
 
 }  // namespace fbp::FBP_ISA

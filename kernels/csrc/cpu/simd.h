@@ -246,6 +246,14 @@ inline void store_first(T* to, Vec<S> x, i64 count) {
   for (i64 i = 0; i < count; ++i) to[i] = narrow<T>(buffer[i]);
 }
 
+// The first `count` lanes of x, the rest 0 (even where x is NaN).
+template <class S>
+inline Vec<S> first_of(Vec<S> x, i64 count) {
+  if (count >= kWidth<S>) return x;
+  for (i64 lane = larger<i64>(count, 0); lane < kWidth<S>; ++lane) x[lane] = S{0};
+  return x;
+}
+
 // x where the mask's bits are set, else 0 (even where x is NaN).
 template <class S>
 inline Vec<S> where(typename Simd<S>::Bits mask, Vec<S> x) {
