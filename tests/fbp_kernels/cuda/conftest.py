@@ -15,8 +15,10 @@ def shim(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shim]:
     shim = shim_module.load()
     monkeypatch.setattr(torch.ops, "fbp_native", shim)
     shim.spoiled()
-    calls = shim.calls
+    calls, threads = shim.calls, torch.get_num_threads()
+    torch.set_num_threads(1)  # the reference's tensors are small, and others test beside
     yield shim
+    torch.set_num_threads(threads)
     shim.multiprocessors(4)
     shim.tf32(False)
     shim.fixed_order = None

@@ -25,6 +25,14 @@ def test_windows_of_any_size(shim: Shim, size: int, layout: torch.memory_format)
     assert_parity(fk.local_response_norm, draw, arguments, "native", draws=2)
 
 
+def test_long_windows_leave_room_for_fewer_threads(shim: Shim) -> None:
+    def draw(seed: int) -> list[torch.Tensor]:
+        return [torch.randn((1, 300, 21), generator=torch.Generator().manual_seed(seed))]
+
+    arguments = {"size": 700, "alpha": 0.5}
+    assert_parity(fk.local_response_norm, draw, arguments, "native")
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_one_launch_each_way(shim: Shim, layout: torch.memory_format) -> None:
     x = torch.randn(2, 300, 5, 7).contiguous(memory_format=layout).requires_grad_()
