@@ -60,7 +60,9 @@ class Lrn {
     if (problem_.channels_last) {
       over_rows(1, [&](i64 at, S* scratch) { forward_row(at, scratch); });
     } else {
-      over_chunks(0, [&](i64 at, i64 count, S*) { forward_chunk(at, count); });
+      over_chunks(0, [&](i64 at, i64 count, S*) {
+        problem_.size == kUsual ? forward_groups(at, count) : forward_chunk(at, count);
+      });
     }
   }
 
@@ -68,7 +70,10 @@ class Lrn {
     if (problem_.channels_last) {
       over_rows(3, [&](i64 at, S* scratch) { backward_row(at, scratch); });
     } else {
-      over_chunks(2, [&](i64 at, i64 count, S* scratch) { backward_chunk(at, count, scratch); });
+      over_chunks(2 * larger<i64>(problem_.size, kGroup), [&](i64 at, i64 count, S* scratch) {
+        problem_.size == kUsual ? backward_groups(at, count, scratch)
+                                : backward_chunk(at, count, scratch);
+      });
     }
   }
 
@@ -76,6 +81,8 @@ class Lrn {
   using S = typename AccumulateIn<T>::type;
   static constexpr i64 W = kWidth<S>;
   static constexpr i64 kChunk = 512;         // positions worked on at a time, through all channels
+  static constexpr int kUsual = 5;           // channels of the window nearly everywhere
+  static constexpr int kGroup = 4;           // channels worked on together then
   static constexpr i64 kRowElements = 8192;  // at least, for one job over rows
 
   // ---- elements ----
@@ -128,7 +135,7 @@ class Lrn {
   template <class F>
   void over_chunks(i64 buffers, const F& work) const {
     const i64 chunks = ceil_div(problem_.positions, kChunk);
-    const WorkerBuffers<S> scratch(threads_, buffers * problem_.size * kChunk);
+    const WorkerBuffers<S> scratch(threads_, buffers * kChunk);
     parallel(problem_.images * chunks, threads_, [&](int worker, i64 job) {
       const i64 position = job % chunks * kChunk;
       work(job / chunks * problem_.channels * problem_.positions + position,
@@ -186,6 +193,87 @@ class Lrn {
         write(e, count - i, d_input(load(centre + i), input(e, count - i), total));
       }
     }
+  }
+
+  // The usual window: a few neighbouring channels at a time, whose windows share what is in them.
+
+  static constexpr int kReach = kUsual / 2, kShared = kGroup + 2 * kReach;
+
+  // Channels c - kReach to c + kGroup + kReach - 1 at one vector of positions; `at` is where
+  // channel 0 is. Those that do not exist are zero.
+  struct Group {
+    Vec<S> x[kShared], sums[kGroup];
+
+    Group(const Lrn& lrn, i64 at, i64 c, i64 count) {
+      Vec<S> squares[kShared];
+#pragma GCC unroll 8
+      for (int j = 0; j < kShared; ++j) {
+        const i64 channel = c - kReach + j;
+        x[j] = lrn.exists(channel) ? lrn.input(at + channel * lrn.problem_.positions, count)
+                                   : Vec<S>{};
+        squares[j] = x[j] * x[j];
+      }
+      sum_windows(squares, sums);
+    }
+  };
+
+  static void sum_windows(const Vec<S>* terms, Vec<S>* sums) {
+    const Vec<S> middle = terms[3] + terms[4];
+    const Vec<S> lower = terms[2] + middle, upper = middle + terms[5];
+    sums[0] = (terms[0] + terms[1]) + lower;
+    sums[1] = (terms[1] + terms[5]) + lower;
+    sums[2] = (terms[2] + terms[6]) + upper;
+    sums[3] = (terms[6] + terms[7]) + upper;
+  }
+
+  bool exists(i64 channel) const { return channel >= 0 && channel < problem_.channels; }
+
+  void forward_groups(i64 at, i64 count) const {
+    for (i64 c = 0; c < problem_.channels; c += kGroup)
+      for (i64 i = 0; i < count; i += W) {
+        const Group group(*this, at + i, c, count - i);
+#pragma GCC unroll 4
+        for (int j = 0; j < kGroup; ++j) {
+          if (!exists(c + j)) break;
+          Vec<S> inverse, root;
+          powers(scale(group.sums[j]), inverse, root);
+          write(at + (c + j) * problem_.positions + i, count - i, group.x[kReach + j] * root);
+        }
+      }
+  }
+
+  // What a group's windows give completes the gradients of channels from kReach before it on; what
+  // the next one needs of it is kept: all terms, and what is direct of the last channels.
+  void backward_groups(i64 at, i64 count, S* kept) const {
+    constexpr int rows = kGroup + kReach;
+    for (i64 i = 0; i < rows * kChunk; ++i) kept[i] = S{0};
+    for (i64 c = 0; c < problem_.channels + kReach; c += kGroup)
+      for (i64 i = 0; i < count; i += W) {
+        const Group group(*this, at + i, c, count - i);
+        Vec<S> terms[2 * kGroup], direct[rows], totals[kGroup];
+#pragma GCC unroll 4
+        for (int j = 0; j < kGroup; ++j) {
+          Vec<S> inverse, root;
+          powers(scale(group.sums[j]), inverse, root);
+          const i64 e = at + (c + j) * problem_.positions + i;
+          const Vec<S> dy = exists(c + j) ? d_output(e, count - i) : Vec<S>{};
+          direct[kReach + j] = dy * root;
+          terms[j] = load(kept + j * kChunk + i);
+          terms[kGroup + j] = direct[kReach + j] * group.x[kReach + j] * inverse;
+          store(kept + j * kChunk + i, terms[kGroup + j]);
+        }
+#pragma GCC unroll 2
+        for (int j = 0; j < kReach; ++j) {
+          direct[j] = load(kept + (kGroup + j) * kChunk + i);
+          store(kept + (kGroup + j) * kChunk + i, direct[kGroup + j]);
+        }
+        sum_windows(terms, totals);
+#pragma GCC unroll 4
+        for (int j = 0; j < kGroup; ++j)
+          if (const i64 channel = c - kReach + j; exists(channel))
+            write(at + channel * problem_.positions + i, count - i,
+                  d_input(direct[j], group.x[j], totals[j]));
+      }
   }
 
   // ---- channels together: a row of channels, with zeros before and after it ----
