@@ -1,5 +1,7 @@
 """A wrong kernel has no time: results are compared with float64 before anything is timed."""
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -76,17 +78,34 @@ def require_finite(results: tuple[Tensor, ...]) -> None:
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Fresh tensors hold NaN, so that an element that nobody wrote shows."""
+    """Fresh tensors hold NaN, so that an element that nobody wrote shows.
+
+    PyTorch fills the tensors that it makes itself; the C library (GNU's) fills those that the native kernels allocate
+    on the CPU.
+    """
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    _perturb(0x100)  # 0xFF in every byte, which is NaN in every dtype
     try:
         yield
     finally:
+        _perturb(0)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+
+
+def _perturb(value: int) -> None:
+    """What fresh memory of the C library is filled with: the complement of the lowest byte; 0 for nothing."""
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+        if mallopt is not None:
+            mallopt(_M_PERTURB, value)
+
+
+_M_PERTURB = -6  # of malloc.h
 
 
 def draws(numbers: int) -> int:

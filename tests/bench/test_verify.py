@@ -1,5 +1,8 @@
 """A wrong contender is found out before it is timed."""
 
+import ctypes
+import platform
+
 import pytest
 import torch
 from torch import Tensor
@@ -48,6 +51,29 @@ def test_fresh_memory_is_poisoned_and_only_inside() -> None:
     with verify.poisoned_memory():
         assert torch.empty(1000).isnan().all()
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a service of GNU's C library")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_memory_of_the_c_library_is_poisoned_and_only_inside(dtype: torch.dtype) -> None:
+    """From there the native kernels' results come."""
+    with verify.poisoned_memory():
+        assert _aligned(8000).view(dtype).isnan().all()
+    assert not _aligned(8000).view(dtype).isnan().all()
+
+
+def _aligned(size: int) -> torch.Tensor:
+    """What fresh memory holds."""
+    library = ctypes.CDLL(None)
+    address = ctypes.c_void_p()
+    assert (
+        library.posix_memalign(ctypes.byref(address), ctypes.c_size_t(64), ctypes.c_size_t(size))
+        == 0
+    )
+    held = torch.frombuffer(bytearray(ctypes.string_at(address, size)), dtype=torch.uint8)
+    ctypes.memset(address, 0, size)  # for the next to find, where nothing fills it
+    library.free(address)
+    return held
 
 
 def _settings() -> Settings:
