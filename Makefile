@@ -18,8 +18,8 @@ help:
 	@echo "make fuzz        10,000 calls of the native kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make gpu-dry     what bench/gpu.sh does on a GPU machine, with interpreter and compiler in place of the GPU"
 	@echo "make wheel-test  build a wheel and try it in an environment of its own"
-	@echo "make bench       measure this machine's CPU and rewrite the report, on a quiet machine (15 minutes)"
-	@echo "make results     measure everything that the README shows anew, on a quiet machine (25 minutes)"
+	@echo "make bench       measure this machine's CPU and rewrite the report, on a quiet machine (20 minutes)"
+	@echo "make results     measure everything that the README shows anew, on a quiet machine (30 minutes)"
 	@echo "make clean       remove the environment, builds and caches"
 
 setup: $(STAMPS)/install
@@ -50,6 +50,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m bench run --curves B K H
+	$(BIN)/python -m bench goals --out bench/results
 	$(BIN)/python -m bench report
 
 results: bench

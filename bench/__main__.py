@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     goals.add_argument("--threads", type=int, default=2, help="of PyTorch")
     goals.add_argument("--seconds", type=float, default=2.0, help="for the turns of one case")
-    goals.add_argument("--out", type=Path, help="JSON file; without it nothing is written")
+    goals.add_argument(
+        "--out", type=Path, help="file or folder; there it is goals-DEVICE-DATE.json; default none"
+    )
 
     report = commands.add_parser("report", help="write docs/benchmarks.md and the README's figures")
     report.add_argument("--check", action="store_true", help="write nothing, exit 1 if they differ")
@@ -170,10 +172,14 @@ def _compare(options: argparse.Namespace) -> int:
 def _goals(options: argparse.Namespace) -> int:
     import torch
 
+    from . import machine
     from .goals import run_goals
 
     torch.set_num_threads(options.threads)
-    return run_goals(options.patterns, options.seconds, options.out)
+    out = options.out
+    if out is not None and out.is_dir():
+        out = out / machine.result_name("cpu", "goals")
+    return run_goals(options.patterns, options.seconds, out)
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -35,10 +35,10 @@ def describe(device: str) -> dict[str, Any]:
     }
 
 
-def result_name(device: str) -> str:
-    """Name of a run's file among the committed results."""
+def result_name(device: str, kind: str = "bench") -> str:
+    """Name of a run's file among the committed results; of `python -m bench goals`, where `kind` is "goals"."""
     machine = describe(device)
-    return f"bench-{machine['device']}-{machine['date']}.json"
+    return f"{kind}-{machine['device']}-{machine['date']}.json"
 
 
 def slug(name: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bench import goals, resident
+from bench.__main__ import main
 from bench.goal_records import Goal, Reached, load, save
 from bench.report.page import page
 from bench.report.results import devices
@@ -68,6 +69,20 @@ def test_what_was_measured_is_kept(tmp_path: Path) -> None:
     (tmp_path / "goals.json").write_text('{"version": 0}')
     with pytest.raises(ValueError, match="not a result of `python -m bench goals`"):
         load(tmp_path / "goals.json")
+
+
+def test_the_command_line_measures_what_matches_and_writes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(goals, "goals", lambda: [GOAL, replace(GOAL, label="else")])
+    command = ["goals", "* tiny *", "--threads", str(torch.get_num_threads())]
+    assert main([*command, "--seconds", "0.01", "--out", str(tmp_path)]) == 0
+    (written,) = tmp_path.glob("goals-*.json")
+    (reached,) = load(written)
+    assert reached.goal == GOAL
+    assert capsys.readouterr().out.startswith("fbp_biased tiny forward / eager")
+    assert main(["goals", "nothing"]) == 2
+    assert "no goal matches nothing" in capsys.readouterr().err
 
 
 def test_the_page_lists_them(tmp_path: Path) -> None:

@@ -75,23 +75,27 @@ struct Thread {
   std::vector<std::vector<Copy>> copies{{}};  // by group, the open one last
 };
 
-// Memory between pages that nobody may touch.
+// What nobody may touch around memory: more than a page, for what misses its mark by far.
+constexpr std::size_t kGuard = 64 << 10;
+
+// Memory between guards.
 class Pages {
  public:
-  explicit Pages(std::size_t bytes) : page_(sysconf(_SC_PAGESIZE)) {
-    size_ = (bytes + page_ - 1) / page_ * page_;
-    void* all = mmap(nullptr, size_ + 2 * page_, PROT_NONE,
+  explicit Pages(std::size_t bytes) {
+    const std::size_t page = sysconf(_SC_PAGESIZE);
+    size_ = (bytes + page - 1) / page * page;
+    void* all = mmap(nullptr, size_ + 2 * kGuard, PROT_NONE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (all == MAP_FAILED) throw std::runtime_error("no memory for the stacks of a block");
-    begin_ = static_cast<unsigned char*>(all) + page_;
+    begin_ = static_cast<unsigned char*>(all) + kGuard;
     if (mprotect(begin_, size_, PROT_READ | PROT_WRITE) != 0)
       throw std::runtime_error("no memory for the stacks of a block");
   }
-  Pages(Pages&& other) noexcept : page_(other.page_), size_(other.size_), begin_(other.begin_) {
+  Pages(Pages&& other) noexcept : size_(other.size_), begin_(other.begin_) {
     other.begin_ = nullptr;
   }
   ~Pages() {
-    if (begin_ != nullptr) munmap(begin_ - page_, size_ + 2 * page_);
+    if (begin_ != nullptr) munmap(begin_ - kGuard, size_ + 2 * kGuard);
   }
 
   unsigned char* begin() const { return begin_; }
@@ -99,7 +103,7 @@ class Pages {
   std::size_t size() const { return size_; }
 
  private:
-  std::size_t page_, size_;
+  std::size_t size_;
   unsigned char* begin_;
 };
 
@@ -173,7 +177,7 @@ void fault(int signal, siginfo_t* info, void*) {
   } else {
     what << "access to address " << info->si_addr << ", outside of all memory that there is";
     const auto* address = static_cast<unsigned char*>(info->si_addr);
-    if (address >= m.shared.end() && address < m.shared.end() + 4096) what << " (shared)";
+    if (address >= m.shared.end() && address < m.shared.end() + kGuard) what << " (shared)";
   }
   m.error = what.str();
   siglongjmp(m.escape, 1);
