@@ -53,7 +53,7 @@ SCOPES = {
         outputs=st.integers(1, 20) | st.sampled_from([37, 64]),
         channels=st.integers(1, 40),
         positions=st.integers(1, 9),
-        examples=60,
+        examples=40,
         draws=8,
     ),
     # The interpreter takes milliseconds for each program. Its tiles are small: these sizes have several.

@@ -26,7 +26,7 @@ SCOPE = Scope(
     outputs=st.integers(1, 9) | st.sampled_from([16, 37]),
     channels=st.integers(1, 12) | st.sampled_from([31, 33, 70]),
     positions=st.integers(1, 5) | st.just(11),
-    examples=25,
+    examples=16,
     draws=4,
 )
 
