@@ -13,7 +13,7 @@ class Forward {
   explicit Forward(const ForwardProblem& problem) : problem_(problem) {
     double work = 0;
     for (int i = 0; i < problem.parts; ++i)
-      work += work_per_column(problem.part[i]) * static_cast<double>(problem.part[i].N);
+      work += work_per_column(problem.part[i], problem.B) * static_cast<double>(problem.part[i].N);
     threads_ = threads_for(work);
     work_per_job_ = work / (threads_ * kJobsPerThread);
     const i64 blocks = ceil_div(problem.B, kBlockRows);
@@ -66,14 +66,14 @@ class Forward {
     S* product;
   };
 
-  double work_per_column(const Part& part) const {
-    return larger(2.0 * static_cast<double>(problem_.B), kWorkPerWeight) *
+  static double work_per_column(const Part& part, i64 rows) {
+    return larger(2.0 * static_cast<double>(rows), kWorkPerWeight) *
            static_cast<double>(part.H * (part.side[0].width + part.side[1].width));
   }
 
   i64 outputs_per_job(const Part& part, i64 rows) const {
     const i64 fitting = smaller(kAreaBytes / (rows * i64{sizeof(S)}), kMaxColumns);
-    const double wanted = work_per_job_ / larger(work_per_column(part), 1.0);
+    const double wanted = work_per_job_ / larger(work_per_column(part, rows), 1.0);
     const i64 columns = wanted < static_cast<double>(fitting) ? static_cast<i64>(wanted) : fitting;
     // Whole vectors, so that no lanes idle.
     i64 grain = kWidth<S>;

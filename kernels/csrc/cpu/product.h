@@ -139,7 +139,7 @@ void outer_tile(const Matrix<typename Op::Element>& left, const typename Op::Ele
 #pragma GCC unroll 8
     for (int j = 0; j < Vectors; ++j) {
       x[j] = load_bits(right + j * W);
-      __builtin_prefetch(next + j * W, 0, 2);
+      __builtin_prefetch(next + j * W);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
