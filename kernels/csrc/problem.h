@@ -82,7 +82,8 @@ struct BackwardProblem {
 };
 
 // Local response normalisation over the channels of x (images, channels, positions). Either the
-// positions or the channels are contiguous; all tensors share the layout.
+// positions or the channels are contiguous; all tensors share the layout, but for what is said at
+// Kernels::lrn_any_gradient.
 struct LrnProblem {
   Dtype dtype = Dtype::float32;
   i64 images = 0, channels = 0, positions = 0;
@@ -91,8 +92,9 @@ struct LrnProblem {
   double alpha = 0, beta = 0, k = 1;
   bool relu = false;
   const void* x = nullptr;
-  const void* dy = nullptr;  // backward only
-  void* out = nullptr;       // y, or dx in the backward
+  const void* dy = nullptr;  // backward only, as the next
+  bool dy_channels_last = false;
+  void* out = nullptr;  // y, or dx in the backward
 };
 
 // Batch normalisation of x (images, channels, rows, row_length) with statistics over all but the
@@ -187,6 +189,8 @@ struct Kernels {
   void (*attention_pool_backward)(const AttentionPoolProblem&, const Context&) = nullptr;
   void (*power_normalize_forward)(const PowerNormalizeProblem&, const Context&) = nullptr;
   void (*power_normalize_backward)(const PowerNormalizeProblem&, const Context&) = nullptr;
+  // lrn_backward also reads a dy whose channels are apart where those of x are together.
+  bool lrn_any_gradient = false;
 };
 
 }  // namespace fbp

@@ -62,6 +62,33 @@ def test_local_response_norm_of_numbers_at_the_edge(
     torch.testing.assert_close(got, want, equal_nan=True)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("size", [5, 4])
+# One vector and a part of one; several of them in every direction, and more than one job.
+@pytest.mark.parametrize("shape", [(2, 17, 3, 1), (3, 33, 7, 5), (2, 70, 19, 31)])
+def test_gradients_of_local_response_norm_come_in_any_layout(
+    isa: str,
+    dtype: torch.dtype,
+    size: int,
+    shape: tuple[int, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FBP_CPU_ISA", isa)
+    generator = torch.Generator().manual_seed(0)
+    x, dy = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    last = x.to(dtype, memory_format=torch.channels_last).requires_grad_()
+    y = fk.local_response_norm(last, size, 0.5, backend="native")
+    exact = last.detach().double().requires_grad_()
+    truth = fk.reference.local_response_norm(exact, size, 0.5)
+    (want,) = torch.autograd.grad(truth, exact, dy.to(dtype).double())
+
+    for layout in (torch.contiguous_format, torch.channels_last):
+        given = dy.to(dtype, memory_format=layout)
+        (dx,) = torch.autograd.grad(y, last, given, retain_graph=True)
+        torch.testing.assert_close(dx, want.to(dtype))
+
+
 def test_results_past_two_to_the_31_elements_of_weights_are_addressed_by_stride() -> None:
     # A weight whose rows lie 2^28 elements apart: real numbers only where they are looked at.
     rows, columns, stride = 9, 6, 2**28

@@ -50,9 +50,15 @@ Tensor lrn_backward(Tensor dy, Tensor x, i64 size, double alpha, double beta, do
   LrnCall call(x, size, alpha, beta, k, relu);
   check_tensor("dy", dy, sizes_of(x), x.scalar_type());
   if (call.empty()) return call.out;
-  dy = in_layout_of(call.x, dy);
+  const Device device(call.x);
+  const Kernels& kernels = device.kernels();
+  // Gradients come so from a layer that is not channels last.
+  const bool apart =
+      kernels.lrn_any_gradient && call.problem.channels_last && layout_of(dy) == Layout::apart;
+  if (!apart) dy = in_layout_of(call.x, dy);
   call.problem.dy = dy.const_data_ptr();
-  run(call.x, &Kernels::lrn_backward, call.problem);
+  call.problem.dy_channels_last = call.problem.channels_last && !apart;
+  kernels.lrn_backward(call.problem, device.context());
   return call.out;
 }
 

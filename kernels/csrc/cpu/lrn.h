@@ -11,186 +11,259 @@
 
 namespace fbp::FBP_ISA {
 
-// One Newton step on s^3 y^4 = 1 from y, nearly s^-0.75. It makes NaN of an infinite s, which must
-// give 0.
+// One Newton step on s^3 y^4 = 1 from y, nearly s^-0.75.
 template <class V>
 inline V refine(V s, V y) {
   const V t = s * y * y;
-  const V refined = y + y * (1 - s * t * t) / 4;
-  return y == 0 ? y : refined;
+  return y + y * (1 - s * t * t) / 4;
 }
 
+// The largest number in place of infinity, of which the step would make NaN; it gives 0.
+inline Vec<float> finite(Vec<float> s) { return at_most(s, splat(__FLT_MAX__)); }
+inline Vec<double> finite(Vec<double> s) { return at_most(s, splat(__DBL_MAX__)); }
+
 // 1 / s and s^-0.75.
-template <class V>
-inline void three_quarters(V s, V& inverse, V& root) {
-  const V half = square_root(s);
+template <class S>
+inline void three_quarters(Vec<S> s, Vec<S>& inverse, Vec<S>& root) {
+  const Vec<S> half = square_root(s);
   inverse = 1 / s;
-  root = refine(s, 1 / (half * square_root(half)));
+  root = refine(finite(s), 1 / (half * square_root(half)));
 }
 
 #if defined(__AVX512F__)
+inline Vec<float> estimate_root(Vec<float> x) {
+  return _mm512_maskz_rsqrt14_ps(0xffff, x);  // masked as in at_least
+}
+
 // From estimates of 14 bits, without square roots and divisions, which are slow.
-inline void three_quarters(Vec<float> s, Vec<float>& inverse, Vec<float>& root) {
-  const Vec<float> half = _mm512_rsqrt14_ps(s);
+template <>
+inline void three_quarters<float>(Vec<float> s, Vec<float>& inverse, Vec<float>& root) {
+  const Vec<float> half = estimate_root(s);
   const Vec<float> squared = half * half;
-  const Vec<float> fourth = _mm512_rsqrt14_ps(half);
-  // Of an infinite s, the squares are 0 and the fourth root is not finite.
-  inverse = squared == 0 ? squared : squared * (2 - s * squared);
-  root = refine(s, squared == 0 ? squared : squared * fourth);
+  const Vec<float> fourth = finite(estimate_root(half));
+  const Vec<float> bounded = finite(s);
+  inverse = squared * (2 - bounded * squared);
+  root = refine(bounded, squared * fourth);
 }
 #endif
 
+// The formula for one vector. Loops hold it in a variable of their own: what they store might be a
+// member of something larger, as far as the compiler knows, which would load it again each time.
 // ThreeQuarters: beta is 0.75, as nearly everywhere, and needs two square roots only.
 template <class T, bool ThreeQuarters>
-class Lrn {
+class LrnFormula {
  public:
-  explicit Lrn(const LrnProblem& problem)
-      : problem_(problem),
-        left_(problem.size / 2),
-        right_((problem.size - 1) / 2),
-        alpha_(static_cast<S>(problem.alpha / static_cast<double>(problem.size))),
+  using S = typename AccumulateIn<T>::type;
+
+  explicit LrnFormula(const LrnProblem& problem)
+      : alpha_(static_cast<S>(problem.alpha / static_cast<double>(problem.size))),
         power_(static_cast<S>(-problem.beta)),
         k_(static_cast<S>(problem.k)),
         slope_(
             static_cast<S>(2 * problem.alpha * problem.beta / static_cast<double>(problem.size))),
-        threads_(threads_for(static_cast<double>(problem.images * problem.positions) *
-                             static_cast<double>(problem.channels * (problem.size + 20)))) {}
+        cut_(problem.relu ? S{0} : static_cast<S>(__builtin_nan(""))) {}
 
-  void forward() const {
-    if (problem_.channels_last) {
-      over_rows(1, [&](i64 at, S* scratch) { forward_row(at, scratch); });
-    } else {
-      over_chunks(0, [&](i64 at, i64 count, S*) {
-        problem_.size == kUsual ? forward_groups(at, count) : forward_chunk(at, count);
-      });
-    }
-  }
-
-  void backward() const {
-    if (problem_.channels_last) {
-      over_rows(3, [&](i64 at, S* scratch) { backward_row(at, scratch); });
-    } else {
-      over_chunks(2 * larger<i64>(problem_.size, kGroup), [&](i64 at, i64 count, S* scratch) {
-        problem_.size == kUsual ? backward_groups(at, count, scratch)
-                                : backward_chunk(at, count, scratch);
-      });
-    }
-  }
-
- private:
-  using S = typename AccumulateIn<T>::type;
-  static constexpr i64 W = kWidth<S>;
-  static constexpr i64 kChunk = 512;         // positions worked on at a time, through all channels
-  static constexpr int kUsual = 5;           // channels of the window nearly everywhere
-  static constexpr int kGroup = 4;           // channels worked on together then
-  static constexpr i64 kRowElements = 8192;  // at least, for one job over rows
-
-  // ---- elements ----
-
-  Vec<S> input(i64 at, i64 count) const {
-    const Vec<S> x = load_first(static_cast<const T*>(problem_.x) + at, count);
-    if (!problem_.relu) return x;
-    return x < 0 ? Vec<S>{} : x;  // NaN stays
-  }
-  Vec<S> d_output(i64 at, i64 count) const {
-    return load_first(static_cast<const T*>(problem_.dy) + at, count);
-  }
-  void write(i64 at, i64 count, Vec<S> y) const {
-    store_first<T>(static_cast<T*>(problem_.out) + at, y, count);
-  }
-  Vec<S> scale(Vec<S> squares) const { return k_ + alpha_ * squares; }
+  Vec<S> input(const T* x, i64 count) const { return at_least(load_first(x, count), splat(cut_)); }
 
   // 1 / s and s^-beta.
-  void powers(Vec<S> s, Vec<S>& inverse, Vec<S>& root) const {
+  void powers(Vec<S> squares, Vec<S>& inverse, Vec<S>& root) const {
+    const Vec<S> s = k_ + alpha_ * squares;
     if constexpr (ThreeQuarters) {
-      three_quarters(s, inverse, root);
+      three_quarters<S>(s, inverse, root);
     } else {
       inverse = 1 / s;
       root = power_(s);
     }
   }
 
+  Vec<S> output(Vec<S> x, Vec<S> squares) const {
+    Vec<S> inverse, root;
+    powers(squares, inverse, root);
+    return x * root;
+  }
+
   // The gradient, zero where the ReLU cut.
   Vec<S> d_input(Vec<S> direct, Vec<S> x, Vec<S> terms) const {
     const Vec<S> g = direct - slope_ * x * terms;
-    return problem_.relu ? (x <= 0 ? Vec<S>{} : g) : g;
+    return x <= cut_ ? Vec<S>{} : g;
   }
 
-  // Sum of term(0) to term(count - 1), unrolled for the usual window.
+ private:
+  S alpha_;
+  Power<S> power_;
+  S k_, slope_;
+  S cut_;  // up to here the ReLU cuts; NaN, with which nothing compares, where there is none
+};
+
+// The usual window, five wide, along a row that comes vector by vector.
+template <class S>
+class RowWindows {
+ public:
+  // Takes the vector after the last one; returns the sums around the elements of the last one.
+  Vec<S> next(Vec<S> after) {
+    const Vec<S> pairs = last_ + lanes_from<S, 1>(last_, after);
+    const Vec<S> sums =
+        (lanes_from<S, kWidth<S> - 2>(pairs_, pairs) + pairs) + lanes_from<S, 2>(last_, after);
+    last_ = after;
+    pairs_ = pairs;
+    return sums;
+  }
+
+ private:
+  Vec<S> last_{}, pairs_{};  // each element and the next one
+};
+
+template <class T, bool ThreeQuarters>
+class Lrn {
+ public:
+  explicit Lrn(const LrnProblem& problem)
+      : formula_(problem),
+        images_(problem.images),
+        channels_(problem.channels),
+        positions_(problem.positions),
+        size_(problem.size),
+        left_(problem.size / 2),
+        right_((problem.size - 1) / 2),
+        together_(problem.channels_last),
+        dy_together_(problem.dy_channels_last),
+        x_(static_cast<const T*>(problem.x)),
+        dy_(static_cast<const T*>(problem.dy)),
+        out_(static_cast<T*>(problem.out)),
+        threads_(threads_for(static_cast<double>(images_ * positions_) *
+                             static_cast<double>(channels_ * (size_ + 20)))),
+        // In whole vectors: the last one of a channel, which is compiled apart and may round in
+        // another way, has the same elements for any number of threads.
+        chunk_(round_up(share_of_job(images_ * positions_, kLeastChunk, kMostChunk), W)),
+        zeros_(chunk_) {
+    for (i64 i = 0; i < chunk_; ++i) zeros_[i] = T{};
+  }
+
+  void forward() const {
+    if (together_) {
+      over_rows(row_length(), [&](i64 first, i64 end, S* scratch) {
+        clear(scratch, row_length());
+        for (i64 row = first; row < end; ++row)
+          size_ == kUsual ? forward_usual_row(row * channels_)
+                          : forward_row(row * channels_, scratch);
+      });
+    } else {
+      over_chunks(0, [&](i64 at, i64 count, S*) {
+        size_ == kUsual ? forward_groups(at, count) : forward_chunk(at, count);
+      });
+    }
+  }
+
+  void backward() const {
+    if (together_) {
+      const i64 transposed = dy_together_ ? 0 : rows_of_job() * row_length();
+      over_rows(3 * row_length() + transposed, [&](i64 first, i64 end, S* scratch) {
+        clear(scratch, 3 * row_length());
+        if (!dy_together_) transpose_dy(first, end, scratch + 3 * row_length());
+        for (i64 row = first; row < end; ++row)
+          dy_together_
+              ? backward_row(row * channels_, dy_ + row * channels_, scratch)
+              : backward_row(row * channels_, scratch + (3 + row - first) * row_length(), scratch);
+      });
+    } else {
+      over_chunks(2 * larger<i64>(size_, kGroup) * chunk_, [&](i64 at, i64 count, S* scratch) {
+        size_ == kUsual ? backward_groups(at, count, scratch) : backward_chunk(at, count, scratch);
+      });
+    }
+  }
+
+ private:
+  using Formula = LrnFormula<T, ThreeQuarters>;
+  using S = typename Formula::S;
+  static constexpr i64 W = kWidth<S>;
+  // Positions worked on at a time, through all channels, or elements, in whole rows. What the
+  // processor fetches past the end of one thread's delays the other thread that has what comes
+  // next: with the least of them, two threads take up to 1.5 times as long.
+  static constexpr i64 kLeastChunk = 512, kMostChunk = 2048;
+  static constexpr i64 kLeastRows = 8192, kMostRows = 65536;
+  static constexpr int kUsual = 5;  // channels of the window nearly everywhere
+  static constexpr int kGroup = 4;  // channels worked on together then
+
+  // What a job does of all there is to do.
+  i64 share_of_job(i64 all, i64 least, i64 most) const {
+    return smaller(most, larger(least, all / (4 * threads_)));
+  }
+
+  // Sum of term(0) to term(count - 1).
   template <class F>
   static Vec<S> sum(i64 count, const F& term) {
     Vec<S> result{};
-    if (count == 5) {
-#pragma GCC unroll 5
-      for (i64 j = 0; j < 5; ++j) result += term(j);
-    } else {
-      for (i64 j = 0; j < count; ++j) result += term(j);
-    }
+    for (i64 j = 0; j < count; ++j) result += term(j);
     return result;
+  }
+
+  static void clear(S* scratch, i64 count) {
+    for (i64 i = 0; i < count; ++i) scratch[i] = S{0};
   }
 
   // ---- channels apart: a chunk of positions, channel by channel, so that a window is still in the
   // cache ----
 
   template <class F>
-  void over_chunks(i64 buffers, const F& work) const {
-    const i64 chunks = ceil_div(problem_.positions, kChunk);
-    const WorkerBuffers<S> scratch(threads_, buffers * kChunk);
-    parallel(problem_.images * chunks, threads_, [&](int worker, i64 job) {
-      const i64 position = job % chunks * kChunk;
-      work(job / chunks * problem_.channels * problem_.positions + position,
-           smaller(kChunk, problem_.positions - position), scratch.of(worker));
+  void over_chunks(i64 scratch_elements, const F& work) const {
+    const i64 chunks = ceil_div(positions_, chunk_);
+    const WorkerBuffers<S> scratch(threads_, scratch_elements);
+    parallel(images_ * chunks, threads_, [&](int worker, i64 job) {
+      const i64 position = job % chunks * chunk_;
+      work(job / chunks * channels_ * positions_ + position, smaller(chunk_, positions_ - position),
+           scratch.of(worker));
     });
   }
 
-  // s of channel c at one vector of positions; `at` is where channel 0 is.
-  Vec<S> scale_at(i64 at, i64 c, i64 count) const {
+  // The sum of squares about channel c at one vector of positions; `at` is where channel 0 is.
+  Vec<S> squares_at(i64 at, i64 c, i64 count) const {
     const i64 first = larger<i64>(c - left_, 0);
-    const i64 end = smaller(c + right_ + 1, problem_.channels);
-    return scale(sum(end - first, [&](i64 j) {
-      const Vec<S> x = input(at + (first + j) * problem_.positions, count);
+    const i64 end = smaller(c + right_ + 1, channels_);
+    return sum(end - first, [&](i64 j) {
+      const Vec<S> x = formula_.input(x_ + at + (first + j) * positions_, count);
       return x * x;
-    }));
+    });
   }
 
   void forward_chunk(i64 at, i64 count) const {
-    for (i64 c = 0; c < problem_.channels; ++c)
+    for (i64 c = 0; c < channels_; ++c)
       for (i64 i = 0; i < count; i += W) {
-        Vec<S> inverse, root;
-        powers(scale_at(at + i, c, count - i), inverse, root);
-        const i64 e = at + c * problem_.positions + i;
-        write(e, count - i, input(e, count - i) * root);
+        const i64 e = at + c * positions_ + i;
+        store_first<T>(
+            out_ + e,
+            formula_.output(formula_.input(x_ + e, count - i), squares_at(at + i, c, count - i)),
+            count - i);
       }
   }
 
   // The last `size` channels of each buffer form a ring; channels that do not exist are zero.
   void backward_chunk(i64 at, i64 count, S* direct) const {
-    S* const terms = direct + problem_.size * kChunk;  // dy x s^(-beta - 1), beside dy s^-beta
-    const auto place = [&](i64 channel) { return channel % problem_.size * kChunk; };
-    for (i64 i = 0; i < problem_.size * kChunk; ++i) terms[i] = S{0};
-    for (i64 j = 0; j < problem_.channels + left_; ++j) {
+    S* const terms = direct + size_ * chunk_;  // dy x s^(-beta - 1), beside dy s^-beta
+    const auto place = [&](i64 channel) { return channel % size_ * chunk_; };
+    clear(terms, size_ * chunk_);
+    for (i64 j = 0; j < channels_ + left_; ++j) {
       S* const own_direct = direct + place(j);
       S* const own_terms = terms + place(j);
       for (i64 i = 0; i < count; i += W) {
-        if (j >= problem_.channels) {
+        if (j >= channels_) {
           store(own_terms + i, Vec<S>{});
           continue;
         }
-        const i64 e = at + j * problem_.positions + i;
+        const i64 e = at + j * positions_ + i;
         Vec<S> inverse, root;
-        powers(scale_at(at + i, j, count - i), inverse, root);
-        const Vec<S> d = d_output(e, count - i) * root;
+        formula_.powers(squares_at(at + i, j, count - i), inverse, root);
+        const Vec<S> d = load_first(dy_ + e, count - i) * root;
         store(own_direct + i, d);
-        store(own_terms + i, d * input(e, count - i) * inverse);
+        store(own_terms + i, d * formula_.input(x_ + e, count - i) * inverse);
       }
       const i64 c = j - left_;
       if (c < 0) continue;
       const S* const centre = direct + place(c);
       for (i64 i = 0; i < count; i += W) {
-        const i64 e = at + c * problem_.positions + i;
-        const Vec<S> total =
-            sum(problem_.size, [&](i64 slot) { return load(terms + slot * kChunk + i); });
-        write(e, count - i, d_input(load(centre + i), input(e, count - i), total));
+        const i64 e = at + c * positions_ + i;
+        const Vec<S> total = sum(size_, [&](i64 slot) { return load(terms + slot * chunk_ + i); });
+        store_first<T>(out_ + e,
+                       formula_.d_input(load(centre + i), formula_.input(x_ + e, count - i), total),
+                       count - i);
       }
     }
   }
@@ -199,20 +272,30 @@ class Lrn {
 
   static constexpr int kReach = kUsual / 2, kShared = kGroup + 2 * kReach;
 
-  // Channels c - kReach to c + kGroup + kReach - 1 at one vector of positions; `at` is where
-  // channel 0 is. Those that do not exist are zero.
-  struct Group {
-    Vec<S> x[kShared], sums[kGroup];
+  bool exists(i64 channel) const { return channel >= 0 && channel < channels_; }
 
-    Group(const Lrn& lrn, i64 at, i64 c, i64 count) {
+  // Where a chunk of a channel starts; zeros where there is no such channel.
+  const T* chunk_of(const T* tensor, i64 at, i64 channel) const {
+    return exists(channel) ? tensor + at + channel * positions_ : zeros_.get();
+  }
+
+  // Channels c - kReach to c + kGroup + kReach - 1 of a chunk, and those that come then.
+  struct Group {
+    const T* from[kShared + kGroup];
+
+    Group(const Lrn& lrn, i64 at, i64 c) {
+      for (int j = 0; j < kShared + kGroup; ++j) from[j] = lrn.chunk_of(lrn.x_, at, c - kReach + j);
+    }
+
+    void load(const Formula& formula, i64 i, i64 lanes, Vec<S>* x, Vec<S>* sums) const {
       Vec<S> squares[kShared];
 #pragma GCC unroll 8
       for (int j = 0; j < kShared; ++j) {
-        const i64 channel = c - kReach + j;
-        x[j] = lrn.exists(channel) ? lrn.input(at + channel * lrn.problem_.positions, count)
-                                   : Vec<S>{};
+        x[j] = formula.input(from[j] + i, lanes);
         squares[j] = x[j] * x[j];
       }
+#pragma GCC unroll 4
+      for (int j = 0; j < kGroup; ++j) __builtin_prefetch(from[kShared + j] + i);
       sum_windows(squares, sums);
     }
   };
@@ -226,118 +309,219 @@ class Lrn {
     sums[3] = (terms[6] + terms[7]) + upper;
   }
 
-  bool exists(i64 channel) const { return channel >= 0 && channel < problem_.channels; }
+  // f(i, lanes) for each vector of a chunk; lanes are a constant to the compiler but for the last.
+  template <class F>
+  static void over_vectors(i64 count, const F& f) {
+    i64 i = 0;
+    for (; i + W <= count; i += W) f(i, W);
+    if (i < count) f(i, count - i);
+  }
 
   void forward_groups(i64 at, i64 count) const {
-    for (i64 c = 0; c < problem_.channels; c += kGroup)
-      for (i64 i = 0; i < count; i += W) {
-        const Group group(*this, at + i, c, count - i);
+    const Formula formula = formula_;
+    for (i64 c = 0; c < channels_; c += kGroup) {
+      const Group group(*this, at, c);
+      const i64 stride = positions_, results = smaller<i64>(kGroup, channels_ - c);
+      T* const to = out_ + at + c * stride;
+      over_vectors(count, [=](i64 i, i64 lanes) __attribute__((always_inline)) {
+        Vec<S> x[kShared], sums[kGroup];
+        group.load(formula, i, lanes, x, sums);
 #pragma GCC unroll 4
-        for (int j = 0; j < kGroup; ++j) {
-          if (!exists(c + j)) break;
-          Vec<S> inverse, root;
-          powers(scale(group.sums[j]), inverse, root);
-          write(at + (c + j) * problem_.positions + i, count - i, group.x[kReach + j] * root);
-        }
-      }
+        for (int j = 0; j < kGroup; ++j)
+          if (j < results)
+            store_first<T>(to + j * stride + i, formula.output(x[kReach + j], sums[j]), lanes);
+      });
+    }
   }
 
   // What a group's windows give completes the gradients of channels from kReach before it on; what
   // the next one needs of it is kept: all terms, and what is direct of the last channels.
   void backward_groups(i64 at, i64 count, S* kept) const {
     constexpr int rows = kGroup + kReach;
-    for (i64 i = 0; i < rows * kChunk; ++i) kept[i] = S{0};
-    for (i64 c = 0; c < problem_.channels + kReach; c += kGroup)
-      for (i64 i = 0; i < count; i += W) {
-        const Group group(*this, at + i, c, count - i);
-        Vec<S> terms[2 * kGroup], direct[rows], totals[kGroup];
+    const Formula formula = formula_;
+    const i64 chunk = chunk_;
+    clear(kept, rows * chunk);
+    for (i64 c = 0; c < channels_ + kReach; c += kGroup) {
+      const Group group(*this, at, c);
+      const T* dy[2 * kGroup];
+      for (int j = 0; j < 2 * kGroup; ++j) dy[j] = chunk_of(dy_, at, c + j);
+      const i64 stride = positions_;
+      const i64 first = c == 0 ? kReach : 0, end = smaller<i64>(kGroup, channels_ - (c - kReach));
+      T* const to = out_ + at + (c - kReach) * stride;
+      over_vectors(count, [=](i64 i, i64 lanes) __attribute__((always_inline)) {
+        Vec<S> x[kShared], sums[kGroup], terms[2 * kGroup], direct[rows], totals[kGroup];
+        group.load(formula, i, lanes, x, sums);
 #pragma GCC unroll 4
         for (int j = 0; j < kGroup; ++j) {
+          __builtin_prefetch(dy[kGroup + j] + i);
           Vec<S> inverse, root;
-          powers(scale(group.sums[j]), inverse, root);
-          const i64 e = at + (c + j) * problem_.positions + i;
-          const Vec<S> dy = exists(c + j) ? d_output(e, count - i) : Vec<S>{};
-          direct[kReach + j] = dy * root;
-          terms[j] = load(kept + j * kChunk + i);
-          terms[kGroup + j] = direct[kReach + j] * group.x[kReach + j] * inverse;
-          store(kept + j * kChunk + i, terms[kGroup + j]);
+          formula.powers(sums[j], inverse, root);
+          direct[kReach + j] = load_first(dy[j] + i, lanes) * root;
+          terms[j] = load(kept + j * chunk + i);
+          terms[kGroup + j] = direct[kReach + j] * x[kReach + j] * inverse;
+          store(kept + j * chunk + i, terms[kGroup + j]);
         }
 #pragma GCC unroll 2
         for (int j = 0; j < kReach; ++j) {
-          direct[j] = load(kept + (kGroup + j) * kChunk + i);
-          store(kept + (kGroup + j) * kChunk + i, direct[kGroup + j]);
+          direct[j] = load(kept + (kGroup + j) * chunk + i);
+          store(kept + (kGroup + j) * chunk + i, direct[kGroup + j]);
         }
         sum_windows(terms, totals);
 #pragma GCC unroll 4
         for (int j = 0; j < kGroup; ++j)
-          if (const i64 channel = c - kReach + j; exists(channel))
-            write(at + channel * problem_.positions + i, count - i,
-                  d_input(direct[j], group.x[j], totals[j]));
-      }
+          if (j >= first && j < end)
+            store_first<T>(to + j * stride + i, formula.d_input(direct[j], x[j], totals[j]), lanes);
+      });
+    }
   }
 
   // ---- channels together: a row of channels, with zeros before and after it ----
 
+  i64 rows_of_job() const {
+    const i64 elements = share_of_job(images_ * positions_ * channels_, kLeastRows, kMostRows);
+    return larger<i64>(elements / row_length(), 1);
+  }
+
   template <class F>
-  void over_rows(i64 buffers, const F& work) const {
-    const i64 rows = problem_.images * problem_.positions;
-    const i64 per_job = larger<i64>(kRowElements / problem_.channels, 1);
-    const WorkerBuffers<S> scratch(threads_, buffers * row_length());
+  void over_rows(i64 scratch_elements, const F& work) const {
+    const i64 rows = images_ * positions_, per_job = rows_of_job();
+    const WorkerBuffers<S> scratch(threads_, scratch_elements);
     parallel(ceil_div(rows, per_job), threads_, [&](int worker, i64 job) {
-      S* const own = scratch.of(worker);
-      for (i64 i = 0; i < buffers * row_length(); ++i) own[i] = S{0};
-      for (i64 row = job * per_job; row < smaller(rows, (job + 1) * per_job); ++row)
-        work(row * problem_.channels, own);
+      work(job * per_job, smaller(rows, (job + 1) * per_job), scratch.of(worker));
     });
   }
 
-  i64 row_length() const { return round_up(problem_.channels, W) + problem_.size + W; }
+  i64 row_length() const { return round_up(channels_, W) + round_up(size_, W) + W; }
 
-  Vec<S> window_sum(const S* from) const {
-    return sum(problem_.size, [&](i64 j) { return load(from + j); });
+  // Rows of dy where its channels are apart, each of row_length().
+  void transpose_dy(i64 first, i64 end, S* to) const {
+    while (first < end) {
+      const i64 position = first % positions_;
+      const i64 count = smaller(end - first, positions_ - position);
+      const T* const from = dy_ + (first - position) * channels_ + position;
+      for (i64 c = 0; c < channels_; c += W)
+        for (i64 i = 0; i < count; i += W) {
+          Vec<S> tile[W];
+#pragma GCC unroll 16
+          for (i64 j = 0; j < W; ++j)
+            tile[j] = c + j < channels_ ? load_first(from + (c + j) * positions_ + i, count - i)
+                                        : Vec<S>{};
+#pragma GCC unroll 16
+          for (i64 j = W; j < 2 * W; ++j)  // rows far apart: hardware does not foresee them
+            if (c + j < channels_) __builtin_prefetch(from + (c + j) * positions_ + i);
+          transpose<S>(tile);
+#pragma GCC unroll 16
+          for (i64 j = 0; j < W; ++j)
+            if (i + j < count) store(to + (i + j) * row_length() + c, tile[j]);
+        }
+      to += count * row_length();
+      first += count;
+    }
   }
 
+  Vec<S> window_sum(const S* from) const {
+    return sum(size_, [&](i64 j) { return load(from + j); });
+  }
+
+  // Behind `left_` zeros, and before as many as a window and a vector reach.
   void square_row(i64 at, S* squares) const {
-    for (i64 c = 0; c < problem_.channels; c += W) {
-      const Vec<S> x = input(at + c, problem_.channels - c);
-      store_first<S>(squares + left_ + c, x * x, problem_.channels - c);
+    for (i64 c = 0; c < channels_; c += W) {
+      const Vec<S> x = formula_.input(x_ + at + c, channels_ - c);
+      store_first<S>(squares + left_ + c, x * x, channels_ - c);
     }
   }
 
   void forward_row(i64 at, S* squares) const {
     square_row(at, squares);
-    for (i64 c = 0; c < problem_.channels; c += W) {
-      const i64 count = problem_.channels - c;
-      Vec<S> inverse, root;
-      powers(scale(window_sum(squares + c)), inverse, root);
-      write(at + c, count, input(at + c, count) * root);
+    for (i64 c = 0; c < channels_; c += W) {
+      const i64 count = channels_ - c;
+      store_first<T>(out_ + at + c,
+                     formula_.output(formula_.input(x_ + at + c, count), window_sum(squares + c)),
+                     count);
     }
   }
 
-  void backward_row(i64 at, S* squares) const {
+  // dy: of T or, where it was transposed, of S.
+  template <class D>
+  void backward_row(i64 at, const D* dy, S* scratch) const {
+    size_ == kUsual ? backward_usual_row(at, dy) : backward_any_row(at, dy, scratch);
+  }
+
+  template <class D>
+  void backward_any_row(i64 at, const D* dy, S* squares) const {
     S* const direct = squares + row_length();
     S* const terms = direct + row_length();  // behind `right_` zeros
     square_row(at, squares);
-    for (i64 c = 0; c < problem_.channels; c += W) {
-      const i64 count = problem_.channels - c;
+    for (i64 c = 0; c < channels_; c += W) {
+      const i64 count = channels_ - c;
       Vec<S> inverse, root;
-      powers(scale(window_sum(squares + c)), inverse, root);
-      const Vec<S> d = d_output(at + c, count) * root;
+      formula_.powers(window_sum(squares + c), inverse, root);
+      const Vec<S> d = load_first(dy + c, count) * root;
       store(direct + c, d);
-      store_first<S>(terms + right_ + c, d * input(at + c, count) * inverse, count);
+      store_first<S>(terms + right_ + c, d * formula_.input(x_ + at + c, count) * inverse, count);
     }
-    for (i64 c = 0; c < problem_.channels; c += W) {
-      const i64 count = problem_.channels - c;
-      write(at + c, count, d_input(load(direct + c), input(at + c, count), window_sum(terms + c)));
+    for (i64 c = 0; c < channels_; c += W) {
+      const i64 count = channels_ - c;
+      store_first<T>(out_ + at + c,
+                     formula_.d_input(load(direct + c), formula_.input(x_ + at + c, count),
+                                      window_sum(terms + c)),
+                     count);
     }
   }
 
-  const LrnProblem& problem_;
-  i64 left_, right_;
-  S alpha_;
-  Power<S> power_;
-  S k_, slope_;
-  int threads_;
+  // The usual window: in registers.
+
+  void forward_usual_row(i64 at) const {
+    const Formula formula = formula_;
+    const i64 channels = channels_;
+    const T* const from = x_ + at;
+    T* const to = out_ + at;
+    RowWindows<S> windows;
+    Vec<S> x = formula.input(from, channels);
+    windows.next(x * x);
+    for (i64 c = 0; c < channels; c += W) {
+      const i64 left = channels - c - W;
+      const Vec<S> after = left > 0 ? formula.input(from + c + W, left) : Vec<S>{};
+      store_first<T>(to + c, formula.output(x, windows.next(after * after)), channels - c);
+      x = after;
+    }
+  }
+
+  template <class D>
+  void backward_usual_row(i64 at, const D* dy) const {
+    const Formula formula = formula_;
+    const i64 channels = channels_;
+    const T* const from = x_ + at;
+    T* const to = out_ + at;
+    RowWindows<S> squares, terms;
+    Vec<S> x = formula.input(from, channels), before{}, direct{};
+    squares.next(x * x);
+    for (i64 c = 0; c < channels; c += W) {
+      const i64 left = channels - c - W;
+      const Vec<S> after = left > 0 ? formula.input(from + c + W, left) : Vec<S>{};
+      Vec<S> inverse, root;
+      formula.powers(squares.next(after * after), inverse, root);
+      const Vec<S> d = load_first(dy + c, channels - c) * root;
+      const Vec<S> total = terms.next(d * x * inverse);
+      if (c > 0) store(to + c - W, formula.d_input(direct, before, total));
+      direct = d;
+      before = x;
+      x = after;
+    }
+    const i64 last = (channels - 1) / W * W;
+    store_first<T>(to + last, formula.d_input(direct, before, terms.next(Vec<S>{})),
+                   channels - last);
+  }
+
+  const Formula formula_;
+  const i64 images_, channels_, positions_, size_, left_, right_;
+  const bool together_, dy_together_;
+  const T* const x_;
+  const T* const dy_;
+  T* const out_;
+  const int threads_;
+  const i64 chunk_;
+  const Buffer<T> zeros_;  // a chunk of a channel that does not exist
 };
 
 }  // namespace fbp::FBP_ISA

@@ -260,7 +260,27 @@ inline Vec<S> where(typename Simd<S>::Bits mask, Vec<S> x) {
   return reinterpret<Vec<S>>(reinterpret<typename Simd<S>::Bits>(x) & mask);
 }
 
-// ---- transposition ----
+// x, or `bound` where it is below (above) that. NaN stays NaN, and a bound of NaN is none.
+template <class V>
+inline V at_least(V x, V bound) {
+  return x < bound ? bound : x;
+}
+template <class V>
+inline V at_most(V x, V bound) {
+  return x > bound ? bound : x;
+}
+#if defined(__AVX512F__)
+// In one instruction, which takes the second of two that compare with nothing or are both zero.
+// (The mask is for GCC, whose header draws a warning about the functions without.)
+inline Vec<float> at_least(Vec<float> x, Vec<float> bound) {
+  return _mm512_maskz_max_ps(0xffff, bound, x);
+}
+inline Vec<float> at_most(Vec<float> x, Vec<float> bound) {
+  return _mm512_maskz_min_ps(0xffff, bound, x);
+}
+#endif
+
+// ---- shuffles and transposition ----
 
 template <int... I>
 struct Indices {};
@@ -284,6 +304,21 @@ template <>
 struct FirstIndices<16> {
   using type = Indices<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15>;
 };
+
+template <class S, int Start, int... I>
+inline Vec<S> lanes_from(Vec<S> x, Vec<S> y, Indices<I...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(x, y, (Start + I)...);
+#else
+  return __builtin_shuffle(x, y, typename Simd<S>::Int{(Start + I)...});
+#endif
+}
+
+// W lanes of x and then y, from lane `Start` of x on.
+template <class S, int Start>
+inline Vec<S> lanes_from(Vec<S> x, Vec<S> y) {
+  return lanes_from<S, Start>(x, y, typename FirstIndices<kWidth<S>>::type{});
+}
 
 // x0 y0 x1 y1 ... of the lower (upper) halves of x and y.
 template <class S, bool Upper, int... I>
