@@ -5,7 +5,8 @@ strides, with memory that ends with the tensor; NaN in all memory that nobody ha
 fit, which must be refused. What looks after memory is AddressSanitizer and UndefinedBehaviorSanitizer, for which the
 extension is built anew (with GCC, in minutes); or, with `--guard`, pages without access around all tensors, which
 also see what sanitizers do not instrument and take the extension as it is installed. Before the first case it is
-made sure that an access past a tensor is seen. Exits 1 at the first error and says how to repeat it.
+made sure that an access past a tensor is seen. The CUDA kernels, as the tests build them for the processor, take
+`--guard --extension build/cuda_shim/_shim.so --library fbp_shim`. Exits 1 at the first error and says how to repeat it.
 """
 
 import argparse

@@ -39,20 +39,22 @@ class Draw:
     """A generator of one case, and what all its tensors have in common.
 
     Attributes:
-        number: of the case; the same number gives the same case.
+        number: of the case; the same number, with the same seed and dtypes, gives the same case.
+        dtypes: those to choose from.
         edge: whether some numbers are NaN, infinite or at the edge of what the dtype holds.
         wrong: whether one argument is to be spoiled.
     """
 
     number: int
     seed: int = 0
+    dtypes: tuple[torch.dtype, ...] = DTYPES
     rng: random.Random = field(init=False)
     values: torch.Generator = field(init=False)
 
     def __post_init__(self) -> None:
         self.rng = random.Random(f"{self.seed}/{self.number}")
         self.values = torch.Generator().manual_seed(self.rng.getrandbits(60))
-        self.dtype = self.rng.choice(DTYPES)
+        self.dtype = self.rng.choice(self.dtypes)
         self.edge = self.rng.random() < 0.15
         self.wrong = self.rng.random() < 0.2
         self.large = self.rng.random() < LARGE

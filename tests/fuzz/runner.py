@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from draws import Call, Draw
+from draws import DTYPES, Call, Draw
 from operators import OPERATORS
 from torch import Tensor
 
@@ -37,7 +37,7 @@ def main() -> None:
         _overrun()
     fuzz = Fuzz(options.library, options.trace)
     for number in range(options.first, options.first + options.cases):
-        fuzz.case(Draw(number, options.seed))
+        fuzz.case(Draw(number, options.seed, fuzz.dtypes))
     print(fuzz.summary())
 
 
@@ -48,7 +48,10 @@ class Fuzz:
         self._ops = getattr(torch.ops, library)
         self._trace = trace
         self._operators = [o for o in OPERATORS if self._has(f"{o}_forward")]
-        self._isas = self._ops.cpu_isas().split(",") if hasattr(self._ops, "cpu_isas") else [""]
+        for_cpu = hasattr(self._ops, "cpu_isas")
+        self._isas = self._ops.cpu_isas().split(",") if for_cpu else [""]
+        # Kernels for a GPU have no float64.
+        self.dtypes = DTYPES if for_cpu else tuple(d for d in DTYPES if d != torch.float64)
         self.counts: dict[str, int] = {}
 
     def _has(self, operator: str) -> bool:
