@@ -178,7 +178,7 @@ class Lrn {
   // Positions worked on at a time, through all channels, or elements, in whole rows. What the
   // processor fetches past the end of one thread's delays the other thread that has what comes
   // next: with the least of them, two threads take up to 1.5 times as long.
-  static constexpr i64 kLeastChunk = 512, kMostChunk = 2048;
+  static constexpr i64 kLeastChunk = 512, kMostChunk = 4096;
   static constexpr i64 kLeastRows = 8192, kMostRows = 65536;
   static constexpr int kUsual = 5;  // channels of the window nearly everywhere
   static constexpr int kGroup = 4;  // channels worked on together then
@@ -207,9 +207,10 @@ class Lrn {
   void over_chunks(i64 scratch_elements, const F& work) const {
     const i64 chunks = ceil_div(positions_, chunk_);
     const WorkerBuffers<S> scratch(threads_, scratch_elements);
+    // Chunk by chunk through all images, so that threads are seldom next to each other.
     parallel(images_ * chunks, threads_, [&](int worker, i64 job) {
-      const i64 position = job % chunks * chunk_;
-      work(job / chunks * channels_ * positions_ + position, smaller(chunk_, positions_ - position),
+      const i64 image = job % images_, position = job / images_ * chunk_;
+      work(image * channels_ * positions_ + position, smaller(chunk_, positions_ - position),
            scratch.of(worker));
     });
   }
