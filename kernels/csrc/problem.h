@@ -141,6 +141,9 @@ struct AttentionPoolProblem {
   void* pooled = nullptr;        // (B, C), forward only
   void* trunk_pooled = nullptr;  // (B, H, C), forward only
   void* weights = nullptr;       // (B, T), contiguous; read by the backward
+  // tanh(x weight + bias), (B, T, A), contiguous, 0 at frames that do not count: written by the
+  // forward, read by the backward; null where it is not kept.
+  void* hidden = nullptr;
   // Backward only, from here on. Null where a result was not used.
   View d_pooled;        // (B, C)
   View d_trunk_pooled;  // (B, H, C)

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import backends, ops
 from .ops import _autograd
-from .ops._bilinear import KEEP_LIMIT
+from .ops._operator import KEEP_LIMIT
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Explanation:
         dtype: what the kernel is given; autocast has narrowed it already.
         autocast: whether it has.
         path: how the call gets to the kernel: "direct", or through the "dispatcher", with the reason.
-        projections: what of the two projections the forward keeps, and why; empty where an operator has none.
+        kept: whether the forward keeps for the backward what that would compute again, and why; empty where an
+            operator has no such thing.
         copies: inputs that are copied first, with the reason.
         threads: of PyTorch that the kernel may use; 0 where it uses none.
         others: why each other backend would not run it.
@@ -42,7 +43,7 @@ class Explanation:
     dtype: torch.dtype
     autocast: bool
     path: str
-    projections: str = ""
+    kept: str = ""
     copies: tuple[str, ...] = ()
     threads: int = 0
     others: dict[str, str] = field(default_factory=dict)
@@ -54,7 +55,7 @@ class Explanation:
             "kernel": self.kernel,
             "tensors": f"{dtype} on {self.device}{', narrowed by autocast' * self.autocast}",
             "path": self.path,
-            "projections": self.projections,
+            "keeps": self.kept,
             "copies": "; ".join(self.copies) or "none",
             "threads": f"up to {self.threads}, fewer where there is little to do"
             if self.threads
@@ -114,7 +115,7 @@ def explain(operator: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Ex
         dtype=dtype,
         autocast=torch.is_autocast_enabled(device.type) and narrowed,
         path=path if fused else "plain PyTorch, operation by operation",
-        projections=_projections(given.arguments, call) if fused else "",
+        kept=_kept(given.arguments, call) if fused else "",
         copies=tuple(watch.copies),
         threads=torch.get_num_threads() if _uses_threads(call) else 0,
         others=_others(name, call, asked),
@@ -237,19 +238,23 @@ def _configurations(operator: str, call: _StoppedError) -> str:
     return "; ".join(found) + searched
 
 
-def _projections(given: dict[str, Any], call: _StoppedError) -> str:
-    if "keep_projections" not in given:
+_KEEPING = {"keep_projections": "the two take", "keep_hidden": "it takes"}
+
+
+def _kept(given: dict[str, Any], call: _StoppedError) -> str:
+    name = next((name for name in _KEEPING if name in given), "")
+    if not name:
         return ""
-    asked, kept = given["keep_projections"], call.arguments[-2]
+    asked, kept = given[name], call.arguments[-2]
     what = "kept for the backward" if kept else "recomputed in the backward"
     if not torch.is_grad_enabled() or not any(
         t.requires_grad for t in given.values() if isinstance(t, Tensor)
     ):
         return "not kept: no gradient is due"
     if asked is not None:
-        return f"{what}: keep_projections is {asked}"
+        return f"{what}: {name} is {asked}"
     relation = "at most" if kept else "more than"
-    return f"{what}: the two take {relation} {KEEP_LIMIT // 2**20} MiB"
+    return f"{what}: {_KEEPING[name]} {relation} {KEEP_LIMIT // 2**20} MiB"
 
 
 def _others(operator: str, call: _StoppedError, asked: str | None) -> dict[str, str]:

@@ -93,6 +93,14 @@ def evaluate(
     return named | dict(zip(there, gradients, strict=True))
 
 
+def kept_by(operator: Callable[..., Any]) -> str:
+    """The argument that says what an operator keeps for its backward, empty where it has none."""
+    name = operator.__name__
+    if name.startswith("attention_pool"):
+        return "keep_hidden"
+    return "keep_projections" if name.endswith("fbp") else ""
+
+
 def assert_parity(
     operator: Callable[..., Any],
     draw: Callable[[int], Inputs],
@@ -111,10 +119,8 @@ def assert_parity(
         draws: how many draws the largest errors are taken over. The error of one small result is the luck of
             a rounding or two; the rule compares what the errors amount to.
     """
-    keeps = operator.__name__.endswith("fbp")
-    variants: list[dict[str, Any]] = (
-        [{"keep_projections": k} for k in (True, False)] if keeps else [{}]
-    )
+    name = kept_by(operator)
+    variants: list[dict[str, Any]] = [{name: k} for k in (True, False)] if name else [{}]
     found: dict[str, Errors] = {}
     for seed in range(draws):
         inputs = draw(seed)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import fbp_kernels as fk
 from fbp_kernels import backends
-from fbp_kernels.ops._bilinear import KEEP_LIMIT
+from fbp_kernels.ops._operator import KEEP_LIMIT
 
 from .checks import fused
 from .test_arguments import BAD, am_arguments, norm_arguments, trunk_arguments
@@ -24,7 +24,7 @@ def test_a_plain_call_of_a_native_kernel() -> None:
     assert got.because == "the first of native, triton, reference that can run this call"
     assert got.kernel == f"C++ for {torch.ops.fbp_native.cpu_isa()}"
     assert got.path.startswith("direct")
-    assert got.projections == "not kept: no gradient is due"
+    assert got.kept == "not kept: no gradient is due"
     assert got.copies == ()
     assert got.threads == torch.get_num_threads()
     assert not got.autocast
@@ -89,7 +89,7 @@ def with_gradients(rows: int = 4) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("keep", [None, True, False])
 def test_projections_are_kept_as_it_says(rows: int, keep: bool | None) -> None:
     inputs = with_gradients(rows)
-    got = fk.explain("fbp", *inputs, 5, keep_projections=keep, backend="native").projections
+    got = fk.explain("fbp", *inputs, 5, keep_projections=keep, backend="native").kept
     recorder = Recorder()
     with recorder:
         fk.fbp(*inputs, 5, keep_projections=keep, backend="native")
@@ -98,7 +98,21 @@ def test_projections_are_kept_as_it_says(rows: int, keep: bool | None) -> None:
     reason = f"keep_projections is {keep}" if keep is not None else "the two take "
     assert reason in got
     with torch.no_grad():
-        assert "no gradient" in fk.explain("fbp", *inputs, 5, keep_projections=keep).projections
+        assert "no gradient" in fk.explain("fbp", *inputs, 5, keep_projections=keep).kept
+
+
+@pytest.mark.parametrize("frames", [4, KEEP_LIMIT // (4 * 512) + 1])
+@pytest.mark.parametrize("keep", [None, True, False])
+def test_the_hidden_layer_is_kept_as_it_says(frames: int, keep: bool | None) -> None:
+    shapes = (1, frames, 1), (1, 512), (512,), (512,)
+    inputs = [torch.zeros(shape, requires_grad=True) for shape in shapes]
+    got = fk.explain("attention_pool", *inputs, 1.0, keep_hidden=keep, backend="native").kept
+    expected = frames == 4 if keep is None else keep
+    assert got.startswith("kept for the backward" if expected else "recomputed in the backward")
+    assert (f"keep_hidden is {keep}" if keep is not None else "it takes ") in got
+    with torch.no_grad():
+        assert "no gradient" in fk.explain("attention_pool", *inputs, 1.0).kept
+    assert not fk.explain("local_response_norm", torch.ones(1, 2, 3, 4)).kept
 
 
 def test_copies_are_named() -> None:

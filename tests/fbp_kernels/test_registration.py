@@ -57,12 +57,12 @@ def call_power_normalize(backend: str) -> tuple[Callable[..., Tensor], list[Tens
     return lambda z: fk.power_normalize(z, backend=backend).cumsum(-1), [leaf(3, 8)]
 
 
-def call_attention_pool(backend: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
+def call_attention_pool(backend: str, **options: Any) -> tuple[Callable[..., Tensor], list[Tensor]]:
     lengths = torch.tensor([5, 0, 3])
 
     def call(*tensors: Tensor) -> Tensor:
         pooled, trunk_pooled, weights = fk.attention_pool(
-            *tensors, trunks=2, lengths=lengths, backend=backend
+            *tensors, trunks=2, lengths=lengths, backend=backend, **options
         )
         return pooled + trunk_pooled[:, 1] + weights.square().sum(1, keepdim=True)
 
@@ -213,9 +213,31 @@ def test_what_is_kept_for_the_backward_is_what_was_chosen(operator: str, backend
     assert call_results[0].requires_grad
 
 
+@pytest.mark.parametrize("backend", fused("attention_pool"))
+def test_the_hidden_layer_is_kept_where_that_was_chosen(backend: str) -> None:
+    weights, hidden = 4 * 3 * 5, 4 * 3 * 5 * 2
+    found = []
+    torch.manual_seed(0)
+    inputs = call_attention_pool(backend)[1]
+    for keep, expected in ((None, weights + hidden), (True, weights + hidden), (False, weights)):
+        call, _ = call_attention_pool(backend, keep_hidden=keep)
+        assert saved_bytes(call, inputs) == expected
+        found.append(results(call, inputs))
+    for kept, recomputed in zip(found[1], found[2], strict=True):
+        torch.testing.assert_close(kept, recomputed)
+
+
+def test_the_default_computes_a_large_hidden_layer_again() -> None:
+    limit = fk.ops._operator.KEEP_LIMIT
+    for frames, kept in ((64, True), (limit // (4 * 512) + 1, False)):
+        inputs = [leaf(1, frames, 1), leaf(1, 512), leaf(512), leaf(512)]
+        call = lambda *t: fk.attention_pool(*t, 1.0, backend="native")[0]  # noqa: E731
+        assert saved_bytes(call, inputs) == 4 * frames * (1 + 512 * kept)
+
+
 def test_the_default_keeps_small_projections_and_recomputes_large_ones() -> None:
     """Chosen before the backend is called, so one backend shows it; the quick one."""
-    limit = fk.ops._bilinear.KEEP_LIMIT
+    limit = fk.ops._operator.KEEP_LIMIT
     for rows, expected in ((64, True), (limit // (2 * 4 * 5120) + 1, False)):
         inputs = [leaf(rows, 2), leaf(rows, 2), leaf(2, 5120), leaf(2, 5120)]
         call = lambda *t: fk.fbp(*t, 5, backend="native")  # noqa: E731

@@ -148,19 +148,22 @@ def attention_pool(draw: Draw, run: Run) -> None:
     lengths = draw.lengths(B, T)
     attributes = [H, draw.rng.choice((1.0, 0.3))]
     checked = dict.fromkeys(range(1, 4), "tensor") | {5: f"lengths:{T}", 6: "factor"}
-    forward = Call("attention_pool_forward", [*inputs, scale, lengths, *attributes])
+    keep = draw.rng.random() < 0.5
+    forward = Call("attention_pool_forward", [*inputs, scale, lengths, *attributes, keep])
     if draw.wrong and draw.rng.random() < 0.5:
         run(draw.spoil(forward, checked))
         return
-    _, _, weights = run(forward)
+    _, _, weights, hidden = run(forward)
+    if keep and draw.rng.random() < 0.3:  # in memory of other strides
+        hidden = draw.tensor(B, T, A)
     shapes = ((B, C), (B, H, C), (B, T))
     gradients = [draw.maybe(*shape) for shape in shapes]
-    arguments = [*gradients, *inputs, scale, lengths, weights, *attributes]
+    arguments = [*gradients, *inputs, scale, lengths, weights, hidden, *attributes]
     due = needs(draw, [*inputs, scale])
     backward = Call("attention_pool_backward", [*arguments, due])
     if draw.wrong:
         shifted = {i + 3: kind for i, kind in checked.items()}
-        run(draw.spoil(backward, shifted | dict.fromkeys((0, 1, 2, 9), "tensor")))
+        run(draw.spoil(backward, shifted | dict.fromkeys((0, 1, 2, 9, 10), "tensor")))
         return
     run(backward)
 

@@ -55,10 +55,9 @@ struct AttentionPoolCall {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor> attention_pool_forward(Tensor x, Tensor weight, Tensor bias,
-                                                          Tensor query, MaybeTensor scale,
-                                                          MaybeTensor lengths, i64 trunks,
-                                                          double factor) {
+std::tuple<Tensor, Tensor, Tensor, MaybeTensor> attention_pool_forward(
+    Tensor x, Tensor weight, Tensor bias, Tensor query, MaybeTensor scale, MaybeTensor lengths,
+    i64 trunks, double factor, bool keep) {
   AttentionPoolCall call(x, weight, bias, query, scale, lengths, trunks, factor);
   AttentionPoolProblem& problem = call.problem;
   Tensor pooled = call.result({problem.B, problem.C}, x);
@@ -67,20 +66,30 @@ std::tuple<Tensor, Tensor, Tensor> attention_pool_forward(Tensor x, Tensor weigh
   problem.pooled = pooled.mutable_data_ptr();
   problem.trunk_pooled = trunk_pooled.mutable_data_ptr();
   problem.weights = weights.mutable_data_ptr();
+  MaybeTensor hidden;
+  if (keep) {
+    hidden = empty({problem.B, problem.T, problem.A}, x);
+    problem.hidden = hidden->mutable_data_ptr();
+  }
   if (!call.empty()) run(x, &Kernels::attention_pool_forward, problem);
-  return {pooled, trunk_pooled, weights};
+  return {pooled, trunk_pooled, weights, hidden};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attention_pool_backward(
     MaybeTensor d_pooled, MaybeTensor d_trunk_pooled, MaybeTensor d_weights, Tensor x,
     Tensor weight, Tensor bias, Tensor query, MaybeTensor scale, MaybeTensor lengths,
-    Tensor weights, i64 trunks, double factor, i64 needs) {
+    Tensor weights, MaybeTensor hidden, i64 trunks, double factor, i64 needs) {
   AttentionPoolCall call(x, weight, bias, query, scale, lengths, trunks, factor);
   AttentionPoolProblem& problem = call.problem;
   const ScalarType dtype = x.scalar_type();
   check_tensor("weights", weights, {problem.B, problem.T}, dtype);
   weights = made_contiguous(weights);
   problem.weights = const_cast<void*>(weights.const_data_ptr());
+  if (hidden) {
+    check_tensor("hidden", *hidden, {problem.B, problem.T, problem.A}, dtype);
+    hidden = made_contiguous(*hidden);
+    problem.hidden = const_cast<void*>(hidden->const_data_ptr());
+  }
   const auto gradient = [&](const char* name, const MaybeTensor& tensor, Sizes sizes) {
     if (!tensor) return View{};
     check_tensor(name, *tensor, sizes, dtype);

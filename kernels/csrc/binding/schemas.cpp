@@ -47,12 +47,12 @@ STABLE_TORCH_LIBRARY(FBP_LIBRARY, m) {
       "(Tensor dx, Tensor d_weight, Tensor d_bias)");
   m.def(
       "attention_pool_forward(Tensor x, Tensor weight, Tensor bias, Tensor query, Tensor? scale, "
-      "Tensor? lengths, int trunks, float factor) -> "
-      "(Tensor pooled, Tensor trunk_pooled, Tensor weights)");
+      "Tensor? lengths, int trunks, float factor, bool keep) -> "
+      "(Tensor pooled, Tensor trunk_pooled, Tensor weights, Tensor? hidden)");
   m.def(
       "attention_pool_backward(Tensor? d_pooled, Tensor? d_trunk_pooled, Tensor? d_weights, "
       "Tensor x, Tensor weight, Tensor bias, Tensor query, Tensor? scale, Tensor? lengths, "
-      "Tensor weights, int trunks, float factor, int needs) -> "
+      "Tensor weights, Tensor? hidden, int trunks, float factor, int needs) -> "
       "(Tensor dx, Tensor d_weight, Tensor d_bias, Tensor d_query, Tensor d_scale)");
   m.def("power_normalize_forward(Tensor z, float eps) -> Tensor");
   m.def("power_normalize_backward(Tensor dy, Tensor z, float eps) -> Tensor");

@@ -1,10 +1,9 @@
 // Attention over frames, pooled over each trunk and over the clip; see AttentionPoolProblem.
 //
-// The frames that count, of all rows, are one list, worked on in blocks. Frames are the rows of a
-// tile of the microkernel and the width of the attention is its lanes, so what bias, query and tanh
-// do is vectors, a score is one sum over lanes, and the gradient before the tanh comes out in the
-// layout in which the product with x reads it. Only `gather` reads x: it makes rows of channels of
-// any strides and dtype.
+// The frames that count, of all rows, are one list, worked on in blocks, whose hidden layer is made
+// and used in L2: (frames, width of the attention), so that bias, query and tanh are vectors, and
+// its gradient is what all products of the backward read. Channels are read where they stand; those
+// of other types or strides, or of a block in several pieces, are gathered into rows first.
 //
 // With s = scale * factor, y = tanh(x weight + bias) and g the gradient of what weights multiply x
 // into, d_pooled + d_trunk_pooled, the backward is
@@ -12,16 +11,16 @@
 //   gamma = x g + d_weights,  d_score = weights (gamma - sum over frames of weights gamma)
 //   d_hidden = s d_score query (1 - y^2),  dx = weights g + d_hidden weight^T
 //   d_weight = x^T d_hidden,  d_bias = sum of d_hidden,  d_query = s sum of d_score y
-//   d_scale = factor * sum of d_score (y query)
+//   d_scale = factor query (sum of d_score y)
 //
-// y is computed again rather than kept. Sums over frames are made in a number of splits that sizes
-// decide, and joined in their order.
+// y is what the forward kept, or computed again. Sums over frames are made in a number of splits
+// that sizes decide, and joined in their order.
 
 #pragma once
 
 #include "elementary.h"
 #include "memory.h"
-#include "microkernel.h"
+#include "operands.h"
 
 namespace fbp::FBP_ISA {
 
@@ -30,86 +29,81 @@ class AttentionPool {
  public:
   explicit AttentionPool(const AttentionPoolProblem& problem)
       : problem_(problem),
-        leaf_(leaf_for(problem.A, problem.B * problem.T)),
-        panels_(ceil_div(problem.A, kPanel<S>)),
-        row_stride_(round_up(problem.C, W) + W),
+        wide_(round_up(problem.C, W)),
+        ld_(round_up(problem.A, W)),
         slope_(static_cast<S>(scale() * problem.factor)),
         first_(problem.B + 1),
         bias_(pad(problem.bias)),
         query_(pad(problem.query)) {
     first_[0] = 0;
     for (i64 b = 0; b < problem.B; ++b) first_[b + 1] = first_[b] + length(b);
-    blocks_ = ceil_div(frames(), kBlock);
+    blocks_ = ceil_div(frames(), kBlockRows);
     threads_ = threads_for(static_cast<double>(problem.B * problem.T) *
                            static_cast<double>((2 * problem.C + 30) * problem.A + 4 * problem.C));
   }
 
   void forward() const {
-    const Buffer<S> columns = pack_columns();
+    const Weight weight(problem_.weight, problem_.C, 0, problem_.A, 1);
     const Buffer<S> scores(frames() + W);
     {
-      const WorkerBuffers<S> scratch(threads_, rows_size() + left_size());
+      const WorkerBuffers<S> scratch(threads_, rows_size() + hidden_size() + kProductScratch<S>);
       parallel(blocks_, threads_, [&](int worker, i64 index) {
-        score(index, columns, scratch.of(worker), scores.get());
+        score(index, weight, scratch.of(worker), scores.get());
       });
     }
-    parallel(problem_.B, threads_, [&](int, i64 b) { normalise(b, scores.get() + first_[b]); });
-
-    const i64 chunks = ceil_div(problem_.C, kChunk);
-    const WorkerBuffers<S> scratch(threads_, (kRun + 2) * kChunk + W);
-    parallel(problem_.B * chunks, threads_, [&](int worker, i64 job) {
-      pool(job / chunks, job % chunks * kChunk, scores.get(), scratch.of(worker));
+    const WorkerBuffers<S> scratch(threads_, (kGather + 2) * wide_ + W);
+    parallel(problem_.B, threads_, [&](int worker, i64 b) {
+      normalise(b, scores.get() + first_[b]);
+      pool(b, scores.get() + first_[b], scratch.of(worker));
     });
   }
 
   void backward() const {
-    const Buffer<S> columns = pack_columns(), rows = pack_rows(), gradients = join_gradients();
-    const Buffer<S> d_scores(frames() + W), terms(frames() + W);
+    const Weight weight(problem_.weight, problem_.C, 0, problem_.A, 1),
+        transposed(problem_.weight, problem_.A, 1, problem_.C, 0);
+    const Buffer<S> gradients(problem_.B * problem_.H * wide_ + W), d_scores(frames() + W);
     {
-      const WorkerBuffers<S> scratch(threads_, rows_size());
-      parallel(blocks_, threads_, [&](int worker, i64 index) {
-        differentiate_weights(Block(*this, index, scratch.of(worker), gradients.get()),
-                              d_scores.get());
+      const WorkerBuffers<S> scratch(threads_, kGather * wide_ + W);
+      parallel(problem_.B, threads_, [&](int worker, i64 b) {
+        differentiate_weights(b, gradients.get(), scratch.of(worker), d_scores.get());
       });
     }
-    parallel(problem_.B, threads_, [&](int, i64 b) { differentiate_softmax(b, d_scores.get()); });
-
-    const i64 affordable = larger(kFewSplits, kSumBytes / larger<i64>(sums_size() * sizeof(S), 1));
-    const i64 splits = larger<i64>(smaller(smaller(kSplits, affordable), blocks_), 1);
+    const i64 splits = split_count();
     const Buffer<S> sums(splits * sums_size());
     {
-      const WorkerBuffers<S> scratch(threads_, rows_size() + left_size() + hidden_size());
+      const WorkerBuffers<S> scratch(
+          threads_, rows_size() + hidden_size() + kBlockRows * kColumns + kProductScratch<S>);
       parallel(splits, threads_, [&](int worker, i64 split) {
         S* const own = sums.get() + split * sums_size();
         for (i64 i = 0; i < sums_size(); ++i) own[i] = S{0};
-        for (i64 i = split * blocks_ / splits; i < (split + 1) * blocks_ / splits; ++i)
-          differentiate(Block(*this, i, scratch.of(worker), gradients.get()), columns, rows,
-                        d_scores.get(), scratch.of(worker) + rows_size(), own, terms.get());
+        for (i64 i = begin_of(split, splits); i < begin_of(split + 1, splits); ++i)
+          differentiate(i, weight, transposed, gradients.get(), d_scores.get(), scratch.of(worker),
+                        own);
       });
     }
-    parallel(panels_, threads_, [&](int, i64 panel) { join(panel, splits, sums.get()); });
-    if (problem_.d_scale) {
-      const S sum = sum_of(frames(), [&](i64 i, i64 count) {
-        return load_first(d_scores.get() + i, count) * load_first(terms.get() + i, count);
-      });
-      write_scale(static_cast<double>(sum) * problem_.factor);
-    }
+    const i64 rows = problem_.d_weight ? ceil_div(problem_.C, kGather) : 0;
+    parallel(rows + 1, threads_, [&](int, i64 job) {
+      if (job < rows) {
+        join_weight(job * kGather, splits, sums.get());
+      } else {
+        join_vectors(splits, sums.get());
+      }
+    });
   }
 
  private:
   using S = typename AccumulateIn<T>::type;
   using V = Vec<S>;
   static constexpr i64 W = kWidth<S>;
-  static constexpr i64 P = kPanel<S>;
 
-  // Frames that are worked on at a time: whole tiles, and a sum over them is one run.
-  static constexpr i64 kBlock = kLeaf / kTileRows * kTileRows;
-  // Sums over frames, at most: enough for threads to share evenly. Each is as large as the weight.
-  static constexpr i64 kSplits = 32, kFewSplits = 8;
+  // Sums over frames, at most: enough for threads to share evenly, and each as large as the weight,
+  // so that it should be worth its while.
+  static constexpr i64 kSplits = 32, kFewSplits = 8, kBlocksOfSplit = 4;
   static constexpr i64 kSumBytes = 16 << 20;
-  // Channels and frames that are pooled at a time.
-  static constexpr i64 kChunk = 8 * W;
-  static constexpr i64 kRun = 16;
+  // Frames that are gathered or pooled at a time, in short sums.
+  static constexpr i64 kGather = 16;
+  // Channels of dx that are computed at a time.
+  static constexpr i64 kColumns = 256;
 
   // ---- sizes and the list of frames ----
 
@@ -120,11 +114,24 @@ class AttentionPool {
   i64 frames() const { return first_[problem_.B]; }
   i64 trunk(i64 frame, i64 n) const { return ((frame + 1) * problem_.H - 1) / n; }
 
-  i64 rows_size() const { return kBlock * row_stride_ + W; }
-  i64 left_size() const { return kBlock * larger(problem_.C, problem_.A) + kPackSlack<S>; }
-  i64 hidden_size() const { return panels_ * kBlock * P; }
-  // Of d_weight, d_bias and d_query, in panels.
-  i64 sums_size() const { return panels_ * P * ((problem_.d_weight ? problem_.C : 0) + 2); }
+  i64 rows_size() const { return kBlockRows * wide_ + W; }
+  i64 hidden_size() const { return kBlockRows * ld_; }
+  // Of d_weight, d_bias and d_query.
+  i64 sums_size() const { return ((problem_.d_weight ? problem_.C : 0) + 2) * ld_; }
+
+  i64 split_count() const {
+    const i64 most = smaller(
+        kSplits, larger(kFewSplits, kSumBytes / larger<i64>(sums_size() * i64{sizeof(S)}, 1)));
+    const i64 useful = larger(smaller(kFewSplits, blocks_), blocks_ / kBlocksOfSplit);
+    return larger<i64>(smaller(most, useful), 1);
+  }
+
+  // The block that a split begins at. Splits are taken in turn and become smaller, so that threads
+  // end at the same time.
+  i64 begin_of(i64 split, i64 splits) const {
+    const i64 rest = splits - split;
+    return blocks_ - ceil_div(blocks_ * rest * rest, splits * splits);
+  }
 
   double scale() const {
     if (!problem_.scale) return 1;
@@ -182,96 +189,124 @@ class AttentionPool {
 
   // ---- operands ----
 
-  // to (count, row_stride_) = channels c.. of frames t.. of row b.
+  // Whether vectors of channels can be read where they stand.
+  bool in_place() const { return __is_same(T, S) && problem_.x.stride[2] == 1; }
+
+  // to (count, wide_) = channels of frames t.. of row b.
   void gather(i64 b, i64 t, i64 count, S* to) const {
     if (problem_.C == 0) return;
     pack(at<T>(problem_.x, b, t, 0), problem_.x.stride[2], problem_.x.stride[1], problem_.C, count,
-         row_stride_, to);
+         wide_, to);
+  }
+
+  // Channels of up to kGather frames, in vectors: in place or gathered.
+  Matrix<S> channels(i64 b, i64 t, i64 count, S* scratch) const {
+    if constexpr (__is_same(T, S))
+      if (in_place()) return {at<T>(problem_.x, b, t, 0), problem_.x.stride[1], 1};
+    gather(b, t, count, scratch);
+    return {scratch, wide_, 1};
   }
 
   Buffer<S> pad(const View& vector) const {
-    Buffer<S> padded(larger<i64>(panels_ * P, 1));
-    for (i64 a = 0; a < panels_ * P; ++a)
+    Buffer<S> padded(larger<i64>(ld_, 1));
+    for (i64 a = 0; a < ld_; ++a)
       padded[a] = a < problem_.A ? static_cast<S>(widen(*at<T>(vector, a, 0, 0))) : S{0};
     return padded;
   }
 
-  // The weight as right operand (depth C, lanes A), panel by panel.
-  Buffer<S> pack_columns() const {
-    return pack_panels(problem_.A, problem_.weight.stride[1], problem_.C,
-                       problem_.weight.stride[0]);
-  }
-  // And its transpose (depth A, lanes C).
-  Buffer<S> pack_rows() const {
-    if (!problem_.d_x) return Buffer<S>(1);
-    return pack_panels(problem_.C, problem_.weight.stride[0], problem_.A,
-                       problem_.weight.stride[1]);
-  }
+  // The weight as right operand of a product, (depth, columns), of which one is dimension 0 and the
+  // other is 1: where it stands or, where its columns are not vectors, copied.
+  class Weight {
+   public:
+    Matrix<S> matrix{};
+    i64 spare = 0;  // columns that may be read past the last one
 
-  Buffer<S> pack_panels(i64 lanes, i64 lane_stride, i64 depth, i64 depth_stride) const {
-    const i64 panels = ceil_div(lanes, P);
-    Buffer<S> packed(panels * depth * P + kPackSlack<S>);
-    for (i64 panel = 0; depth > 0 && panel < panels; ++panel)
-      pack(static_cast<const T*>(problem_.weight.data) + panel * P * lane_stride, lane_stride,
-           depth_stride, smaller(P, lanes - panel * P), depth, P, packed.get() + panel * depth * P);
-    return packed;
-  }
-
-  // g (B, H, row_stride_), zeros where nobody used the pooled results.
-  Buffer<S> join_gradients() const {
-    const i64 C = problem_.C, size = problem_.H * row_stride_;
-    Buffer<S> joined(problem_.B * size);
-    const View& whole = problem_.d_pooled;
-    const View& parts = problem_.d_trunk_pooled;
-    const WorkerBuffers<S> scratch(threads_, row_stride_);
-    parallel(problem_.B, threads_, [&](int worker, i64 b) {
-      S* const to = joined.get() + b * size;
-      if (parts) {
-        pack(at<T>(parts, b, 0, 0), parts.stride[2], parts.stride[1], C, problem_.H, row_stride_,
-             to);
-      } else {
-        for (i64 i = 0; i < size; ++i) to[i] = S{0};
+    Weight(const View& weight, i64 depth, int along, i64 columns, int across) {
+      const T* const data = static_cast<const T*>(weight.data);
+      const i64 step = weight.stride[across], row = weight.stride[along];
+      if constexpr (__is_same(T, S)) {
+        if (step == 1) {
+          matrix = {data, row, 1};
+          return;
+        }
       }
-      if (!whole) return;
-      S* const row = scratch.of(worker);
-      pack(at<T>(whole, b, 0, 0), whole.stride[1], 0, C, 1, row_stride_, row);
-      for (i64 h = 0; h < problem_.H; ++h)
-        for (i64 c = 0; c < C; c += W) add(to + h * row_stride_ + c, load(row + c));
-    });
-    return joined;
+      const i64 ld = round_up(columns, W);
+      copy_ = Buffer<S>(depth * ld + kPackSlack<S>);
+      if (columns > 0) pack(data, step, row, columns, depth, ld, copy_.get());
+      matrix = {copy_.get(), ld, 1};
+      spare = ld - columns;
+    }
+
+   private:
+    Buffer<S> copy_;
+  };
+
+  // Some frames of the list, and the channels of each.
+  struct Block {
+    i64 from, count;
+    i64 place[kBlockRows];  // row * T + frame
+    bool together;          // whether places follow each other
+    Matrix<S> x;            // (count, C)
+
+    Block(const AttentionPool& pool, i64 index, S* scratch)
+        : from(index * kBlockRows), count(smaller(kBlockRows, pool.frames() - from)) {
+      const AttentionPoolProblem& problem = pool.problem_;
+      const View& all = problem.x;
+      pool.over_runs(from, from + count, [&](i64 b, i64 frame, i64 run, i64 i) {
+        for (i64 f = 0; f < run; ++f) place[i + f] = b * problem.T + frame + f;
+      });
+      together = place[count - 1] - place[0] == count - 1;
+      const bool even = place[0] / problem.T == place[count - 1] / problem.T ||
+                        all.stride[0] == problem.T * all.stride[1];
+      if constexpr (__is_same(T, S)) {
+        if (together && even && pool.in_place()) {
+          x = {at<T>(all, place[0] / problem.T, place[0] % problem.T, 0), all.stride[1], 1};
+          return;
+        }
+      }
+      pool.over_runs(from, from + count, [&](i64 b, i64 frame, i64 run, i64 i) {
+        pool.gather(b, frame, run, scratch + i * pool.wide_);
+      });
+      x = {scratch, pool.wide_, 1};
+    }
+  };
+
+  // y (count, ld_) of a block, computed.
+  void activate(const Block& block, const Weight& weight, S* y, S* scratch) const {
+    multiply_block(block.x, weight.matrix, block.count, problem_.A, weight.spare, problem_.C,
+                   run_for(problem_.B * problem_.T, problem_.A), y, ld_, true, scratch);
+    for (i64 f = 0; f < block.count; ++f)
+      for (i64 a = 0; a < ld_; a += W) {
+        S* const place = y + f * ld_ + a;
+        store(place, hyperbolic_tangent<S>(load(place) + load(bias_.get() + a)));
+      }
+  }
+
+  T* hidden(i64 place) const { return static_cast<T*>(problem_.hidden) + place * problem_.A; }
+
+  // The frames of a block in a result of so many columns, where products can write them.
+  static S* rows_of(const Block& block, void* result, i64 columns) {
+    if constexpr (__is_same(T, S))
+      if (result && block.together && columns % W == 0)
+        return static_cast<S*>(result) + block.place[0] * columns;
+    return nullptr;
   }
 
   // ---- forward ----
 
-  // Calls finish(panel, first, rows, tile) for the hidden layer of some gathered frames, tile by
-  // tile: rows of frames from `first` on, lanes of the attention.
-  template <class F>
-  void hidden(const S* rows, i64 count, const Buffer<S>& columns, S* left_scratch,
-              const F& finish) const {
-    const Tiling tiling(count);
-    const Left<S> left = prepare_left(rows, row_stride_, 1, tiling, problem_.C, true, left_scratch);
-    for (i64 panel = 0; panel < panels_; ++panel)
-      for (i64 t = 0; t < tiling.count; ++t) {
-        S tile[kTileRows * P];
-        multiply(tiling.rows(t), left.tile(tiling, t), left.tile_stride(tiling, t),
-                 columns.get() + panel * problem_.C * P, problem_.C, leaf_, tile);
-        finish(panel, tiling.start(t), tiling.rows(t), tile);
-      }
-  }
-
-  void score(i64 index, const Buffer<S>& columns, S* scratch, S* scores) const {
-    const Block block(*this, index, scratch, nullptr);
-    V sums[kBlock] = {};
-    hidden(block.rows, block.count, columns, scratch + rows_size(),
-           [&](i64 panel, i64 first, int rows, const S* tile) {
-             const S* const bias = bias_.get() + panel * P;
-             const S* const query = query_.get() + panel * P;
-             for (int r = 0; r < rows; ++r)
-               for (i64 i = 0; i < P; i += W)
-                 sums[first + r] +=
-                     Tanh<S>(load(tile + r * P + i) + load(bias + i)).value * load(query + i);
-           });
-    for (i64 f = 0; f < block.count; ++f) scores[block.from + f] = total<S>(sums[f]);
+  void score(i64 index, const Weight& weight, S* scratch, S* scores) const {
+    const Block block(*this, index, scratch);
+    S* const own = scratch + rows_size();
+    S* const kept = rows_of(block, problem_.hidden, problem_.A);
+    S* const y = kept ? kept : own;
+    activate(block, weight, y, own + hidden_size());
+    for (i64 f = 0; f < block.count; ++f) {
+      const S* const row = y + f * ld_;
+      V sum{};
+      for (i64 a = 0; a < ld_; a += W) sum += load(row + a) * load(query_.get() + a);
+      scores[block.from + f] = total<S>(sum);
+      if (problem_.hidden && !kept) round_row(row, problem_.A, hidden(block.place[f]));
+    }
   }
 
   // The weights of a row, rounded as a result and in place of the scores. The difference to the top
@@ -293,82 +328,79 @@ class AttentionPool {
       store_first<T>(weights + i, weight, n - i);
     }
     clear(weights + n, problem_.T - n);
+    if (problem_.hidden) clear(hidden(b * problem_.T + n), (problem_.T - n) * problem_.A);
   }
 
-  // Sums of some channels over the frames of each trunk and over all of them, in short runs.
-  void pool(i64 b, i64 c, const S* weights, S* scratch) const {
-    const i64 n = length(b), width = smaller(kChunk, problem_.C - c), ld = round_up(width, W);
+  // Sums of a row over the frames of each trunk and over all of them, in short runs.
+  void pool(i64 b, const S* weights, S* scratch) const {
+    const i64 n = length(b), C = problem_.C;
     S* const whole = scratch;
-    S* const part = whole + kChunk;
-    S* const rows = part + kChunk;
-    for (i64 i = 0; i < kChunk; ++i) whole[i] = S{0};
+    S* const part = whole + wide_;
+    for (i64 c = 0; c < wide_; ++c) whole[c] = S{0};
     for (i64 h = 0; h < problem_.H; ++h) {
-      for (i64 i = 0; i < kChunk; ++i) part[i] = S{0};
+      for (i64 c = 0; c < wide_; ++c) part[c] = S{0};
       const i64 end = (h + 1) * n / problem_.H;
-      for (i64 t = h * n / problem_.H; t < end; t += kRun) {
-        const i64 count = smaller(kRun, end - t);
-        pack(at<T>(problem_.x, b, t, c), problem_.x.stride[2], problem_.x.stride[1], width, count,
-             ld, rows);
-        for (i64 i = 0; i < ld; i += W) {
+      for (i64 t = h * n / problem_.H; t < end; t += kGather) {
+        const i64 count = smaller(kGather, end - t);
+        const Matrix<S> x = channels(b, t, count, part + wide_);
+        for (i64 c = 0; c < C; c += W) {
           V sum{};
-          for (i64 f = 0; f < count; ++f)
-            sum += weights[first_[b] + t + f] * load(rows + f * ld + i);
-          store(part + i, load(part + i) + sum);
+          for (i64 f = 0; f < count; ++f) sum += weights[t + f] * load_first(x.at(f, c), C - c);
+          add(part + c, sum);
         }
       }
-      write(part, width,
-            static_cast<T*>(problem_.trunk_pooled) + (b * problem_.H + h) * problem_.C + c);
-      for (i64 i = 0; i < kChunk; ++i) whole[i] += part[i];
+      round_row(part, C, static_cast<T*>(problem_.trunk_pooled) + (b * problem_.H + h) * C);
+      for (i64 c = 0; c < wide_; ++c) whole[c] += part[c];
     }
-    write(whole, width, static_cast<T*>(problem_.pooled) + b * problem_.C + c);
+    round_row(whole, C, static_cast<T*>(problem_.pooled) + b * C);
   }
 
   // ---- backward ----
 
-  // Some frames of the list, their channels gathered, and what belongs to each.
-  struct Block {
-    i64 from, count;
-    S* rows;
-    i64 place[kBlock];          // row * T + frame
-    const S* gradient[kBlock];  // g
-
-    Block(const AttentionPool& pool, i64 index, S* scratch, const S* gradients)
-        : from(index * kBlock), count(smaller(kBlock, pool.frames() - from)), rows(scratch) {
-      const AttentionPoolProblem& problem = pool.problem_;
-      pool.over_runs(from, from + count, [&](i64 b, i64 frame, i64 run, i64 i) {
-        pool.gather(b, frame, run, rows + i * pool.row_stride_);
-        const i64 n = pool.length(b);
-        for (i64 f = 0; f < run; ++f) {
-          place[i + f] = b * problem.T + frame + f;
-          if (gradients)
-            gradient[i + f] =
-                gradients + (b * problem.H + pool.trunk(frame + f, n)) * pool.row_stride_;
-        }
-      });
-    }
-  };
-
-  S weight_at(i64 place) const { return widen(static_cast<const T*>(problem_.weights)[place]); }
-
-  // gamma of each frame of a block.
-  void differentiate_weights(const Block& block, S* gamma) const {
+  // What a row has to know before its hidden layer: g (H, wide_) and d_score. And frames that do
+  // not count have no gradient.
+  void differentiate_weights(i64 b, S* gradients, S* scratch, S* d_scores) const {
+    const i64 n = length(b), C = problem_.C;
+    S* const g = gradients + b * problem_.H * wide_;
+    join_gradients(b, g, scratch);
     const View& d_weights = problem_.d_weights;
-    for (i64 f = 0; f < block.count; ++f) {
-      const S* const x = block.rows + f * row_stride_;
-      const S* const g = block.gradient[f];
-      S sum = total<S>(
-          pairwise_sum<S>(0, problem_.C, [&](i64 c) { return load(x + c) * load(g + c); }));
-      const i64 place = block.place[f];
-      if (d_weights) sum += widen(*at<T>(d_weights, place / problem_.T, place % problem_.T, 0));
-      gamma[block.from + f] = sum;
+    S* const own = d_scores + first_[b];
+    for (i64 t = 0; t < n; t += kGather) {
+      const i64 count = smaller(kGather, n - t);
+      const Matrix<S> x = channels(b, t, count, scratch);
+      for (i64 f = 0; f < count; ++f) {
+        const S* const row = g + trunk(t + f, n) * wide_;
+        own[t + f] = sum_of(
+            C, [&](i64 c, i64 left) { return load_first(x.at(f, c), left) * load(row + c); });
+        if (d_weights) own[t + f] += widen(*at<T>(d_weights, b, t + f, 0));
+      }
     }
+    differentiate_softmax(b, own);
+    if (problem_.d_x)
+      clear(static_cast<T*>(problem_.d_x) + (b * problem_.T + n) * C, (problem_.T - n) * C);
   }
 
-  // d_score of a row, in place of its gamma. And frames that do not count have no gradient.
-  void differentiate_softmax(i64 b, S* d_scores) const {
+  // g of a row, zeros where nobody used the pooled results.
+  void join_gradients(i64 b, S* g, S* scratch) const {
+    const View& whole = problem_.d_pooled;
+    const View& parts = problem_.d_trunk_pooled;
+    const i64 C = problem_.C, H = problem_.H;
+    if (C == 0) return;
+    if (parts) {
+      pack(at<T>(parts, b, 0, 0), parts.stride[2], parts.stride[1], C, H, wide_, g);
+    } else {
+      for (i64 i = 0; i < H * wide_; ++i) g[i] = S{0};
+    }
+    if (!whole) return;
+    pack(at<T>(whole, b, 0, 0), whole.stride[1], 0, C, 1, wide_, scratch);
+    for (i64 h = 0; h < H; ++h)
+      for (i64 c = 0; c < wide_; c += W) add(g + h * wide_ + c, load(scratch + c));
+  }
+
+  // d_score of a row in place of its gamma.
+  void differentiate_softmax(i64 b, S* own) const {
     const i64 n = length(b);
     const T* const weights = static_cast<const T*>(problem_.weights) + b * problem_.T;
-    S* const own = d_scores + first_[b];
     // The mean under the weights as they were rounded, so that the sum of d_score is 0: what it is
     // off by, all frames share.
     double sum = 0, product = 0;
@@ -380,113 +412,112 @@ class AttentionPool {
     const double mean = product / sum;
     for (i64 i = 0; i < n; ++i)
       own[i] = widen(weights[i]) * static_cast<S>(static_cast<double>(own[i]) - mean);
-    if (problem_.d_x)
-      clear(static_cast<T*>(problem_.d_x) + (b * problem_.T + n) * problem_.C,
-            (problem_.T - n) * problem_.C);
   }
 
-  // The gradients of a block: dx, its share of the sums, and what d_score multiplies in d_scale.
-  void differentiate(const Block& block, const Buffer<S>& columns, const Buffer<S>& rows,
-                     const S* d_scores, S* scratch, S* sums, S* terms) const {
-    S* const d_hidden = scratch + left_size();
-    S* const vectors = sums + sums_size() - 2 * panels_ * P;  // d_bias, d_query
-    V plain[kBlock] = {};
-    hidden(block.rows, block.count, columns, scratch,
-           [&](i64 panel, i64 first, int count, const S* tile) {
-             S* const to = d_hidden + (panel * kBlock + first) * P;
-             const S* const d_score = d_scores + block.from + first;
-             for (i64 i = 0; i < P; i += W) {
-               const V bias = load(bias_.get() + panel * P + i);
-               const V query = load(query_.get() + panel * P + i);
-               V d_bias{}, d_query{};
-               for (int r = 0; r < count; ++r) {
-                 const Tanh<S> y(load(tile + r * P + i) + bias);
-                 const S d_tanh = slope_ * d_score[r];
-                 const V gradient = d_tanh * query * y.slope;
-                 store(to + r * P + i, gradient);
-                 plain[first + r] += y.value * query;
-                 d_bias += gradient;
-                 d_query += d_tanh * y.value;
-               }
-               add(vectors + panel * P + i, d_bias);
-               add(vectors + (panels_ + panel) * P + i, d_query);
-             }
-           });
-    for (i64 f = 0; f < block.count; ++f) terms[block.from + f] = total<S>(plain[f]);
-    if (problem_.d_weight) differentiate_weight(block, d_hidden, sums);
-    if (problem_.d_x) differentiate_input(block, d_hidden, rows, scratch);
+  // A block's dx and its share of the sums.
+  void differentiate(i64 index, const Weight& weight, const Weight& transposed, const S* gradients,
+                     const S* d_scores, S* scratch, S* sums) const {
+    const Block block(*this, index, scratch);
+    S* const hidden = scratch + rows_size();
+    S* const d_input = hidden + hidden_size();
+    S* const product = d_input + kBlockRows * kColumns;
+    const S* const kept = rows_of(block, problem_.hidden, problem_.A);
+    if (!problem_.hidden) {
+      activate(block, weight, hidden, product);
+    } else if (!kept) {
+      recall(block, hidden);
+    }
+    differentiate_hidden(block, d_scores + block.from, kept ? kept : hidden, hidden, sums);
+    const Matrix<S> d_hidden{hidden, ld_, 1};
+    if (problem_.d_weight && problem_.C > 0)
+      multiply_block(Matrix<S>{block.x.data, block.x.step, block.x.row}, d_hidden, problem_.C,
+                     problem_.A, ld_ - problem_.A, block.count, run_for(problem_.C, problem_.A),
+                     sums + 2 * ld_, ld_, false, product);
+    if (!problem_.d_x) return;
+    S* const own = rows_of(block, problem_.d_x, problem_.C);
+    for (i64 c = 0; c < problem_.C; c += kColumns) {
+      const i64 columns = smaller(kColumns, problem_.C - c);
+      const i64 ld = own ? problem_.C : round_up(columns, W);
+      S* const to = own ? own + c : d_input;
+      for (i64 f = 0; f < block.count; ++f)
+        start_input(block.place[f], c, columns, gradients, to + f * ld);
+      const Matrix<S> right{transposed.matrix.at(0, c), transposed.matrix.row, 1};
+      multiply_block(d_hidden, right, block.count, columns,
+                     problem_.C - c - columns + transposed.spare, problem_.A,
+                     run_for(problem_.B * problem_.T, problem_.C), to, ld, false, product);
+      for (i64 f = 0; !own && f < block.count; ++f)
+        round_row(to + f * ld, columns,
+                  static_cast<T*>(problem_.d_x) + block.place[f] * problem_.C + c);
+    }
+  }
+
+  // y of a block as the forward kept it.
+  void recall(const Block& block, S* y) const {
+    for (i64 f = 0; f < block.count; ++f)
+      for (i64 a = 0; a < ld_; a += W)
+        store(y + f * ld_ + a, load_first(hidden(block.place[f]) + a, problem_.A - a));
+  }
+
+  // d_hidden, which may take the place of y, and what it adds to d_bias and, with y, to d_query.
+  void differentiate_hidden(const Block& block, const S* d_scores, const S* y, S* d_hidden,
+                            S* sums) const {
+    for (i64 start = 0; start < block.count; start += kGather)
+      for (i64 a = 0; a < ld_; a += W) {
+        const V query = load(query_.get() + a);
+        V d_bias{}, d_query{};
+        for (i64 f = start; f < smaller(start + kGather, block.count); ++f) {
+          const V value = load(y + f * ld_ + a);
+          __builtin_prefetch(y + (f + kGather) * ld_ + a);
+          // Where tanh is nearly 1 this has the digits that 1 - y^2 has not.
+          const V gradient = (slope_ * d_scores[f]) * query * ((1 - value) * (1 + value));
+          store(d_hidden + f * ld_ + a, gradient);
+          d_bias += gradient;
+          d_query += d_scores[f] * value;
+        }
+        add(sums + a, d_bias);
+        add(sums + ld_ + a, d_query);
+      }
+  }
+
+  // The part of dx that does not come through the hidden layer, weights g.
+  void start_input(i64 place, i64 c, i64 columns, const S* gradients, S* to) const {
+    const i64 b = place / problem_.T, h = trunk(place % problem_.T, length(b));
+    const S weight = widen(static_cast<const T*>(problem_.weights)[place]);
+    const S* const g = gradients + (b * problem_.H + h) * wide_ + c;
+    for (i64 i = 0; i < columns; i += W) store(to + i, weight * load(g + i));
   }
 
   static void add(S* sum, V x) { store(sum, load(sum) + x); }
 
-  // sums (panels, C, P) += x^T d_hidden.
-  void differentiate_weight(const Block& block, const S* d_hidden, S* sums) const {
-    const Tiling tiling(problem_.C);
-    for (i64 panel = 0; panel < panels_; ++panel)
-      for (i64 t = 0; t < tiling.count; ++t) {
-        S tile[kTileRows * P];
-        const i64 c = tiling.start(t);
-        multiply(tiling.rows(t), block.rows + c, row_stride_, d_hidden + panel * kBlock * P,
-                 block.count, leaf_for(problem_.C, problem_.A), tile);
-        S* const sum = sums + (panel * problem_.C + c) * P;
-        for (i64 i = 0; i < tiling.rows(t) * P; i += W) add(sum + i, load(tile + i));
-      }
+  // The sums of all splits at `offset`, in the place of the first's.
+  S* join(i64 offset, i64 count, i64 splits, S* sums) const {
+    for (i64 split = 1; split < splits; ++split)
+      for (i64 i = 0; i < count; i += W)
+        add(sums + offset + i, load(sums + split * sums_size() + offset + i));
+    return sums + offset;
   }
 
-  // dx = weights g + d_hidden weight^T, a tile of frames at a time.
-  void differentiate_input(const Block& block, const S* d_hidden, const Buffer<S>& rows,
-                           S* scratch) const {
-    const Tiling tiling(block.count);
-    for (i64 t = 0; t < tiling.count; ++t) {
-      const i64 first = tiling.start(t);
-      const int count = tiling.rows(t);
-      for (i64 panel = 0; panel < panels_; ++panel)
-        pack(d_hidden + (panel * kBlock + first) * P, P, 1, count,
-             smaller(P, problem_.A - panel * P), count, scratch + panel * P * count);
-      for (i64 c = 0; c < problem_.C; c += P) {
-        S tile[kTileRows * P];
-        multiply(count, static_cast<const S*>(scratch), count, rows.get() + c * problem_.A,
-                 problem_.A, leaf_for(problem_.C, problem_.B * problem_.T), tile);
-        for (int r = 0; r < count; ++r) {
-          const i64 place = block.place[first + r];
-          const S weight = weight_at(place);
-          for (i64 i = 0; i < P && c + i < problem_.C; i += W)
-            store_first<T>(
-                static_cast<T*>(problem_.d_x) + place * problem_.C + c + i,
-                load(tile + r * P + i) +
-                    weight * load_first(block.gradient[first + r] + c + i, problem_.C - c - i),
-                problem_.C - c - i);
-        }
-      }
+  // kGather channels of d_weight.
+  void join_weight(i64 c, i64 splits, S* sums) const {
+    const i64 count = smaller(kGather, problem_.C - c);
+    const S* const matrix = join((2 + c) * ld_, count * ld_, splits, sums);
+    for (i64 i = 0; i < count; ++i)
+      round_row(matrix + i * ld_, problem_.A,
+                static_cast<T*>(problem_.d_weight) + (c + i) * problem_.A);
+  }
+
+  void join_vectors(i64 splits, S* sums) const {
+    const S* const d_bias = join(0, ld_, splits, sums);
+    S* const d_query = join(ld_, ld_, splits, sums);
+    if (problem_.d_bias) round_row(d_bias, problem_.A, static_cast<T*>(problem_.d_bias));
+    if (problem_.d_scale) {
+      double sum = 0;
+      for (i64 a = 0; a < problem_.A; ++a)
+        sum += static_cast<double>(query_[a]) * static_cast<double>(d_query[a]);
+      write_scale(sum * problem_.factor);
     }
-  }
-
-  // The gradients of the parameters in one panel's columns, from those of the splits, which all are
-  // added to the first.
-  void join(i64 panel, i64 splits, S* sums) const {
-    const i64 a = panel * P, width = smaller(P, problem_.A - a),
-              C = problem_.d_weight ? problem_.C : 0;
-    const i64 vectors = sums_size() - 2 * panels_ * P;
-    const auto join_part = [&](i64 offset, i64 count) {
-      for (i64 split = 1; split < splits; ++split)
-        for (i64 i = 0; i < count; i += W)
-          add(sums + offset + i, load(sums + split * sums_size() + offset + i));
-      return sums + offset;
-    };
-    const S* const matrix = join_part(a * C, C * P);
-    for (i64 c = 0; c < C; ++c)
-      write(matrix + c * P, width, static_cast<T*>(problem_.d_weight) + c * problem_.A + a);
-    if (problem_.d_bias)
-      write(join_part(vectors + a, P), width, static_cast<T*>(problem_.d_bias) + a);
-    if (problem_.d_query)
-      write(join_part(vectors + panels_ * P + a, P), width, static_cast<T*>(problem_.d_query) + a);
-  }
-
-  // ---- writing ----
-
-  static void write(const S* from, i64 count, T* to) {
-    for (i64 i = 0; i < count; i += W)
-      store_first<T>(to + i, load_first(from + i, count - i), count - i);
+    for (i64 a = 0; a < ld_; ++a) d_query[a] *= slope_;
+    if (problem_.d_query) round_row(d_query, problem_.A, static_cast<T*>(problem_.d_query));
   }
 
   static void clear(T* to, i64 count) {
@@ -494,10 +525,10 @@ class AttentionPool {
   }
 
   const AttentionPoolProblem& problem_;
-  i64 leaf_, panels_, row_stride_;
+  i64 wide_, ld_;  // C and A, rounded up to whole vectors
   S slope_;
   Buffer<i64> first_;       // where in the list of frames that count each row starts
-  Buffer<S> bias_, query_;  // zeros up to whole panels
+  Buffer<S> bias_, query_;  // (ld_), zeros from A on
   i64 blocks_ = 0;
   int threads_ = 1;
 };

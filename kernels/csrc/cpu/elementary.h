@@ -125,28 +125,21 @@ inline Vec<S> polynomial(const S (&c)[N], Vec<S> x) {
   return sum;
 }
 
-// tanh and its slope. Either way the answer is a number less a small one, so that what rounds the
-// small one hardly counts: 1 less 2 / (e^(2 |x|) + 1) or, near 0, x less x - tanh(x), that by
-// Lambert's continued fraction. Where tanh is nearly 1, the slope is made of the small one.
+// Either way the answer is a number less a small one, so that what rounds the small one hardly
+// counts: 1 less 2 / (e^(2 |x|) + 1) or, near 0, x less x - tanh(x), that by Lambert's continued
+// fraction.
 template <class S>
-struct Tanh {
-  Vec<S> value, slope;
-
-  explicit Tanh(Vec<S> x) {
-    constexpr S most = Format<S>::tanh_most;
-    const Vec<S> size = absolute<S>(x), square = size * size, twice = 2 * size;
-    const Exponential<S> e(twice > most ? splat(most) : twice);  // NaN stays
-    const auto near = size < S{0.5625};
-    const Vec<S> above =
-        near ? size * square * polynomial<S>(Format<S>::near_above, square) : splat(S{2});
-    const Vec<S> below =
-        near ? polynomial<S>(Format<S>::near_below, square) : e.power * e.rest + (e.power + 1);
-    const Vec<S> small = above / below;
-    const Vec<S> magnitude = (near ? size : splat(S{1})) - small;
-    value = with_sign<S>(magnitude, x);
-    slope = near ? 1 - magnitude * magnitude : small * (2 - small);
-  }
-};
+inline Vec<S> hyperbolic_tangent(Vec<S> x) {
+  constexpr S most = Format<S>::tanh_most;
+  const Vec<S> size = absolute<S>(x), square = size * size, twice = 2 * size;
+  const Exponential<S> e(twice > most ? splat(most) : twice);  // NaN stays
+  const auto near = size < S{0.5625};
+  const Vec<S> above =
+      near ? size * square * polynomial<S>(Format<S>::near_above, square) : splat(S{2});
+  const Vec<S> below =
+      near ? polynomial<S>(Format<S>::near_below, square) : e.power * e.rest + (e.power + 1);
+  return with_sign<S>((near ? size : splat(S{1})) - above / below, x);
+}
 
 // x^exponent for x > 0. With x = 2^e m, m about 1, it is 2^(exponent e) 2^(exponent log2 m); the
 // first exponent is taken apart so that nothing of it is lost.
@@ -215,7 +208,7 @@ inline S total(Vec<S> x) {
 }
 
 // The sum of term(i) for i = from, from + W, ... below `to`, each a vector; in a balanced tree of
-// short runs, see microkernel.h.
+// short runs: the rounding error grows with the run and hardly with the length.
 template <class S, class F>
 inline Vec<S> pairwise_sum(i64 from, i64 to, const F& term) {
   constexpr i64 W = kWidth<S>, run = 16 * W;

@@ -7,7 +7,7 @@
 //             2  the tiles of a row joined in their order; where a row is one tile, launch 1 does
 //                it too
 //   backward  1  gamma = x . G + d_weights, and the tile's part of m = sum of weights gamma
-//             2  d_score = weights (gamma - m); the hidden layer again, its gradient
+//             2  d_score = weights (gamma - m); the hidden layer, kept or again, its gradient
 //                d_hidden = s d_score query (1 - tanh^2), from which dx = weights G + d_hidden W^T;
 //                the tile's parts of the sums over frames: d_bias, d_query, d_scale
 //             3  d_weight = x^T d_hidden, in shares of the frames that whoever comes last adds up;
@@ -141,7 +141,19 @@ struct Tanh {
     slope = near ? fmaf(-y, y, 1.0f) : small * (2.0f - small);
     value = copysignf(y, x);
   }
+
+  // Of a value that was kept.
+  __device__ static Tanh recalled(float value) { return {value, (1.0f - value) * (1.0f + value)}; }
+
+ private:
+  __device__ Tanh(float value_, float slope_) : value(value_), slope(slope_) {}
 };
+
+// The hidden layer of a frame, as it is kept.
+template <class T>
+__device__ T* hidden_of(const AttentionPoolProblem& problem, i64 row, i64 frame) {
+  return static_cast<T*>(problem.hidden) + (row * problem.T + frame) * problem.A;
+}
 
 // A tile of frames, and where it is.
 struct Frames {
@@ -203,10 +215,17 @@ __device__ void score(const AttentionPoolProblem& problem, const Plan& plan, con
     __syncthreads();
     const int columns = static_cast<int>(smaller(kColumns, problem.A - a));
     for (int c = own; c < columns; c += kPerFrame) {
-      const float x = memory.hidden[frame * kTileStride<Tile> + c];
+      float& x = memory.hidden[frame * kTileStride<Tile> + c];
       const Tanh y(x + widen(*at<T>(problem.bias, a + c)));
       part = fmaf(y.value, widen(*at<T>(problem.query, a + c)), part);
+      x = y.value;
     }
+    if (problem.hidden == nullptr) return;
+    __syncthreads();
+    const int c = thread % kColumns;
+    for (int t = thread / kColumns; c < columns && t < frames.alive; t += kPerFrame)
+      hidden_of<T>(problem, frames.row, frames.start + t)[a + c] =
+          narrow<T>(memory.hidden[t * kTileStride<Tile> + c]);
   });
   const float factor = factor_of(problem);
   part = sum_of_lanes<kPerFrame>(part);
@@ -308,6 +327,12 @@ __global__ __launch_bounds__(kThreads, 2) void scores_kernel(const AttentionPool
   for (i64 t = frames.start + frames.alive + threadIdx.x;
        t < smaller(frames.start + kFrames, problem.T); t += kThreads)
     static_cast<T*>(problem.weights)[frames.row * problem.T + t] = narrow<T>(0.0f);
+  if (problem.hidden != nullptr) {
+    const i64 end = smaller(frames.start + kFrames, problem.T);
+    T* const dead = hidden_of<T>(problem, frames.row, frames.start + frames.alive);
+    for (i64 i = threadIdx.x; i < (end - frames.start - frames.alive) * problem.A; i += kThreads)
+      dead[i] = narrow<T>(0.0f);
+  }
   if (frames.alive > 0) {
     score(problem, plan, frames, memory);
     weigh<T>(problem, plan, frames, memory.shares);
@@ -441,21 +466,33 @@ class InputsBackward {
     const int frame = thread_ / kPerFrame, own = thread_ % kPerFrame;
     const float d_tanh = memory_.d_score[frame] * factor_of(problem_);
     float plain = 0;  // the score before its factor
-    for_hidden<Number>(problem_, plan_, frames_, memory_.ring.hidden, [&](i64 a, auto& sums) {
-      sums.store(memory_.tile);
+    // The tile has some columns, of which tanh(number in the tile, column) is what its name says.
+    const auto differentiate = [&](i64 a, const auto& tanh) {
       __syncthreads();
       const int columns = static_cast<int>(smaller(kColumns, problem_.A - a));
       for (int c = own; c < columns; c += kPerFrame) {
         const int place = frame * kTileStride<Tile> + c;
         const float query = widen(*at<T>(problem_.query, a + c));
-        const Tanh y(memory_.tile[place] + widen(*at<T>(problem_.bias, a + c)));
+        const Tanh y = tanh(memory_.tile[place], a + c);
         plain = fmaf(y.value, query, plain);
         memory_.tile[place] = d_tanh * query * y.slope;
         memory_.pull[place] = d_tanh * y.value;
       }
       __syncthreads();
       columns_out(a, columns);
-    });
+    };
+    if (problem_.hidden == nullptr) {
+      for_hidden<Number>(problem_, plan_, frames_, memory_.ring.hidden, [&](i64 a, auto& sums) {
+        sums.store(memory_.tile);
+        differentiate(a, [&](float x, i64 i) { return Tanh(x + widen(*at<T>(problem_.bias, i))); });
+      });
+    } else {
+      for (i64 a = 0; a < problem_.A; a += kColumns) {
+        __syncthreads();
+        recall(a);
+        differentiate(a, [](float y, i64) { return Tanh::recalled(y); });
+      }
+    }
     if (parts_ == nullptr) return;
     plain = sum_of_lanes<kPerFrame>(plain);
     if (own == 0) memory_.scale[frame] = memory_.d_score[frame] * plain;
@@ -465,6 +502,16 @@ class InputsBackward {
       for (int t = thread_; t < frames_.alive; t += kWarp) sum += memory_.scale[t];
       sum = sum_of_lanes<kWarp>(sum) * static_cast<float>(problem_.factor);
       if (thread_ == 0) parts_[2 * problem_.A] = sum;
+    }
+  }
+
+  // Some columns of the hidden layer, zeros beyond what there is.
+  __device__ void recall(i64 a) {
+    const int c = thread_ % kColumns;
+    for (int t = thread_ / kColumns; t < kFrames; t += kPerFrame) {
+      const bool there = t < frames_.alive && a + c < problem_.A;
+      memory_.tile[t * kTileStride<Tile> + c] =
+          there ? widen(hidden_of<T>(problem_, frames_.row, frames_.start + t)[a + c]) : 0.0f;
     }
   }
 

@@ -10,8 +10,6 @@ from torch import Tensor
 from .. import backends
 from . import _autograd, _check, _operator
 
-KEEP_LIMIT = 64 * 2**20  # bytes
-
 Tensors = tuple[Tensor | None, ...]
 Attributes = tuple[Any, ...]
 
@@ -100,7 +98,7 @@ class Pooling:
             forward = backends.kernel(self.operator.name, "native").forward
             pooled = forward(*inputs, *lengths, seed, *attributes, False)[0]
             return pooled
-        keep = _may_keep(keep_projections, self.elements(*inputs), a)
+        keep = _operator.may_keep(keep_projections, 2 * self.elements(*inputs), a)
         arguments = (*inputs, *lengths, seed, *attributes, keep, "native")
         pooled = self.operator.unheard(arguments)[0]
         return pooled
@@ -118,16 +116,7 @@ def keeps_projections(explicit: bool | None, elements: int, inputs: Tensors) -> 
         elements: B * H * N, elements of one projection.
         inputs: the differentiable inputs.
     """
-    there = [t for t in inputs if t is not None]
-    if not torch.is_grad_enabled() or not any(t.requires_grad for t in there):
-        return False
-    return _may_keep(explicit, elements, there[0])
-
-
-def _may_keep(explicit: bool | None, elements: int, a: Tensor) -> bool:
-    if explicit is not None:
-        return explicit
-    return bool(2 * elements * a.element_size() <= KEEP_LIMIT)
+    return _operator.keeps(explicit, 2 * elements, inputs)
 
 
 def projections(a: Tensor, trunks: int, columns: int, keep: bool) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,8 @@ from . import _autograd
 
 LIBRARY = torch.library.Library("fbp_kernels", "DEF")
 
+KEEP_LIMIT = 64 * 2**20  # bytes
+
 
 @dataclass(frozen=True)
 class Operator:
@@ -189,6 +191,27 @@ def _define(
 def _bits(flags: tuple[bool, ...]) -> int:
     """An integer with bit i set where flag i is."""
     return sum(1 << i for i, flag in enumerate(flags) if flag)
+
+
+def keeps(explicit: bool | None, elements: int, inputs: tuple[Tensor | None, ...]) -> bool:
+    """Whether the forward keeps what the backward would compute again: not where no gradient is due.
+
+    Args:
+        explicit: the caller's choice, or None for the default, see `may_keep`.
+        elements: how many numbers.
+        inputs: the differentiable inputs, the first of which has their dtype.
+    """
+    there = [t for t in inputs if t is not None]
+    if not torch.is_grad_enabled() or not any(t.requires_grad for t in there):
+        return False
+    return may_keep(explicit, elements, there[0])
+
+
+def may_keep(explicit: bool | None, elements: int, like: Tensor) -> bool:
+    """The same where a gradient is known to be due. The default keeps what takes at most 64 MiB."""
+    if explicit is not None:
+        return explicit
+    return bool(elements * like.element_size() <= KEEP_LIMIT)
 
 
 def draw_seed(dropout: float, training: bool, device: torch.device) -> Tensor | None:

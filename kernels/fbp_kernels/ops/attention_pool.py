@@ -18,6 +18,7 @@ def attention_pool(
     trunks: int = 1,
     lengths: Tensor | None = None,
     backend: str | None = None,
+    keep_hidden: bool | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weighs the frames by softmax(scale * tanh(x weight + bias) query) and sums them up.
 
@@ -34,6 +35,8 @@ def attention_pool(
         trunks: H.
         lengths: int64 or int32 (B,), n of each row, whatever the frames after hold; None means T.
         backend: as in `fbp`.
+        keep_hidden: keep tanh(x weight + bias) (B, T, A) for the backward (True), compute it again there (False), or
+            None for the default, which keeps it up to 64 MiB. The reference leaves this to PyTorch.
 
     Returns:
         The sum over the clip (B, C), the sums over the trunks (B, H, C) and the weights (B, T), which are 0 from
@@ -65,16 +68,19 @@ def attention_pool(
         )
     # A number travels as one: a tensor made of it would be a launch of its own.
     tensor, number = (scale, 1.0) if isinstance(scale, Tensor) else (None, float(scale))
-    results: tuple[Tensor, Tensor, Tensor] = _call(
-        x, weight, bias, query, tensor, lengths, trunks, number, chosen
-    )
-    return results
+    elements = x.shape[0] * x.shape[1] * weight.shape[1]
+    keep = _operator.keeps(keep_hidden, elements, (x, weight, bias, query, tensor))
+    pooled, trunk_pooled, weights = _call(
+        x, weight, bias, query, tensor, lengths, trunks, number, keep, chosen
+    )[:3]
+    return pooled, trunk_pooled, weights
 
 
-def _fake(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    trunks = arguments[-2]
+def _fake(x: Tensor, weight: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    trunks, _, keep = arguments[-3:]
     B, T, C = x.shape
-    return x.new_empty(B, C), x.new_empty(B, trunks, C), x.new_empty(B, T)
+    hidden = x.new_empty((B, T, weight.shape[1]) if keep else (0,))
+    return x.new_empty(B, C), x.new_empty(B, trunks, C), x.new_empty(B, T), hidden
 
 
 _call = _operator.Operator(
@@ -85,6 +91,7 @@ _call = _operator.Operator(
     fake=_fake,
     results=3,
     reused=(2,),  # the weights
+    kept=1,  # the hidden layer
 ).register(
     native=backends.Kernel(
         native.raw("attention_pool_forward"), native.raw("attention_pool_backward")

@@ -74,6 +74,12 @@ def _load_frames(x, row, frame, c, mask):
 
 
 @triton.jit
+def _in_tile(a, A, BT: tl.constexpr):
+    """Offsets of some columns of the hidden layer in a tile of frames."""
+    return tl.arange(0, BT)[:, None] * A + a[None, :]
+
+
+@triton.jit
 def _load_vector(vector, i, mask):
     return tl.load(vector.data + i.to(tl.int64) * vector.s0, mask=mask, other=0.0).to(tl.float32)
 
@@ -116,14 +122,15 @@ def _hidden(
 @triton.jit(do_not_specialize=["T"])
 def forward_kernel(
     x, weight, bias, query, scale, factor, lengths,
-    pooled, trunk_pooled, weights, scores, tops, totals, sums, counters,
+    pooled, trunk_pooled, weights, hidden, scores, tops, totals, sums, counters,
     T, C, A, H,
     BT: tl.constexpr, BA: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Scores of a tile, their maximum and the sums weighted relative to it; the last of a row joins the tiles.
 
     Grid: rows times tiles of frames. The sum of tile i for trunk h goes to slot i + h of the row: tiles and trunks
-    both follow the frames, so no two sums want the same slot and tiles + H - 1 are enough.
+    both follow the frames, so no two sums want the same slot and tiles + H - 1 are enough. `hidden` (B, T, A) is
+    what is kept for the backward, zeros at frames that do not count.
     """
     tiles = tl.maximum(tl.cdiv(T, BT), 1)
     row = tl.program_id(0) // tiles
@@ -134,6 +141,13 @@ def forward_kernel(
     first_frame = row.to(tl.int64) * T
     padding = (frame >= n) & (frame < T)
     tl.store(weights + first_frame + frame, tl.zeros((BT,), weights.dtype.element_ty), mask=padding)
+    if hidden is not None:
+        hidden += (first_frame + start) * A
+        for a0 in range(0, A, BA):
+            a = a0 + tl.arange(0, BA)
+            zeros = tl.zeros((BT, BA), hidden.dtype.element_ty)
+            mask = padding[:, None] & (a < A)[None, :]
+            tl.store(hidden + _in_tile(a, A, BT), zeros, mask=mask)
     if start < n:
         alive = frame < n
         score = tl.zeros((BT,), tl.float32)
@@ -143,6 +157,10 @@ def forward_kernel(
                 _hidden(x, weight, bias, row, frame, alive, a, C, A, BT, BA, BC, PRECISION)
             )
             score += tl.sum(y * _load_vector(query, a, a < A)[None, :], 1)
+            if hidden is not None:
+                mask = alive[:, None] & (a < A)[None, :]
+                y = y.to(hidden.dtype.element_ty)
+                tl.store(hidden + _in_tile(a, A, BT), y, mask=mask)
         # Scaled after the difference to the top, which saves the scores that count a rounding.
         slope = _scale(scale, factor)
         score = tl.where(slope < 0, -score, score)
@@ -277,14 +295,15 @@ def weights_backward_kernel(
 
 @triton.jit(do_not_specialize=["T"])
 def inputs_backward_kernel(
-    d_pooled, d_trunks, x, weight, bias, query, scale, factor, weights, lengths, gamma, means,
+    d_pooled, d_trunks, x, weight, bias, query, scale, factor, weights, kept, lengths, gamma, means,
     dx, d_hidden, parts, T, C, A, H,
     GT: tl.constexpr, BT: tl.constexpr, BA: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradients before the tanh, kept for the weight's; from them dx, and parts of the vectors' gradients.
 
-    Grid: rows times tiles of frames. GT is the tile of the kernel that wrote `means`. `parts` has a row for each
-    program: its part of the gradients of bias (A), query (A) and scale (1).
+    Grid: rows times tiles of frames. GT is the tile of the kernel that wrote `means`. `kept` is the hidden layer, which
+    is computed again where there is none. `parts` has a row for each program: its part of the gradients of bias
+    (A), query (A) and scale (1).
     """
     tiles = tl.cdiv(T, BT)
     row = tl.program_id(0) // tiles
@@ -317,9 +336,15 @@ def inputs_backward_kernel(
         bias_part = tl.zeros((BA,), tl.float32)
         query_part = tl.zeros((BA,), tl.float32)
         if start < n:
-            y, slope = _tanh(
-                _hidden(x, weight, bias, row, frame, alive, a, C, A, BT, BA, BC, PRECISION)
-            )
+            if kept is not None:
+                own = kept + (row.to(tl.int64) * T + start) * A
+                mask = alive[:, None] & (a < A)[None, :]
+                y = tl.load(own + _in_tile(a, A, BT), mask=mask, other=0.0).to(tl.float32)
+                slope = (1.0 - y) * (1.0 + y)
+            else:
+                y, slope = _tanh(
+                    _hidden(x, weight, bias, row, frame, alive, a, C, A, BT, BA, BC, PRECISION)
+                )
             q = _load_vector(query, a, a < A)[None, :]
             gradient = d_tanh[:, None] * q * slope
             mask = alive[:, None] & (a < A)[None, :]
@@ -457,11 +482,18 @@ def forward(
     lengths: Tensor | None,
     trunks: int,
     factor: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The results of `fbp_kernels.attention_pool`; the scores are multiplied by `scale` and by `factor`."""
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The results of `fbp_kernels.attention_pool`, and the hidden layer or None.
+
+    The scores are multiplied by `scale` and by `factor`.
+    """
     B, T, C = x.shape
     A = weight.shape[1]
-    results = x.new_empty(B, C), x.new_empty(B, trunks, C), x.new_empty(B, T)
+    results = (
+        x.new_empty(B, C), x.new_empty(B, trunks, C), x.new_empty(B, T),
+        x.new_empty(B, T, A) if keep else None,
+    )  # fmt: skip
 
     def run(config: Config) -> None:
         tiles = max(triton.cdiv(T, config.blocks["BT"]), 1)
@@ -491,6 +523,7 @@ def backward(
     scale: Tensor | None,
     lengths: Tensor | None,
     weights: Tensor,
+    hidden: Tensor | None,
     trunks: int,
     factor: float,
     needs: int,
@@ -499,6 +532,7 @@ def backward(
     B, T, C = x.shape
     A = weight.shape[1]
     weights = weights.contiguous()
+    hidden = None if hidden is None else hidden.contiguous()
     inputs = (x, weight, bias, query, scale)
     wanted = [t if needs >> i & 1 else None for i, t in enumerate(inputs)]
     gradients = [None if t is None else t.new_empty(t.shape) for t in wanted]
@@ -524,7 +558,8 @@ def backward(
         launch.launch(
             inputs_backward_kernel, (programs,),
             *sums, _strided(x), _strided(weight), _strided(bias), _strided(query), scale, factor,
-            weights, lengths, gamma, written["means"], gradients[0], d_hidden, written["parts"],
+            weights, hidden, lengths, gamma, written["means"], gradients[0], d_hidden,
+            written["parts"],
             T, C, A, trunks,
             device=x.device, config=config, GT=written["GT"], PRECISION=_precision(x.dtype),
         )  # fmt: skip
@@ -626,13 +661,17 @@ def samples(
     d_pooled, d_trunks, d_weights = draw(B, C), draw(B, H, C), draw(B, T)
 
     def train(
-        d_weights: Tensor | None, scale: Tensor | None, lengths: Tensor | None, needs: int
+        d_weights: Tensor | None,
+        scale: Tensor | None,
+        lengths: Tensor | None,
+        keep: bool,
+        needs: int,
     ) -> Callable[[], object]:
         def call() -> object:
-            results = forward(x, weight, bias, query, scale, lengths, H, 1.0)
+            results = forward(x, weight, bias, query, scale, lengths, H, 1.0, keep)
             gradients = backward(
                 d_pooled, d_trunks, d_weights,
-                x, weight, bias, query, scale, lengths, results[2], H, 1.0, needs,
+                x, weight, bias, query, scale, lengths, *results[2:], H, 1.0, needs,
             )  # fmt: skip
             return results, gradients
 
@@ -641,6 +680,6 @@ def samples(
     lengths = torch.full((B,), T, dtype=torch.int64, device=device)
     parameters = _X | _WEIGHT | _BIAS | _QUERY
     return [
-        train(None, None, None, parameters),
-        train(d_weights, scale, lengths, parameters | _SCALE),
+        train(None, None, None, True, parameters),
+        train(d_weights, scale, lengths, False, parameters | _SCALE),
     ]

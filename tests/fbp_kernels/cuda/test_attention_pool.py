@@ -137,10 +137,28 @@ def test_gradients_asked_for_in_part(
         assert torch.equal(gradient, everything[i])
 
 
-def test_launches(shim: Shim) -> None:
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_hidden_layer_is_kept_as_it_is(shim: Shim, dtype: torch.dtype) -> None:
+    """Several tiles of frames and of columns, the last ones not full; zeros at frames that do not count."""
+    lengths = torch.tensor([100, 0, 64, 13])
+    inputs = [t.requires_grad_() for t in draw(0, 4, 100, 20, 70, dtype=dtype)]
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        fk.attention_pool(*inputs, trunks=2, lengths=lengths, backend="native", keep_hidden=True)
+    (hidden,) = (t for t in kept if t.shape == (4, 100, 70))
+    x, weight, bias = (t.detach().double() for t in inputs[:3])
+    want = torch.tanh(x @ weight + bias).where(
+        (torch.arange(100) < lengths[:, None])[..., None], torch.zeros((), dtype=torch.float64)
+    )
+    torch.testing.assert_close(hidden, want.to(dtype))
+    assert not hidden[want == 0].any()
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_launches(shim: Shim, keep: bool) -> None:
     def forward(T: int, *, backward: bool = False) -> None:
         inputs = [t.requires_grad_() for t in draw(0, 2, T, 9, 6, dtype=torch.float32)]
-        pooled, _, _ = fk.attention_pool(*inputs, trunks=2, backend="native")
+        pooled, _, _ = fk.attention_pool(*inputs, trunks=2, backend="native", keep_hidden=keep)
         if backward:
             pooled.sum().backward()
 

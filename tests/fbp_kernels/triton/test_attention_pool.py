@@ -232,16 +232,27 @@ def test_only_what_is_due_is_computed(due: tuple[str, ...], launched: list[str])
         torch.testing.assert_close(x, y)
 
 
-def test_without_gradients_nothing_is_kept() -> None:
-    tensors = draw(2, 20, 5, 3)
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_is_kept_is_the_hidden_layer_or_nothing(keep: bool) -> None:
+    lengths = torch.tensor([20, 7])
     kept: list[Tensor] = []
-    inputs = leaves(tensors)
+    inputs = leaves(draw(2, 20, 5, 3, padding=lengths))
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        results = fk.attention_pool(*inputs, trunks=3, backend="triton")
-    own = {t.data_ptr() for t in (*inputs, results[2])}
-    assert {t.data_ptr() for t in kept} == own, "inputs and weights, and nothing else"
+        results = fk.attention_pool(
+            *inputs, trunks=3, lengths=lengths, backend="triton", keep_hidden=keep
+        )
+    own = {t.data_ptr() for t in (*inputs, lengths, results[2])}
+    hidden = [t for t in kept if t.data_ptr() not in own]
+    if keep:
+        x, weight, bias = (t.detach() for t in inputs[:3])
+        want = torch.tanh(x @ weight + bias)
+        want[1, 7:] = 0
+        torch.testing.assert_close(hidden, [want])
+    else:
+        assert not hidden
     with torch.no_grad():
-        assert not fk.attention_pool(*inputs, backend="triton")[0].requires_grad
+        results = fk.attention_pool(*inputs, backend="triton", keep_hidden=keep)
+        assert not results[0].requires_grad
 
 
 def test_gradients_of_any_strides() -> None:

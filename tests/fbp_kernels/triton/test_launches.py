@@ -12,7 +12,7 @@ import fbp_kernels as fk
 from fbp_kernels.triton import launch
 from fbp_kernels.triton.tuning import Config
 
-from ..checks import pairs
+from ..checks import kept_by, pairs
 
 LENGTHS = torch.tensor([4, 0, 2, 1, 3])
 
@@ -74,9 +74,10 @@ LAUNCHES: dict[str, tuple[Callable[..., Call], int, int]] = {
 @pytest.mark.parametrize("operator", [o for o, backend in pairs() if backend == "triton"])
 def test_launches(operator: str, keep: bool) -> None:
     make, forward, backward = LAUNCHES[operator]
-    if not keep and not operator.endswith("fbp"):
-        pytest.skip("keeps no projections")
-    options = {"keep_projections": keep} if operator.endswith("fbp") else {}
+    name = kept_by(getattr(fk, operator))
+    if not keep and not name:
+        pytest.skip("keeps nothing")
+    options = {name: keep} if name else {}
     call, inputs = make(backend="triton", **options)
     with launch.counted() as names:
         result = call(*inputs)

@@ -9,17 +9,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+import fbp_kernels as fk
 from fbp_kernels import backends
 
 from ..cases import Case, over_examples
-from ..checks import evaluate, pairs
+from ..checks import evaluate, kept_by, pairs
 from .guard import Guards, guarded, reversed_programs
 
 OPERATORS = [o for o, backend in pairs() if backend == "triton"]
 
 
 def run(case: Case, inputs: list[Tensor | None], keep: bool) -> dict[str, Tensor]:
-    options = {"keep_projections": keep} if case.operator.__name__.endswith("fbp") else {}
+    name = kept_by(case.operator)
+    options = {name: keep} if name else {}
     torch.manual_seed(0)
     call = lambda *t: case.operator(*t, **case.arguments, **options, backend="triton")  # noqa: E731
     return evaluate(call, inputs, 0, case.dtype)
@@ -30,8 +32,8 @@ def run(case: Case, inputs: list[Tensor | None], keep: bool) -> dict[str, Tensor
 def test_every_element_is_written_nothing_outside_and_the_same_bits_again(
     operator: str, keep: bool
 ) -> None:
-    if not keep and not operator.endswith("fbp"):
-        pytest.skip("keeps no projections")
+    if not keep and not kept_by(getattr(fk, operator)):
+        pytest.skip("keeps nothing")
 
     def check(case: Case) -> None:
         inputs = case.draw(0)
