@@ -11,8 +11,9 @@ namespace fbp {
 int threads_for(double flops);
 
 // Calls job(context, worker, index) once for each index below `jobs`, on up to `threads` of torch's
-// threads, each with its own worker number below `threads`. Threads take the next index when they
-// are free, so no result may depend on who does which job. Exceptions must not leave a job.
+// threads, each with its own worker number below `threads`. Each has its share of the indices, and
+// helps with those of others when it is free, so no result may depend on who does which job.
+// Exceptions must not leave a job.
 void run_jobs(i64 jobs, int threads, void (*job)(const void* context, int worker, i64 index),
               const void* context);
 

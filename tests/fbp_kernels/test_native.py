@@ -1,5 +1,9 @@
 """What is particular to the C++ kernels: instruction sets, and numbers at the edge."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -31,8 +35,9 @@ def test_every_instruction_set_matches_float64(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("B", "C", "N"),
-    # One row; a tile of rows and a part of one; a depth past a run and odd; columns past a job's, no whole vectors.
-    [(1, 257, 700), (5, 131, 35), (13, 40, 301), (131, 150, 52)],
+    # One row; a tile of rows and a part of one; a depth past a run and odd; columns past a job's, no whole vectors;
+    # more rows than a vector has lanes; more rows than a block has.
+    [(1, 257, 700), (5, 131, 35), (13, 40, 301), (21, 40, 99), (131, 150, 52)],
 )
 def test_sizes_that_divide_no_tile(
     isa: str, dtype: torch.dtype, B: int, C: int, N: int, monkeypatch: pytest.MonkeyPatch
@@ -44,7 +49,7 @@ def test_sizes_that_divide_no_tile(
         shapes = [(B, C), (B, C + 3), (C, N), (C + 3, N)]
         return [(torch.randn(s, generator=generator) / s[0] ** 0.5).to(dtype) for s in shapes]
 
-    factor = 7 if N % 7 == 0 else 4
+    factor = next(factor for factor in (11, 7, 4) if N % factor == 0)
     assert_parity(fk.fbp, draw, {"factor": factor}, "native", draws=3)
 
 
@@ -103,3 +108,21 @@ def test_results_past_two_to_the_31_elements_of_weights_are_addressed_by_stride(
     )
     got = fk.fbp(a, v, p, q, 3, backend="native")
     torch.testing.assert_close(got, fk.fbp(a, v, values, q, 3, backend="native"), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kept", ["0", "-1", "lots"])
+def test_scratch_that_is_kept_is_limited_by_the_environment(kept: str) -> None:
+    code = (
+        "import torch, fbp_kernels as fk\n"
+        "a, v, p, q = torch.ones(64, 32), torch.ones(64, 32), torch.ones(32, 640), torch.ones(32, 640)\n"
+        "print(fk.fbp(a, v, p, q, 5, backend='native').sum().item())"
+    )
+    environment = os.environ | {"FBP_SCRATCH_MIB": kept}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    if kept == "0":
+        assert done.returncode == 0, done.stderr
+        assert float(done.stdout) == 64 * 128 * 5 * 32 * 32
+    else:
+        assert f"FBP_SCRATCH_MIB is '{kept}', expected a number from 0" in done.stderr

@@ -44,10 +44,12 @@ def main() -> int:
     options.build.mkdir(parents=True, exist_ok=True)
     if options.guard:
         extension = options.extension or _installed()
-        environment = os.environ | {"LD_PRELOAD": os.fspath(_guard(options.build))}
+        environment = {"LD_PRELOAD": os.fspath(_guard(options.build))}
     else:
         extension = options.extension or _build(options.build)
-        environment = os.environ | _sanitizers()
+        environment = _sanitizers()
+    # Scratch memory that is used again would hide what is read before it is written.
+    environment = os.environ | {"FBP_SCRATCH_MIB": "0"} | environment
     trace = options.build / "case.txt"
     run = [sys.executable, HERE / "runner.py", "--extension", extension]
     run += ["--library", options.library, "--trace", trace]

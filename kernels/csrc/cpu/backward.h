@@ -46,8 +46,8 @@ class Backward {
       const BackwardPart& part = problem_.part[i];
       if (part.adaptive) scales_[i] = Buffer<Scales<S>>(ceil_div(rows_, kBlockRows));
       for (int side = 0; side < 2; ++side) {
-        if (need_input_[i][side])
-          input_sum_[i][side] = Buffer<S>(part.H * rows_ * padded(part.side[side].width));
+        if (need_input_[i][side] && !written_directly(i, side))
+          input_sum_[i][side] = Buffer<S>(part.H * rows_ * apart(part.side[side].width));
         if (part.d_bias[side]) bias_sum_[i][side] = Buffer<S>(part.H * part.N);
         // Half precision is rounded once, so several blocks of rows need a place to add up.
         if (part.d_weight[side] && sizeof(T) < sizeof(S) && rows_ < problem_.B)
@@ -73,13 +73,16 @@ class Backward {
 
   // What a block of rows and a step may take: about what the last-level cache holds.
   static constexpr i64 kRowBytes = 16 << 20;
-  static constexpr i64 kStepBytes = 8 << 20;
+  static constexpr i64 kStepBytes = 16 << 20;
   static constexpr i64 kGrain = 256;  // rows of a block and columns of a slice come in multiples
-  static constexpr i64 kMaxBatch = 2048;
+  static constexpr i64 kMaxBatch = 1024;
   static constexpr i64 kMaxColumns = 4096;
   // What one job works on: columns of du, and channels of an input.
   static constexpr i64 kJobColumns = 256;
   static constexpr i64 kJobChannels = 64;
+  // From so many rows on, du is stored transposed as well, for rows to be lanes in dx: they fill a
+  // vector then.
+  static constexpr i64 kRowsAsLanes = 16;
   // Below so many rows, weights take longer to fetch than to multiply.
   static constexpr double kLeastRows = 8;
 
@@ -88,17 +91,26 @@ class Backward {
 
     i64 blocks() const { return ceil_div(count, kBlockRows); }
     i64 in_block(i64 index) const { return smaller(kBlockRows, count - index * kBlockRows); }
+    // From row to row of what has a block's rows for columns.
+    i64 lanes() const { return apart(smaller(kBlockRows, count)); }
   };
 
-  // Columns n to n + columns of one trunk, and du of them: (rows, ld), zero past the last column.
+  // Columns n to n + columns of one trunk, and du of them: (rows, ld), zero past the last column,
+  // and where rows are lanes (blocks of rows, columns, lanes) as well.
   struct Slice {
     Trunk trunk;
     i64 n, columns, ld;
-    E* du[2];
+    E *du[2], *transposed[2];
   };
 
   // Whole vectors, also of pairs of half precision.
   static i64 padded(i64 columns) { return round_up(columns, 2 * kWidth<S>); }
+
+  // The same, an odd number of them, so that rows do not share sets of a cache.
+  static i64 apart(i64 columns) {
+    const i64 vectors = ceil_div(columns, 2 * kWidth<S>);
+    return (vectors | 1) * 2 * kWidth<S>;
+  }
 
   void run_rows(const Rows& rows) {
     for (int i = 0; i < problem_.parts; ++i) {
@@ -111,22 +123,46 @@ class Backward {
       });
     }
     run_steps(rows);
+    bool summed = false;
+    for (int i = 0; i < problem_.parts; ++i)
+      for (const Buffer<S>& sum : input_sum_[i]) summed |= sum.get() != nullptr;
+    if (!summed) return;
     parallel(trunks_ * rows.blocks(), threads_, [&](int, i64 job) {
       finish_inputs(rows, Trunk(problem_, job / rows.blocks()), job % rows.blocks());
     });
   }
 
+  // Whether products add up where dx is to be: whole vectors fit, and nothing more is done to them.
+  bool written_directly(int i, int side) const {
+    const BackwardPart& part = problem_.part[i];
+    return __is_same(T, S) && !part.adaptive && part.side[side].width % kWidth<S> == 0;
+  }
+
+  // Where the sums of dx of trunk h start, from a row of these rows on; `ld` is from row to row.
+  S* input_sums(const Rows& rows, const Trunk& trunk, int side, i64 row, i64& ld) const {
+    const auto [i, h] = trunk;
+    const BackwardPart& part = problem_.part[i];
+    const i64 width = part.side[side].width;
+    if (written_directly(i, side)) {
+      ld = part.H * width;
+      return static_cast<S*>(part.d_input[side]) + ((rows.start + row) * part.H + h) * width;
+    }
+    ld = apart(width);
+    return input_sum_[i][side].get() + (h * rows_ + row) * ld;
+  }
+
   // Walks through the columns of all trunks in steps of several slices, each trunk at most once per
   // step.
   void run_steps(const Rows& rows) {
-    const i64 per_column = 2 * rows.count;  // two sides
+    const i64 lanes = rows.count < kRowsAsLanes ? 0 : rows.blocks() * rows.lanes();
+    const i64 per_column = 2 * (rows.count + lanes);  // two sides
     const i64 fitting = kStepBytes / (per_column * i64{sizeof(E)});
     const i64 most = smaller(larger(fitting / kGrain, i64{1}) * kGrain, kMaxColumns);
     i64 all = 0, longest = 0;
     for (int i = 0; i < problem_.parts; ++i) {
       const i64 N = problem_.part[i].N;
-      all += problem_.part[i].H * padded(N);
-      longest = larger(longest, padded(smaller(N, most)));
+      all += problem_.part[i].H * apart(N);
+      longest = larger(longest, apart(smaller(N, most)));
     }
     const Buffer<Slice> slices(trunks_);
     const Buffer<E> memory(per_column * larger(longest, smaller(fitting, all)));
@@ -141,13 +177,15 @@ class Backward {
       const Trunk trunk(problem_, t);
       const i64 N = problem_.part[trunk.part].N;
       for (i64 n = 0; n < N; n += most) {
-        Slice slice{trunk, n, smaller(most, N - n), 0, {}};
-        slice.ld = padded(slice.columns);
+        Slice slice{trunk, n, smaller(most, N - n), 0, {}, {}};
+        slice.ld = apart(slice.columns);
         if (count > 0 && (n > 0 || columns + slice.ld > fitting)) flush();
         columns += slice.ld;
-        for (E*& du : slice.du) {
-          du = free;
+        for (int side = 0; side < 2; ++side) {
+          slice.du[side] = free;
           free += rows.count * slice.ld;
+          slice.transposed[side] = lanes > 0 ? free : nullptr;
+          free += lanes * slice.ld;
         }
         slices[count++] = slice;
       }
@@ -163,7 +201,8 @@ class Backward {
     const i64 area = smaller(rows.count, kBlockRows) * kJobColumns;
     const i64 copied = rows.count * kJobChannels;  // see `weighted`
     const WorkerBuffers<S> memory(
-        threads_, larger(3 * area, copied + kJobChannels * kJobColumns) + kProductScratch<S>);
+        threads_, larger(4 * area, copied + kJobChannels * larger(kJobColumns, kBlockRows)) +
+                      kProductScratch<S>);
 
     parallel(count * strips * rows.blocks(), threads_, [&](int worker, i64 job) {
       const Slice& slice = slices[job / rows.blocks() / strips];
@@ -206,41 +245,48 @@ class Backward {
     const Block block{h, rows.start + first, rows.in_block(index), slice.n + column,
                       smaller(kJobColumns, slice.columns - column)};
     const i64 ld = padded(block.columns), area = block.rows * ld;
-    S *const projection[2] = {scratch, scratch + area}, *const d_product = scratch + 2 * area;
-    for (int side = 0; side < 2; ++side) {
-      if (!part.kept[side]) {
-        project<T>(part, side, problem_.B, block, scale(i, side, index), projection[side], ld,
-                   scratch + 3 * area);
-        continue;
-      }
-      for (i64 r = 0; r < block.rows; ++r) {
-        const T* const kept = static_cast<const T*>(part.kept[side]) +
-                              (h * problem_.B + block.row + r) * part.N + block.n;
-        for (i64 j = 0; j < block.columns; j += kWidth<S>)
-          store(projection[side] + r * ld + j, load_first(kept + j, block.columns - j));
-      }
-    }
-    for (i64 r = 0; r < block.rows; ++r) {
-      S* const row = d_product + r * ld;
-      i64 o = block.n / part.K, k = block.n % part.K;
-      for (i64 j = 0; j < block.columns; ++o, k = 0) {
-        const S dz = widen(*at<T>(problem_.dz, block.row + r, part.o_offset + o, 0));
-        for (; k < part.K && j < block.columns; ++k, ++j) row[j] = dz;
-      }
-    }
+    S *const projection[2] = {scratch, scratch + area}, *const d_product = scratch + 2 * area,
+             *const du = scratch + 3 * area;
+    for (int side = 0; side < 2; ++side)
+      if (!part.kept[side])
+        project<T>(part, side, problem_.B, block, scale(i, side, index), projection[side], ld, du);
+    for (i64 r = 0; r < block.rows; ++r) spread(part, block, r, d_product + r * ld);
     if (part.dropout.active) drop(part, block, d_product, ld);
     for (int side = 0; side < 2; ++side) {
       if (!need_projection_[i][side]) continue;
+      const T* const kept = static_cast<const T*>(part.kept[1 - side]);
       for (i64 r = 0; r < block.rows; ++r) {
-        E* const to = slice.du[side] + (first + r) * slice.ld + column;
-        const bool lives = alive(part, h, block.row + r);
-        for (i64 j = 0; j < smaller(ld, slice.ld - column); j += kWidth<S>) {
-          const i64 place = r * ld + j;
-          const Vec<S> du = load(d_product + place) * load(projection[1 - side] + place);
-          const i64 count = lives ? larger<i64>(block.columns - j, 0) : 0;
-          store(to + j, first_of<S>(du, count));
+        const i64 columns = alive(part, h, block.row + r) ? block.columns : 0;
+        const auto multiply = [&](const auto* other) {
+          for (i64 j = 0; j < ld; j += kWidth<S>) {
+            const i64 count = larger<i64>(columns - j, 0);
+            const Vec<S> product = load(d_product + r * ld + j) * load_first(other + j, count);
+            store(du + r * ld + j, first_of<S>(product, count));
+          }
+        };
+        if (kept) {
+          multiply(kept + (h * problem_.B + block.row + r) * part.N + block.n);
+        } else {
+          multiply(projection[1 - side] + r * ld);
         }
+        E* const to = slice.du[side] + (first + r) * slice.ld + column;
+        round_row(du + r * ld, smaller(ld, slice.ld - column), to);
       }
+      if (slice.transposed[side])
+        store_transposed(du, ld, block.rows, block.columns,
+                         slice.transposed[side] + (index * slice.ld + column) * rows.lanes(),
+                         rows.lanes());
+    }
+  }
+
+  // The gradient of z of one row for each of the columns that were summed; may write a vector past
+  // them.
+  void spread(const Part& part, const Block& block, i64 r, S* to) const {
+    i64 o = block.n / part.K, end = part.K - block.n % part.K;
+    for (i64 j = 0; j < block.columns; ++o, end += part.K) {
+      const Vec<S> dz = splat(widen(*at<T>(problem_.dz, block.row + r, part.o_offset + o, 0)));
+      for (end = smaller(end, block.columns); j < end; j += kWidth<S>) store(to + j, dz);
+      j = end;
     }
   }
 
@@ -266,19 +312,27 @@ class Backward {
     const auto [i, h] = slice.trunk;
     if (!need_input_[i][side]) return;
     const Side& from = problem_.part[i].side[side];
-    const i64 ld = padded(from.width), first = index * kBlockRows, count = rows.in_block(index);
+    const i64 first = index * kBlockRows, count = rows.in_block(index);
     const Matrix<E> du{slice.du[side] + first * slice.ld, slice.ld, 1};
     const Matrix<T> weight{at<T>(from.weight, h, c, slice.n), from.weight.stride[1],
                            from.weight.stride[2]};
-    S* const sum = input_sum_[i][side].get() + (h * rows_ + first) * ld + c;
+    const i64 run = run_for(problem_.B, from.width);
+    const bool anew = slice.n == 0;
+    i64 ld = 0;
+    S* const sum = input_sums(rows, slice.trunk, side, first, ld) + c;
+    if (const E* const transposed = slice.transposed[side]) {
+      const i64 lanes = rows.lanes(), product_ld = round_up(count, kWidth<S>);
+      S* const product = scratch + kProductScratch<S>;
+      multiply_block(weight, Matrix<E>{transposed + index * slice.ld * lanes, lanes, 1}, channels,
+                     count, lanes - count, slice.columns, run, product, product_ld, true, scratch);
+      return add_transposed(product, product_ld, channels, count, anew, sum, ld);
+    }
     if constexpr (__is_same(T, E)) {
       if (weight.step == 1)
-        return multiply_transposed(du, weight, count, channels, slice.columns, sum, ld,
-                                   slice.n == 0);
+        return multiply_transposed(du, weight, count, channels, slice.columns, sum, ld, anew);
     }
     multiply_block(du, Matrix<T>{weight.data, weight.step, weight.row}, count, channels,
-                   from.width - c - channels, slice.columns, run_for(problem_.B, from.width), sum,
-                   ld, slice.n == 0, scratch);
+                   from.width - c - channels, slice.columns, run, sum, ld, anew, scratch);
   }
 
   // Adds x^T du over these rows to channels of dW, in one strip of columns.
@@ -350,6 +404,24 @@ class Backward {
     }
   }
 
+  // to[r * to_ld + c] (+)= from[c * ld + r].
+  static void add_transposed(const S* from, i64 ld, i64 channels, i64 rows, bool first, S* to,
+                             i64 to_ld) {
+    constexpr int W = kWidth<S>;
+    for (i64 r = 0; r < rows; r += W)
+      for (i64 c = 0; c < channels; c += W) {
+        Vec<S> block[W];
+        for (i64 i = 0; i < W; ++i)
+          block[i] = c + i < channels ? load(from + (c + i) * ld + r) : Vec<S>{};
+        transpose<S>(block);
+        for (i64 i = 0; i < smaller<i64>(W, rows - r); ++i) {
+          S* const place = to + (r + i) * to_ld + c;
+          if (!first) block[i] += load_first(place, channels - c);
+          store_first<S>(place, block[i], channels - c);
+        }
+      }
+  }
+
   // dx of one block of rows of one trunk from the sum over columns: through the adaptive scale, and
   // rounded.
   void finish_inputs(const Rows& rows, const Trunk& trunk, i64 index) const {
@@ -359,11 +431,13 @@ class Backward {
       const i64 row = index * kBlockRows + r;
       S* sum[2] = {};
       for (int side = 0; side < 2; ++side)
-        if (need_input_[i][side])
-          sum[side] = input_sum_[i][side].get() + (h * rows_ + row) * padded(part.side[side].width);
+        if (input_sum_[i][side].get()) {
+          i64 ld = 0;
+          sum[side] = input_sums(rows, trunk, side, row, ld);
+        }
       if (part.adaptive && (sum[0] || sum[1])) adapt(i, scales_[i][index], r, sum);
       for (int side = 0; side < 2; ++side) {
-        if (!part.d_input[side]) continue;
+        if (!part.d_input[side] || !sum[side]) continue;
         const i64 width = part.side[side].width;
         T* const to =
             static_cast<T*>(part.d_input[side]) + ((rows.start + row) * part.H + h) * width;
@@ -412,7 +486,7 @@ class Backward {
   int threads_ = 1;
   bool need_input_[kMaxParts][2] = {}, need_projection_[kMaxParts][2] = {};
   Buffer<Scales<S>> scales_[kMaxParts];  // of each block of rows
-  Buffer<S> input_sum_[kMaxParts][2];    // dx: (H, rows, padded width)
+  Buffer<S> input_sum_[kMaxParts][2];    // dx: (H, rows, width apart)
   Buffer<S> weight_sum_[kMaxParts][2];   // (H, width, N), only where T does not hold it
   Buffer<S> bias_sum_[kMaxParts][2];     // (H, N)
 };

@@ -56,6 +56,7 @@ class Forward {
   // Projections of one job: with what the products take, half of a common L2 cache.
   static constexpr i64 kAreaBytes = 128 << 10;
   static constexpr i64 kMaxColumns = 4096;
+  static constexpr int kKnownFactors = 8;
   // Fetching a weight takes as long as this many operations.
   static constexpr double kWorkPerWeight = 16;
 
@@ -99,17 +100,26 @@ class Forward {
       for (i64 i = 0; i < rows * ld; ++i) product[i] *= scratch.projection[1][i];
       if (part.dropout.active) drop(part, block, product, ld);
       for (i64 r = 0; r < rows; ++r)
-        for (i64 o = 0; o < outputs; ++o) {
-          const S* const factors = product + r * ld + o * part.K;
-          S sum = factors[0];
-          for (i64 k = 1; k < part.K; ++k) sum += factors[k];
-          scratch.pooled[r * outputs + o] += sum;
-        }
+        add_sums(static_cast<int>(part.K), product + r * ld, outputs, scratch.pooled + r * outputs);
     }
     for (i64 r = 0; r < rows; ++r)
       round_row(
           scratch.pooled + r * outputs, outputs,
           static_cast<T*>(problem_.z) + (row + r) * problem_.z_stride + part.o_offset + first);
+  }
+
+  // to[o] += the sum over K of from[o K + k]. With K known, the loop is a few instructions.
+  template <int K = kKnownFactors>
+  static void add_sums(int factors, const S* from, i64 outputs, S* to) {
+    if constexpr (K > 1) {
+      if (factors != K) return add_sums<K - 1>(factors, from, outputs, to);
+    }
+    const int count = K > 1 ? K : factors;
+    for (i64 o = 0; o < outputs; ++o, from += count) {
+      S sum = from[0];
+      for (int k = 1; k < count; ++k) sum += from[k];
+      to[o] += sum;
+    }
   }
 
   void keep(const ForwardPart& part, int side, const Block& block, const S* projection,

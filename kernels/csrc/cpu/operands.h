@@ -91,12 +91,23 @@ const S* vectors_of(const Matrix<T>& from, i64 depth, i64 columns, i64 spare, i6
   return scratch;
 }
 
-// Brings rows of a matrix into L2.
+// Brings runs of memory into L2. Inlined by force: a call that does nothing but fetch may be left
+// out.
 template <class T>
-void fetch(const Matrix<T>& from, i64 depth, i64 columns) {
-  for (i64 k = 0; k < depth; ++k) {
-    for (i64 j = 0; j < columns; j += 64 / i64{sizeof(T)}) __builtin_prefetch(from.at(k, j), 0, 2);
-    __builtin_prefetch(from.at(k, columns - 1), 0, 2);
+[[gnu::always_inline]] inline void fetch_runs(const T* from, i64 stride, i64 runs, i64 length) {
+  for (i64 i = 0; i < runs; ++i, from += stride) {
+    for (i64 j = 0; j < length; j += 64 / i64{sizeof(T)}) __builtin_prefetch(from + j, 0, 2);
+    __builtin_prefetch(from + length - 1, 0, 2);
+  }
+}
+
+// The same with a matrix, whichever way it is contiguous; nothing where it is not.
+template <class T>
+[[gnu::always_inline]] inline void fetch(const Matrix<T>& from, i64 depth, i64 columns) {
+  if (from.step == 1) {
+    fetch_runs(from.data, from.row, depth, columns);
+  } else if (from.row == 1) {
+    fetch_runs(from.data, from.step, columns, depth);
   }
 }
 
@@ -154,10 +165,11 @@ constexpr i64 kProductScratch =
 
 // out (rows, ld) (+)= left (rows, depth) right (depth, columns). `spare` columns of `right` follow
 // in memory. Tiles are taken so that what is used next is near: a run of some columns stays in L1
-// while all rows pass by.
+// while all rows pass by. `after`, if any, is what will be read after `right`.
 template <class L, class R, class S>
 void multiply_block(const Matrix<L>& left, const Matrix<R>& right, i64 rows, i64 columns, i64 spare,
-                    i64 depth, i64 run, S* out, i64 ld, bool first, S* scratch) {
+                    i64 depth, i64 run, S* out, i64 ld, bool first, S* scratch,
+                    const R* after = nullptr) {
   using Op = Arithmetic<R>;
   using Element = typename Op::Element;
   constexpr int W = kWidth<S>;
@@ -178,6 +190,7 @@ void multiply_block(const Matrix<L>& left, const Matrix<R>& right, i64 rows, i64
       // What is used next is fetched meanwhile: hardware does not foresee a jump at every step.
       const R* const next = p + 1 < panels.count ? right.at(k, j + vectors * W)
                             : k + run < depth    ? right.at(k + run, 0)
+                            : after              ? after
                                                  : here;
       const Element* const x =
           vectors_of(Matrix<R>{here, right.row, right.step}, steps, used,
@@ -185,14 +198,18 @@ void multiply_block(const Matrix<L>& left, const Matrix<R>& right, i64 rows, i64
       const Element* ahead = x;
       if (static_cast<const void*>(x) == here) {
         ahead = reinterpret_cast<const Element*>(next);
-      } else if (right.step == 1) {
-        fetch(Matrix<R>{next, right.row, 1}, steps, i64{vectors} * W);
+      } else {
+        fetch(Matrix<R>{next, right.row, right.step}, steps, i64{vectors} * W);
       }
-      for (i64 t = 0; t < tiles.count; ++t)
-        outer<Op>(tiles.rows(t), vectors,
-                  {factors.at(tiles.start(t), 0), factors.row, factors.step}, x, stride,
-                  ceil_div(steps, Op::depth), ahead, out + tiles.start(t) * ld + j, ld,
+      for (i64 t = 0; t < tiles.count; ++t) {
+        const i64 row = tiles.start(t);
+        if (left.step == 1 && p + 1 == panels.count && k + run < depth)
+          fetch(Matrix<L>{left.at(row, k + run), left.row, 1}, tiles.rows(t),
+                smaller(run, depth - k - run));
+        outer<Op>(tiles.rows(t), vectors, {factors.at(row, 0), factors.row, factors.step}, x,
+                  stride, ceil_div(steps, Op::depth), ahead, out + row * ld + j, ld,
                   first && k == 0);
+      }
     }
   }
   if (depth == 0 && first)
@@ -256,6 +273,13 @@ inline bool alive(const Part& part, i64 h, i64 row) {
   return !part.lengths || h < part.lengths[row];
 }
 
+// Where the weights of a block start that `project` will read after those of side `s`, or null.
+template <class T>
+const T* weights_after(const Part& part, int s, const Block& block) {
+  const i64 h = block.h + s;
+  return h < part.H ? at<T>(part.side[1 - s].weight, h, 0, block.n) : nullptr;
+}
+
 // One side's projections of a block, out (rows, ld): product, scale, bias, zero in dead rows.
 template <class T, class S>
 void project(const Part& part, int s, i64 B, const Block& block, const S* scale, S* out, i64 ld,
@@ -266,7 +290,8 @@ void project(const Part& part, int s, i64 B, const Block& block, const S* scale,
   multiply_block(
       Matrix<T>{at<T>(side.input, row, h, 0), side.input.stride[0], side.input.stride[2]},
       Matrix<T>{at<T>(side.weight, h, 0, n), side.weight.stride[1], side.weight.stride[2]}, rows,
-      columns, part.N - n - columns, side.width, run_for(B, part.N), out, ld, true, scratch);
+      columns, part.N - n - columns, side.width, run_for(B, part.N), out, ld, true, scratch,
+      weights_after<T>(part, s, block));
   if (scale)
     for (i64 r = 0; r < rows; ++r)
       for (i64 j = 0; j < ld; ++j) out[r * ld + j] *= scale[r];

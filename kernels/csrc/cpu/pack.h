@@ -1,5 +1,4 @@
-// Copies between tensors of any strides and dtype and the layouts that the microkernel reads and
-// writes.
+// Copies between tensors of any strides and dtype and the layouts that the products read and write.
 
 #pragma once
 
