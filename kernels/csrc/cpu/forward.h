@@ -51,8 +51,8 @@ class Forward {
  private:
   using S = typename AccumulateIn<T>::type;
 
-  // Enough for an even division when threads do not run at the same speed.
-  static constexpr int kJobsPerThread = 4;
+  // Enough to help a thread that runs slowly; with more, small batches read shorter pieces of rows.
+  static constexpr int kJobsPerThread = 2;
   // Projections of one job: with what the products take, half of a common L2 cache.
   static constexpr i64 kAreaBytes = 128 << 10;
   static constexpr i64 kMaxColumns = 4096;
