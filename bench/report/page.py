@@ -158,7 +158,8 @@ def _goals(device: Device) -> list[str]:
     return [
         "What the CPU kernels are held to, "
         f"by `python -m bench goals`, from {link}: how many times faster than the peer they "
-        f"are to be. {sum(r.met for r in reached)} of {len(reached)} are reached. *one thread*: ours, on one; "
+        f"are to be. {sum(r.met for r in reached)} of {len(reached)} are reached. Calls of "
+        "less than a millisecond are timed in groups of up to ten. *one thread*: ours, on one; "
         "*eager's memory*: what a call adds to the resident memory of a process, eager's over ours.",
         "",
         *table(["operator", "sizes", "mode", "peer", "goal", "measured", ""], rows),

@@ -13,6 +13,7 @@ from bench.__main__ import main
 from bench.goal_records import Goal, Reached, load, save
 from bench.report.page import page
 from bench.report.results import devices
+from bench.timing import LEAST
 
 from .made_up import MACHINE, case, run, spread
 
@@ -49,6 +50,20 @@ def test_turns_in_which_the_machine_was_slow_do_not_count(monkeypatch: pytest.Mo
     monkeypatch.setattr(goals, "_probe", lambda: lambda: time.sleep(0.002 + next(pauses)))
     samples, hindered = goals._free_turns({"native": lambda: None}, seconds=0.0)
     assert (len(samples["native"]), hindered) == (7, 4)
+
+
+def test_short_calls_are_timed_in_groups_of_the_same_size() -> None:
+    calls = {"native": 0, "slow": 0}
+
+    def call(name: str, seconds: float) -> None:
+        calls[name] += 1
+        time.sleep(seconds)
+
+    runs = {"native": lambda: call("native", 0), "slow": lambda: call("slow", 1e-4)}
+    samples, _ = goals._free_turns(runs, seconds=0.0)
+    assert calls["native"] == calls["slow"] > 2 * LEAST
+    # A group of ten sleeps ten times as long.
+    assert min(samples["slow"]) > 9e-4
 
 
 def test_one_thread_is_one_and_the_others_come_back() -> None:

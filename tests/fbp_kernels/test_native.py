@@ -36,8 +36,17 @@ def test_every_instruction_set_matches_float64(
 @pytest.mark.parametrize(
     ("B", "C", "N"),
     # One row; a tile of rows and a part of one; a depth past a run and odd; columns past a job's, no whole vectors;
-    # more rows than a vector has lanes; more rows than a block has.
-    [(1, 257, 700), (5, 131, 35), (13, 40, 301), (21, 40, 99), (131, 150, 52)],
+    # more rows than a vector has lanes; more rows than a block has; more columns and more rows than the backward takes
+    # at a time.
+    [
+        (1, 257, 700),
+        (5, 131, 35),
+        (13, 40, 301),
+        (21, 40, 99),
+        (131, 150, 52),
+        (17, 16, 4400),
+        (1100, 16, 44),
+    ],
 )
 def test_sizes_that_divide_no_tile(
     isa: str, dtype: torch.dtype, B: int, C: int, N: int, monkeypatch: pytest.MonkeyPatch
