@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.__main__ import main
 from bench.operators import OPERATORS
@@ -36,7 +38,17 @@ def _measured(path: Path) -> Path:
     return path  # written after every case
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Beside other tests, two threads wait for each other as long as the system lets one of them wait."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_a_deliberately_slowed_kernel_is_flagged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -44,7 +56,7 @@ def test_a_deliberately_slowed_kernel_is_flagged(
     kernel = backends.kernel("fbp", "native")
 
     def slowed(*arguments: object) -> object:
-        for _ in range(9):
+        for _ in range(29):
             kernel.forward(*arguments)
         return kernel.forward(*arguments)
 
