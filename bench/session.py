@@ -13,7 +13,7 @@ from .names import is_ours
 from .plan import Outcome, Plan, Settings
 from .records import Case, Ceilings, Run
 from .suite import Choice
-from .timing import clock
+from .timing import Clock, clock
 
 
 class Session:
@@ -24,6 +24,7 @@ class Session:
         seconds: for the turns of one case.
         out: where all that is measured is written after every case, so that nothing is lost with what comes next.
         earlier: a run on the same machine, which this one goes on with.
+        timer: times the turns; default the device's clock.
     """
 
     def __init__(
@@ -32,12 +33,13 @@ class Session:
         seconds: float,
         out: Path | None = None,
         earlier: Run | None = None,
+        timer: Clock | None = None,
     ) -> None:
         self.choice, self.seconds, self.out = choice, seconds, out
         self._earlier = earlier
         self.outcomes: dict[str, Outcome] = {}
         self._chosen: dict[str, list[str]] = {}
-        self._clock = clock(choice.device)
+        self._clock = timer or clock(choice.device)
         self._first: Ceilings | None = None
         self._family = ("", "", "")
         # Graph breaks of the peers are theirs; a failure to compile is an error still.
