@@ -88,33 +88,28 @@ constexpr A larger(A x, A y) {
 constexpr i64 ceil_div(i64 x, i64 y) { return (x + y - 1) / y; }
 constexpr i64 round_up(i64 x, i64 y) { return ceil_div(x, y) * y; }
 
+template <class To, class From>
+inline To reinterpret(From x) {
+  static_assert(sizeof(To) == sizeof(From));
+  To result;
+  __builtin_memcpy(&result, &x, sizeof x);
+  return result;
+}
+
 // ---- one element ----
 
 inline float widen(float x) { return x; }
 inline double widen(double x) { return x; }
-inline float widen(bfloat16 x) {
-  const u32 bits = u32{x.bits} << 16;
-  float result;
-  __builtin_memcpy(&result, &bits, 4);
-  return result;
-}
+inline float widen(bfloat16 x) { return reinterpret<float>(u32{x.bits} << 16); }
 inline float widen(float16 x) {
 #if defined(__F16C__)
   return _cvtsh_ss(x.bits);
 #else
   const u32 sign = u32{x.bits & 0x8000u} << 16, rest = x.bits & 0x7fffu;
-  float result = 0;
-  if (rest >= 0x0400 && rest < 0x7c00) {  // normal
-    const u32 bits = sign | ((rest << 13) + (112u << 23));
-    __builtin_memcpy(&result, &bits, 4);
-  } else if (rest < 0x0400) {  // zero and subnormal: a multiple of 2^-24
-    result = static_cast<float>(rest) * 0x1p-24f;
-    result = sign ? -result : result;
-  } else {  // infinity and NaN
-    const u32 bits = sign | 0x7f800000u | (rest & 0x3ffu) << 13;
-    __builtin_memcpy(&result, &bits, 4);
-  }
-  return result;
+  // Zero and subnormal are multiples of 2^-24; the exponent 31, infinity and NaN, becomes 255.
+  const u32 small = reinterpret<u32>(static_cast<float>(static_cast<int>(rest)) * 0x1p-24f);
+  const u32 normal = (rest << 13) + ((rest < 0x7c00 ? 112u : 224u) << 23);
+  return reinterpret<float>(sign | (rest < 0x0400 ? small : normal));
 #endif
 }
 
@@ -153,14 +148,6 @@ inline T narrow(S x) {
 template <class S>
 inline Vec<S> splat(S x) {
   return x - Vec<S>{};
-}
-
-template <class To, class From>
-inline To reinterpret(From x) {
-  static_assert(sizeof(To) == sizeof(From));
-  To result;
-  __builtin_memcpy(&result, &x, sizeof x);
-  return result;
 }
 
 inline Vec<float> load(const float* from) {
