@@ -15,6 +15,7 @@ from . import native, triton
 
 BACKENDS = ("native", "triton", "reference")  # in order of preference on the CPU
 ENVIRONMENT = "FBP_BACKEND"
+_ENTRIES, _ENTRY = os.environ._data, os.environ.encodekey(ENVIRONMENT)  # type: ignore[attr-defined]
 
 # Up to how many rows of the batch the native CUDA kernels of an operator go before Triton's. It takes a measurement on
 # a GPU to enter an operator, and there is none yet: native is what runs where Triton is not there, or by name.
@@ -101,15 +102,9 @@ def resolve(
         ValueError: there is no backend of that name.
         RuntimeError: the backend asked for cannot run this operator here; the message says why.
     """
-    asked = backend or os.environ.get(ENVIRONMENT)
+    asked = backend or asked_for()
     if not asked:
-        return next(
-            b
-            for b in _preferred(operator, device_type, batch)
-            # The interpreter is there to check kernels: nobody who asked for nothing wants it.
-            if not (b == "triton" and device_type == "cpu")
-            and not _why_not(operator, b, device_type, dtype)
-        )
+        return _best(operator, device_type, dtype, batch)
     if asked not in BACKENDS:
         source = "backend" if backend else f"the environment variable {ENVIRONMENT}"
         raise ValueError(f"{source} is {asked!r}, expected one of {', '.join(sorted(BACKENDS))}")
@@ -117,6 +112,24 @@ def resolve(
     if reason:
         raise RuntimeError(f"{operator} cannot run on backend {asked!r}: {reason}")
     return asked
+
+
+def asked_for() -> str | None:
+    """The backend that the environment variable FBP_BACKEND names, None or empty where it names none."""
+    # To say that nothing is there `os.environ.get` raises and catches an exception twice, which takes as long as the
+    # rest of a small call's way to its kernel.
+    return os.environ.get(ENVIRONMENT) if _ENTRY in _ENTRIES else None
+
+
+def _best(
+    operator: str, device_type: str, dtype: torch.dtype | None, batch: torch.Tensor | None
+) -> str:
+    for backend in _preferred(operator, device_type, batch):
+        # The interpreter is there to check kernels: nobody who asked for nothing wants it.
+        interpreted = backend == "triton" and device_type == "cpu"
+        if not interpreted and not _why_not(operator, backend, device_type, dtype):
+            return backend
+    raise AssertionError("the reference runs everywhere")
 
 
 def _why_not(

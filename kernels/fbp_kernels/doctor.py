@@ -1,7 +1,6 @@
 """Says what runs where, and why the rest does not."""
 
 import importlib.util
-import os
 import platform
 
 import torch
@@ -19,7 +18,7 @@ def report() -> str:
         f"C++ extension: {native.MISSING or 'loaded'}",
         f"CUDA kernels: {native.CUDA_MISSING or 'loaded'}",
         f"Triton: {_triton()}",
-        f"{backends.ENVIRONMENT}: {os.environ.get(backends.ENVIRONMENT) or 'not set'}",
+        f"{backends.ENVIRONMENT}: {backends.asked_for() or 'not set'}",
     ]
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     for device in devices:

@@ -195,7 +195,7 @@ def _path(tensors: tuple[Tensor, ...]) -> str:
 def _because(backend: str, asked: str | None) -> str:
     if asked:
         return "the argument backend asks for it"
-    if os.environ.get(backends.ENVIRONMENT):
+    if backends.asked_for():
         return f"the environment variable {backends.ENVIRONMENT} asks for it"
     return f"the first of {', '.join(backends.BACKENDS)} that can run this call"
 
@@ -258,7 +258,7 @@ def _kept(given: dict[str, Any], call: _StoppedError) -> str:
 
 
 def _others(operator: str, call: _StoppedError, asked: str | None) -> dict[str, str]:
-    wanted = asked or os.environ.get(backends.ENVIRONMENT)
+    wanted = asked or backends.asked_for()
     reasons = {}
     for backend in backends.BACKENDS:
         if backend == call.backend:

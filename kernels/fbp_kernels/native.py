@@ -78,11 +78,20 @@ def _hand_on_tf32() -> None:
 
 
 def raw(name: str) -> Callable[..., Any]:
-    """The raw kernel `fbp_native::name`, looked up when it is called."""
+    """The raw kernel `fbp_native::name`; one that raises where the extension is missing."""
+    if MISSING:
+        return _raise_missing
+    # Without the two frames of Python that PyTorch puts around it.
+    operation: Callable[..., Any] = getattr(torch.ops.fbp_native, name).default._op
+    if CUDA_MISSING:
+        return operation
 
     def call(*args: Any) -> Any:
-        if not CUDA_MISSING:
-            _hand_on_tf32()
-        return getattr(torch.ops.fbp_native, name)(*args)
+        _hand_on_tf32()
+        return operation(*args)
 
     return call
+
+
+def _raise_missing(*_: Any) -> Any:
+    raise RuntimeError(MISSING)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 _BELOW = torch._C._after_autograd_keyset
 
-# Called with what computes the results, and its arguments as the schema has them.
+# Called with what computes the results from all arguments but the last, the backend, and the arguments as the
+# schema has them.
 Apply = Callable[[Callable[..., Any], tuple[Any, ...]], Any]
 
 
@@ -46,9 +47,8 @@ def register(
         def forward(
             ctx: Any, compute: Callable[..., Any], others: Any, rest: list[Any], *inputs: Any
         ) -> Any:
-            arguments = inputs + others
-            output = compute(*arguments)
-            setup_context(ctx, arguments, output)
+            output = compute(*inputs, *others[:-1])
+            setup_context(ctx, inputs + others, output)
             if isinstance(output, Tensor):
                 return output
             # To autograd these are no results: it would look after each of them.
@@ -65,7 +65,7 @@ def register(
     def apply(compute: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         inputs = arguments[:differentiable]
         if not gradient_is_due(inputs):
-            return compute(*arguments)
+            return compute(*arguments[:-1])
         rest: list[Any] = []
         transformed = torch._C._are_functorch_transforms_active()
         formula = Formula.apply if transformed else untransformed
@@ -75,9 +75,9 @@ def register(
         return (output, *rest) if results == 1 else (*output, *rest)
 
     def run(keyset: Any, *arguments: Any) -> Any:
-        def redispatch(*arguments: Any) -> Any:
+        def redispatch(*others: Any) -> Any:
             with torch._C._AutoDispatchBelowAutograd():
-                return operator.redispatch(keyset & _BELOW, *arguments)
+                return operator.redispatch(keyset & _BELOW, *others, arguments[-1])
 
         return apply(redispatch, arguments)
 

@@ -160,10 +160,7 @@ class Registered:
 
     def unheard(self, arguments: tuple[Any, ...]) -> Any:
         """A call that nobody listens to. What was not kept may be None."""
-        return self._apply(self._kernel, arguments)
-
-    def _kernel(self, *arguments: Any) -> Any:
-        return backends.kernel(self.name, arguments[-1]).forward(*arguments[:-1])
+        return self._apply(backends.kernel(self.name, arguments[-1]).forward, arguments)
 
 
 def _define(
