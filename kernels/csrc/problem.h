@@ -83,7 +83,7 @@ struct BackwardProblem {
 
 // Local response normalisation over the channels of x (images, channels, positions). Either the
 // positions or the channels are contiguous; all tensors share the layout, but for what is said at
-// Kernels::lrn_any_gradient.
+// Kernels::any_gradient.
 struct LrnProblem {
   Dtype dtype = Dtype::float32;
   i64 images = 0, channels = 0, positions = 0;
@@ -109,7 +109,8 @@ struct BatchNormProblem {
   double eps = 0;
   bool relu = false;
   const void* x = nullptr;
-  const void* dy = nullptr;  // backward only
+  const void* dy = nullptr;  // backward only, as the next
+  bool dy_channels_last = false;
   const void* weight = nullptr;
   const void* bias = nullptr;
   void* out = nullptr;         // y; or dx in the backward, null where not needed
@@ -192,8 +193,9 @@ struct Kernels {
   void (*attention_pool_backward)(const AttentionPoolProblem&, const Context&) = nullptr;
   void (*power_normalize_forward)(const PowerNormalizeProblem&, const Context&) = nullptr;
   void (*power_normalize_backward)(const PowerNormalizeProblem&, const Context&) = nullptr;
-  // lrn_backward also reads a dy whose channels are apart where those of x are together.
-  bool lrn_any_gradient = false;
+  // lrn_backward, and batch_norm_backward where dx is needed, also read a dy whose channels are
+  // apart where those of x are together.
+  bool any_gradient = false;
 };
 
 }  // namespace fbp

@@ -114,6 +114,35 @@ def test_same_bits_for_any_number_of_threads(layout: torch.memory_format, channe
             assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+# A part of a vector; several of them in every direction; more than one block; one position.
+@pytest.mark.parametrize("shape", [(2, 3, 3, 5), (3, 33, 7, 5), (2, 70, 19, 31), (40, 5, 1, 1)])
+def test_gradients_come_in_any_layout(
+    isa: str, dtype: torch.dtype, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FBP_CPU_ISA", isa)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    weight, bias = (t.requires_grad_() for t in torch.rand(2, shape[1], dtype=wide).unbind())
+    x = torch.randn(shape).to(dtype, memory_format=torch.channels_last).requires_grad_()
+    lengths = torch.randint(shape[3] + 1, shape[:1])
+    padding = torch.arange(shape[3]) >= lengths[:, None, None, None]
+    for n in (None, lengths):
+        y, *_ = fk.batch_norm(x, weight, bias, lengths=n, relu=True, backend="native")
+        dy = torch.randn(shape).to(dtype, memory_format=torch.channels_last)
+        if n is not None:
+            dy = dy.masked_fill(padding, torch.nan).contiguous(memory_format=torch.channels_last)
+        want = torch.autograd.grad(y, (x, weight, bias), dy, retain_graph=True)
+        assert all(t.isfinite().all() for t in want)
+        for given in (dy.contiguous(), dy.transpose(2, 3).contiguous().transpose(2, 3)):
+            before = given.clone()
+            for first in (0, 1):  # with dx, and without
+                leaves = (x, weight, bias)[first:]
+                got = torch.autograd.grad(y, leaves, given, retain_graph=True)
+                assert all(map(torch.equal, got, want[first:]))
+            torch.testing.assert_close(given, before, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_channel_that_is_constant_or_has_one_value(

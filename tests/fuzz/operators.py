@@ -102,7 +102,7 @@ def _in_a_layout(draw: Draw, x: Tensor) -> Tensor:
 
 def lrn(draw: Draw, run: Run) -> None:
     shape = _map(draw)
-    x, dy = _in_a_layout(draw, draw.tensor(*shape)), draw.tensor(*shape)
+    x, dy = (_in_a_layout(draw, draw.tensor(*shape)) for _ in range(2))
     size = draw.rng.choice((1, 2, 3, 5, 8, 9, 100))
     attributes = [size, draw.rng.choice((1e-4, 0.5)), draw.rng.choice((0.75, 0.5, 1.3)), 1.0]
     attributes.append(draw.rng.random() < 0.5)
@@ -120,7 +120,7 @@ def lrn(draw: Draw, run: Run) -> None:
 def batch_norm(draw: Draw, run: Run) -> None:
     shape = _map(draw)
     wide = torch.float64 if draw.dtype == torch.float64 else torch.float32
-    x, dy = _in_a_layout(draw, draw.tensor(*shape)), draw.tensor(*shape)
+    x, dy = (_in_a_layout(draw, draw.tensor(*shape)) for _ in range(2))
     weight, bias = (draw.tensor(shape[1], dtype=wide) for _ in range(2))
     lengths = draw.lengths(shape[0], shape[-1])
     attributes = [draw.rng.choice((1e-5, 0.1)), draw.rng.random() < 0.5]

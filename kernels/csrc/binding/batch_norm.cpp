@@ -88,16 +88,17 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_backward(Tensor dy, Tensor x, Tens
   Tensor dx = (needs & 1) != 0 ? torch::stable::empty_like(call.x) : nothing(dy);
   Tensor d_weight = per_channel(x, wide(x)), d_bias = per_channel(x, wide(x));
   if (!call.empty()) {
-    dy = in_layout_of(call.x, dy);
+    const Device device(call.x);
+    const Kernels& kernels = device.kernels();
+    give_gradient(call.problem, call.x, dy, kernels.any_gradient && (needs & 1) != 0);
     mean = torch::stable::contiguous(mean);
     variance = torch::stable::contiguous(variance);
-    call.problem.dy = dy.const_data_ptr();
     call.problem.out = (needs & 1) != 0 ? dx.mutable_data_ptr() : nullptr;
     call.problem.mean = const_cast<double*>(mean.const_data_ptr<double>());
     call.problem.variance = const_cast<double*>(variance.const_data_ptr<double>());
     call.problem.d_weight = d_weight.mutable_data_ptr();
     call.problem.d_bias = d_bias.mutable_data_ptr();
-    run(call.x, &Kernels::batch_norm_backward, call.problem);
+    kernels.batch_norm_backward(call.problem, device.context());
   }
   if ((needs & 2) == 0) d_weight = nothing(dy);
   if ((needs & 4) == 0) d_bias = nothing(dy);

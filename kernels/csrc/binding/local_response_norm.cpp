@@ -52,12 +52,7 @@ Tensor lrn_backward(Tensor dy, Tensor x, i64 size, double alpha, double beta, do
   if (call.empty()) return call.out;
   const Device device(call.x);
   const Kernels& kernels = device.kernels();
-  // Gradients come so from a layer that is not channels last.
-  const bool apart =
-      kernels.lrn_any_gradient && call.problem.channels_last && layout_of(dy) == Layout::apart;
-  if (!apart) dy = in_layout_of(call.x, dy);
-  call.problem.dy = dy.const_data_ptr();
-  call.problem.dy_channels_last = call.problem.channels_last && !apart;
+  give_gradient(call.problem, call.x, dy, kernels.any_gradient);
   kernels.lrn_backward(call.problem, device.context());
   return call.out;
 }

@@ -148,6 +148,17 @@ inline Tensor in_layout_of(const Tensor& x, const Tensor& dy) {
   return torch::stable::copy_(same, dy);
 }
 
+// Hands dy to a backward in the layout of x or, where the kernel reads it so, with its channels
+// apart: gradients come so from a layer that is not channels last.
+template <class Problem>
+void give_gradient(Problem& problem, const Tensor& x, Tensor& dy, bool any_layout) {
+  const bool apart =
+      any_layout && layout_of(x) == Layout::together && layout_of(dy) == Layout::apart;
+  if (!apart) dy = in_layout_of(x, dy);
+  problem.dy = dy.const_data_ptr();
+  problem.dy_channels_last = problem.channels_last && !apart;
+}
+
 // Runs one of the device's kernels.
 template <class Problem>
 void run(const Tensor& like, void (*Kernels::*kernel)(const Problem&, const Context&),

@@ -15,6 +15,7 @@
 #pragma once
 
 #include "elementary.h"
+#include "layout.h"
 #include "memory.h"
 
 namespace fbp::FBP_ISA {
@@ -24,6 +25,8 @@ class BatchNorm {
  public:
   explicit BatchNorm(const BatchNormProblem& problem)
       : problem_(problem),
+        gathers_(problem.channels_last && !problem.dy_channels_last),
+        dy_(static_cast<const T*>(gathers_ ? problem.out : problem.dy)),
         channels_(problem.channels),
         stride_(round_up(channels_, W)),
         positions_(problem.rows * problem.row_length),
@@ -62,6 +65,7 @@ class BatchNorm {
     const Buffer<S> rows = parameters();
     const Buffer<double> sums(blocks_ * channels_), products(blocks_ * channels_);
     over_blocks(kForwards, [&](i64 block, i64 first, i64 end, S* scratch) {
+      if (gathers_) gather_dy(block);
       add_up(block, first, end, rows.get(), scratch, Gradients{});
       for (i64 c = first; c < end; ++c) {
         sums[block * channels_ + c] = static_cast<double>(scratch[c]);
@@ -292,7 +296,15 @@ class BatchNorm {
   template <class F>
   V dy_at(i64 at, i64 count) const {
     if constexpr (!F::differentiates) return V{};
-    return load_first(static_cast<const T*>(problem_.dy) + at, count);
+    return load_first(dy_ + at, count);
+  }
+  // A block of dy, its channels together, to the place of dx.
+  void gather_dy(i64 block) const {
+    over_runs(block, [&](i64 from, i64 to, bool inside) {
+      if (inside)
+        gather_positions(static_cast<const T*>(problem_.dy), channels_, positions_, from, to,
+                         out_at(from * channels_), channels_);
+    });
   }
   T* out_at(i64 at) const { return static_cast<T*>(problem_.out) + at; }
 
@@ -435,6 +447,8 @@ class BatchNorm {
   }
 
   const BatchNormProblem& problem_;
+  bool gathers_;  // dy, whose channels are apart, into dx, from where it is then read
+  const T* dy_;
   i64 channels_, stride_, positions_, all_, length_, pieces_, blocks_, group_, groups_;
   int threads_;
   Buffer<double> counts_;  // values of a channel in each block

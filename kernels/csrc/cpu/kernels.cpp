@@ -108,7 +108,7 @@ Kernels kernels() {
       attention_pool_backward,
       power_normalize_forward,
       power_normalize_backward,
-      /*lrn_any_gradient=*/true,
+      /*any_gradient=*/true,
   };
 }
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "elementary.h"
+#include "layout.h"
 #include "memory.h"
 
 namespace fbp::FBP_ISA {
@@ -158,7 +159,9 @@ class Lrn {
       const i64 transposed = dy_together_ ? 0 : rows_of_job() * row_length();
       over_rows(3 * row_length() + transposed, [&](i64 first, i64 end, S* scratch) {
         clear(scratch, 3 * row_length());
-        if (!dy_together_) transpose_dy(first, end, scratch + 3 * row_length());
+        if (!dy_together_)
+          gather_positions(dy_, channels_, positions_, first, end, scratch + 3 * row_length(),
+                           row_length());
         for (i64 row = first; row < end; ++row)
           dy_together_
               ? backward_row(row * channels_, dy_ + row * channels_, scratch)
@@ -393,32 +396,6 @@ class Lrn {
   }
 
   i64 row_length() const { return round_up(channels_, W) + round_up(size_, W) + W; }
-
-  // Rows of dy where its channels are apart, each of row_length().
-  void transpose_dy(i64 first, i64 end, S* to) const {
-    while (first < end) {
-      const i64 position = first % positions_;
-      const i64 count = smaller(end - first, positions_ - position);
-      const T* const from = dy_ + (first - position) * channels_ + position;
-      for (i64 c = 0; c < channels_; c += W)
-        for (i64 i = 0; i < count; i += W) {
-          Vec<S> tile[W];
-#pragma GCC unroll 16
-          for (i64 j = 0; j < W; ++j)
-            tile[j] = c + j < channels_ ? load_first(from + (c + j) * positions_ + i, count - i)
-                                        : Vec<S>{};
-#pragma GCC unroll 16
-          for (i64 j = W; j < 2 * W; ++j)  // rows far apart: hardware does not foresee them
-            if (c + j < channels_) __builtin_prefetch(from + (c + j) * positions_ + i);
-          transpose<S>(tile);
-#pragma GCC unroll 16
-          for (i64 j = 0; j < W; ++j)
-            if (i + j < count) store(to + (i + j) * row_length() + c, tile[j]);
-        }
-      to += count * row_length();
-      first += count;
-    }
-  }
 
   Vec<S> window_sum(const S* from) const {
     return sum(size_, [&](i64 j) { return load(from + j); });
