@@ -67,7 +67,7 @@ struct BatchNormCall {
 std::tuple<Tensor, Tensor, Tensor> batch_norm_forward(Tensor x, Tensor weight, Tensor bias,
                                                       MaybeTensor lengths, double eps, bool relu) {
   BatchNormCall call(x, weight, bias, lengths, eps, relu);
-  Tensor y = torch::stable::empty_like(call.x);
+  Tensor y = empty_as(call.x);
   Tensor mean = per_channel(x, ScalarType::Double);
   Tensor variance = per_channel(x, ScalarType::Double);
   call.problem.out = y.mutable_data_ptr();
@@ -85,7 +85,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_backward(Tensor dy, Tensor x, Tens
   check_tensor("dy", dy, sizes_of(x), x.scalar_type());
   check_tensor("mean", mean, {x.size(1)}, ScalarType::Double);
   check_tensor("variance", variance, {x.size(1)}, ScalarType::Double);
-  Tensor dx = (needs & 1) != 0 ? torch::stable::empty_like(call.x) : nothing(dy);
+  Tensor dx = (needs & 1) != 0 ? empty_as(call.x) : nothing(dy);
   Tensor d_weight = per_channel(x, wide(x)), d_bias = per_channel(x, wide(x));
   if (!call.empty()) {
     const Device device(call.x);

@@ -23,7 +23,7 @@ struct LrnCall {
       layout = Layout::apart;
     }
     problem.channels_last = layout == Layout::together;
-    out = torch::stable::empty_like(x);
+    out = empty_as(x);
     problem.images = x.size(0);
     problem.channels = x.size(1);
     problem.positions = 1;

@@ -56,6 +56,13 @@ inline Tensor empty(Sizes sizes, const Tensor& like) {
   return x;
 }
 
+// In the layout of x.
+inline Tensor empty_as(const Tensor& x) {
+  Tensor result = torch::stable::empty_like(x);
+  prefer_large_pages(result, result.numel() * static_cast<i64>(result.element_size()));
+  return result;
+}
+
 inline Tensor zeros(Sizes sizes, const Tensor& like) {
   return torch::stable::new_zeros(like, sizes);
 }
@@ -144,7 +151,7 @@ inline Layout layout_of(const Tensor& x) {
 // dy in the layout of x, in which the results are as well.
 inline Tensor in_layout_of(const Tensor& x, const Tensor& dy) {
   if (layout_of(dy) == layout_of(x)) return dy;
-  Tensor same = torch::stable::empty_like(x);
+  Tensor same = empty_as(x);
   return torch::stable::copy_(same, dy);
 }
 
