@@ -247,15 +247,13 @@ class BatchNorm {
   // With the channels together a block is any such range, and a job takes all of its channels; with
   // the channels apart it stays within an image, and a job takes a group of channels.
 
-  enum Order { kForwards, kBackwards };  // what was read last is still in the cache
-
   // work(block, first channel, end channel, scratch)
   template <class F>
   void over_blocks(Order order, const F& work) const {
     const i64 jobs = blocks_ * groups_;
     const WorkerBuffers<S> scratch(threads_, 5 * stride_);
-    parallel(jobs, threads_, [&](int worker, i64 job) {
-      if (order == kBackwards) job = jobs - 1 - job;
+    parallel(jobs, threads_, [&](int worker, i64 index) {
+      const i64 job = in_pieces(index, jobs, threads_, order);
       const i64 first = job % groups_ * group_;
       work(job / groups_, first, smaller(first + group_, channels_), scratch.of(worker));
     });

@@ -1,10 +1,21 @@
-// Feature maps in the other layout.
+// Feature maps: who works on what of them, and how they come into the other layout.
 
 #pragma once
 
 #include "simd.h"
 
 namespace fbp::FBP_ISA {
+
+enum Order { kForwards, kBackwards };  // what was read last is still in the cache
+
+// Job number `index` of those of a map, of which `parallel` gives every nth to one thread: in such
+// an order that a thread's lie together, as with PyTorch's own operators. What is next to them is
+// then not another thread's, and its caches may have what was written before.
+inline i64 in_pieces(i64 index, i64 jobs, int threads, Order order) {
+  const i64 pieces = smaller<i64>(threads, jobs), piece = index % pieces;
+  const auto begin = [&](i64 i) { return i * (jobs / pieces) + smaller(i, jobs % pieces); };
+  return order == kForwards ? begin(piece) + index / pieces : begin(piece + 1) - 1 - index / pieces;
+}
 
 // Positions `first` to `end` of a map (images, channels, positions), counted through all images, as
 // rows of channels: to[(position - first) * ld + channel]. E is T or what T is accumulated in.

@@ -210,9 +210,9 @@ class Lrn {
   void over_chunks(i64 scratch_elements, const F& work) const {
     const i64 chunks = ceil_div(positions_, chunk_);
     const WorkerBuffers<S> scratch(threads_, scratch_elements);
-    // Chunk by chunk through all images, so that threads are seldom next to each other.
-    parallel(images_ * chunks, threads_, [&](int worker, i64 job) {
-      const i64 image = job % images_, position = job / images_ * chunk_;
+    parallel(images_ * chunks, threads_, [&](int worker, i64 index) {
+      const i64 job = in_pieces(index, images_ * chunks, threads_, kForwards);
+      const i64 image = job / chunks, position = job % chunks * chunk_;
       work(image * channels_ * positions_ + position, smaller(chunk_, positions_ - position),
            scratch.of(worker));
     });
@@ -390,7 +390,9 @@ class Lrn {
   void over_rows(i64 scratch_elements, const F& work) const {
     const i64 rows = images_ * positions_, per_job = rows_of_job();
     const WorkerBuffers<S> scratch(threads_, scratch_elements);
-    parallel(ceil_div(rows, per_job), threads_, [&](int worker, i64 job) {
+    const i64 jobs = ceil_div(rows, per_job);
+    parallel(jobs, threads_, [&](int worker, i64 index) {
+      const i64 job = in_pieces(index, jobs, threads_, kForwards);
       work(job * per_job, smaller(rows, (job + 1) * per_job), scratch.of(worker));
     });
   }
