@@ -19,6 +19,7 @@
 #pragma once
 
 #include "elementary.h"
+#include "layout.h"
 #include "memory.h"
 #include "operands.h"
 
@@ -48,11 +49,13 @@ class AttentionPool {
     {
       const WorkerBuffers<S> scratch(threads_, rows_size() + hidden_size() + kProductScratch<S>);
       parallel(blocks_, threads_, [&](int worker, i64 index) {
-        score(index, weight, scratch.of(worker), scores.get());
+        score(in_pieces(index, blocks_, threads_, kForwards), weight, scratch.of(worker),
+              scores.get());
       });
     }
     const WorkerBuffers<S> scratch(threads_, (kGather + 2) * wide_ + W);
-    parallel(problem_.B, threads_, [&](int worker, i64 b) {
+    parallel(problem_.B, threads_, [&](int worker, i64 index) {
+      const i64 b = in_pieces(index, problem_.B, threads_, kBackwards);
       normalise(b, scores.get() + first_[b]);
       pool(b, scores.get() + first_[b], scratch.of(worker));
     });
@@ -246,6 +249,7 @@ class AttentionPool {
     i64 from, count;
     i64 place[kBlockRows];  // row * T + frame
     bool together;          // whether places follow each other
+    bool in_place = false;  // whether x is the tensor itself
     Matrix<S> x;            // (count, C)
 
     Block(const AttentionPool& pool, i64 index, S* scratch)
@@ -261,6 +265,7 @@ class AttentionPool {
       if constexpr (__is_same(T, S)) {
         if (together && even && pool.in_place()) {
           x = {at<T>(all, place[0] / problem.T, place[0] % problem.T, 0), all.stride[1], 1};
+          in_place = true;
           return;
         }
       }
@@ -275,11 +280,15 @@ class AttentionPool {
   void activate(const Block& block, const Weight& weight, S* y, S* scratch) const {
     multiply_block(block.x, weight.matrix, block.count, problem_.A, weight.spare, problem_.C,
                    run_for(problem_.B * problem_.T, problem_.A), y, ld_, true, scratch);
-    for (i64 f = 0; f < block.count; ++f)
+    const i64 next = block.in_place && problem_.C > 0 ? frames() - (block.from + block.count) : 0;
+    for (i64 f = 0; f < block.count; ++f) {
+      // What the products read next comes from memory while tanh keeps the processor busy.
+      if (f < next) fetch(Matrix<S>{block.x.at(block.count + f, 0), block.x.row, 1}, 1, problem_.C);
       for (i64 a = 0; a < ld_; a += W) {
         S* const place = y + f * ld_ + a;
         store(place, hyperbolic_tangent<S>(load(place) + load(bias_.get() + a)));
       }
+    }
   }
 
   T* hidden(i64 place) const { return static_cast<T*>(problem_.hidden) + place * problem_.A; }
