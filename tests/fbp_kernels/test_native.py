@@ -135,3 +135,32 @@ def test_scratch_that_is_kept_is_limited_by_the_environment(kept: str) -> None:
         assert float(done.stdout) == 64 * 128 * 5 * 32 * 32
     else:
         assert f"FBP_SCRATCH_MIB is '{kept}', expected a number from 0" in done.stderr
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_larger_than_a_cache_are_those_of_their_parts(
+    isa: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FBP_CPU_ISA", isa)
+    # Written past the cache above 1 MiB, which no part reaches; several runs of rows, and strips of columns of which
+    # the last is shorter.
+    B, C, N, factor = 133, 96, 1600, 4
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=dtype)
+
+    a, v, p, q, dz = draw(B, C), draw(B, C + 3), draw(C, N), draw(C + 3, N), draw(B, N // factor)
+
+    def gradients(columns: slice, outputs: slice) -> list[torch.Tensor]:
+        weights = [x[:, columns].contiguous().requires_grad_() for x in (p, q)]
+        z = fk.fbp(a, v, *weights, factor, backend="native")
+        return list(torch.autograd.grad(z, weights, dz[:, outputs]))
+
+    whole = gradients(slice(None), slice(None))
+    for start in range(0, N, 400):
+        columns = slice(start, start + 400)
+        part = gradients(columns, slice(start // factor, (start + 400) // factor))
+        for got, want in zip(whole, part, strict=True):
+            assert torch.equal(got[:, columns], want)

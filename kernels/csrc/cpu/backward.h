@@ -20,7 +20,7 @@ class Backward {
  public:
   explicit Backward(const BackwardProblem& problem) : problem_(problem) {
     double flops = 0;
-    i64 bytes_per_row = 0;
+    i64 bytes_per_row = 0, d_weight_bytes = 0;
     for (int i = 0; i < problem.parts; ++i) {
       const BackwardPart& part = problem.part[i];
       trunks_ += part.H;
@@ -29,6 +29,7 @@ class Backward {
         flops += 4.0 * static_cast<double>(part.H * width) * static_cast<double>(part.N);
         bytes_per_row += part.H * width * i64{sizeof(S)};
         widest_ = larger(widest_, width);
+        if (part.d_weight[side]) d_weight_bytes += part.H * width * part.N * i64{sizeof(T)};
         // An adaptive scale depends on both inputs, so each input's gradient needs that of the
         // other.
         need_input_[i][side] = part.d_input[side] || (part.adaptive && part.d_input[1 - side]);
@@ -39,6 +40,7 @@ class Backward {
     threads_ = threads_for(flops * larger(static_cast<double>(problem.B), kLeastRows));
     const i64 rows = kRowBytes / larger<i64>(bytes_per_row, 1) / kGrain * kGrain;
     rows_ = smaller(smaller(larger(rows, kGrain), kMaxBatch), problem.B);
+    stream_weights_ = d_weight_bytes > kCachedWeights && rows_ == problem.B;
   }
 
   void run() {
@@ -77,6 +79,9 @@ class Backward {
   static constexpr i64 kGrain = 256;  // rows of a block and columns of a slice come in multiples
   static constexpr i64 kMaxBatch = 1024;
   static constexpr i64 kMaxColumns = 4096;
+  // Gradients of weights that together are larger than a core's L2 are streamed past it, if one
+  // block of rows is all there is: who reads them comes after other layers' backward.
+  static constexpr i64 kCachedWeights = 1 << 20;
   // What one job works on: columns of du, and channels of an input.
   static constexpr i64 kJobColumns = 256;
   static constexpr i64 kJobChannels = 64;
@@ -350,19 +355,25 @@ class Backward {
     const bool first = rows.start == 0;
     S* const product = scratch + rows.count * kJobChannels;
     S* const free = product + kJobChannels * kJobColumns;
-    const auto multiply = [&](S* out, i64 ld, bool anew) {
+    const auto multiply = [&](S* out, i64 ld, bool anew, const Streamed<S>& streamed = {}) {
       if (part.lengths || part.adaptive) {
         const Matrix<E> copy =
             weighted(rows, slice, side, x, channels, reinterpret_cast<E*>(scratch));
-        multiply_block(copy, du, channels, columns, spare, rows.count, run, out, ld, anew, free);
+        multiply_block(copy, du, channels, columns, spare, rows.count, run, out, ld, anew, free,
+                       /*after=*/{}, streamed);
       } else {
-        multiply_block(x, du, channels, columns, spare, rows.count, run, out, ld, anew, free);
+        multiply_block(x, du, channels, columns, spare, rows.count, run, out, ld, anew, free,
+                       /*after=*/{}, streamed);
       }
     };
     const i64 place = (h * from.width + c) * part.N + n;
     if constexpr (__is_same(T, S)) {
-      if (columns % kWidth<S> == 0)
-        return multiply(static_cast<S*>(part.d_weight[side]) + place, part.N, first);
+      S* const to = static_cast<S*>(part.d_weight[side]) + place;
+      if (stream_weights_ && streamable(to, part.N * i64{sizeof(S)})) {
+        multiply(product, columns, true, {to, part.N});
+        return finish_streams();
+      }
+      if (columns % kWidth<S> == 0) return multiply(to, part.N, first);
     }
     const i64 ld = round_up(columns, kWidth<S>);
     multiply(product, ld, true);
@@ -484,6 +495,7 @@ class Backward {
   const BackwardProblem& problem_;
   i64 trunks_ = 0, rows_ = 0, widest_ = 1;
   int threads_ = 1;
+  bool stream_weights_ = false;
   bool need_input_[kMaxParts][2] = {}, need_projection_[kMaxParts][2] = {};
   Buffer<Scales<S>> scales_[kMaxParts];  // of each block of rows
   Buffer<S> input_sum_[kMaxParts][2];    // dx: (H, rows, width apart)

@@ -163,13 +163,21 @@ template <class S>
 constexpr i64 kProductScratch =
     kBlockRows * (kRun + kWidth<S>)+kRun * 8 * kWidth<S> + 2 * kPackSlack<S>;
 
+// Where a product is streamed to, if anywhere: only its last run, as it is written then. `out`
+// holds the sums of the runs before.
+template <class S>
+struct Streamed {
+  S* data = nullptr;
+  i64 ld = 0;
+};
+
 // out (rows, ld) (+)= left (rows, depth) right (depth, columns). `spare` columns of `right` follow
 // in memory. Tiles are taken so that what is used next is near: a run of some columns stays in L1
 // while all rows pass by. `after`, if any, is what will be read after `right`.
 template <class L, class R, class S>
 void multiply_block(const Matrix<L>& left, const Matrix<R>& right, i64 rows, i64 columns, i64 spare,
                     i64 depth, i64 run, S* out, i64 ld, bool first, S* scratch,
-                    const R* after = nullptr) {
+                    const R* after = nullptr, const Streamed<S>& streamed = {}) {
   using Op = Arithmetic<R>;
   using Element = typename Op::Element;
   constexpr int W = kWidth<S>;
@@ -177,10 +185,22 @@ void multiply_block(const Matrix<L>& left, const Matrix<R>& right, i64 rows, i64
   const Tiling tiles(rows, kMaxRows), panels(ceil_div(columns, W), max_vectors(tiles.rows(0)));
   Element* const left_scratch = reinterpret_cast<Element*>(scratch);
   Element* const right_scratch = left_scratch + kBlockRows * (kRun + W) + kPackSlack<S>;
+  OuterTile<Op> tile{};
+  tile.sums_stride = ld;
+  tile.streamed_stride = streamed.ld;
+  if (left.step == 1) {
+    tile.next_left_stride = left.row * i64{sizeof(L)};
+    tile.next_left_bytes = 8 * Op::depth * i64{sizeof(L)};
+  }
   for (i64 k = 0; k < depth; k += run) {
     const i64 steps = smaller(run, depth - k);
+    const bool last = k + run >= depth;
+    const i64 next_k = last ? k : k + run;
+    tile.depth = ceil_div(steps, Op::depth);
+    tile.first = first && k == 0;
     const Matrix<Element> factors =
         broadcastable(Matrix<L>{left.at(0, k), left.row, left.step}, rows, steps, left_scratch);
+    const bool copied = factors.data == left_scratch;
     for (i64 p = 0; p < panels.count; ++p) {
       const i64 j = panels.start(p) * W;
       const int vectors = panels.rows(p);
@@ -189,26 +209,31 @@ void multiply_block(const Matrix<L>& left, const Matrix<R>& right, i64 rows, i64
       const R* const here = right.at(k, j);
       // What is used next is fetched meanwhile: hardware does not foresee a jump at every step.
       const R* const next = p + 1 < panels.count ? right.at(k, j + vectors * W)
-                            : k + run < depth    ? right.at(k + run, 0)
+                            : !last              ? right.at(k + run, 0)
                             : after              ? after
                                                  : here;
       const Element* const x =
           vectors_of(Matrix<R>{here, right.row, right.step}, steps, used,
                      columns - j - used + spare, i64{vectors} * W, right_scratch, stride);
-      const Element* ahead = x;
+      tile.right = tile.next_right = x;
+      tile.right_stride = stride;
       if (static_cast<const void*>(x) == here) {
-        ahead = reinterpret_cast<const Element*>(next);
+        tile.next_right = reinterpret_cast<const Element*>(next);
       } else {
         fetch(Matrix<R>{next, right.row, right.step}, steps, i64{vectors} * W);
       }
       for (i64 t = 0; t < tiles.count; ++t) {
         const i64 row = tiles.start(t);
-        if (left.step == 1 && p + 1 == panels.count && k + run < depth)
-          fetch(Matrix<L>{left.at(row, k + run), left.row, 1}, tiles.rows(t),
-                smaller(run, depth - k - run));
-        outer<Op>(tiles.rows(t), vectors, {factors.at(row, 0), factors.row, factors.step}, x,
-                  stride, ceil_div(steps, Op::depth), ahead, out + row * ld + j, ld,
-                  first && k == 0);
+        tile.left = {factors.at(row, 0), factors.row, factors.step};
+        tile.sums = out + row * ld + j;
+        if (last && streamed.data) tile.streamed = streamed.data + row * streamed.ld + j;
+        // Of rows that are read where they stand, the next tile's; of those that were copied, the
+        // next run.
+        const L* const next_left = copied                ? left.at(row, next_k)
+                                   : t + 1 < tiles.count ? left.at(tiles.start(t + 1), k)
+                                                         : left.at(0, next_k);
+        tile.next_left = reinterpret_cast<const char*>(next_left);
+        outer(tiles.rows(t), vectors, tile);
       }
     }
   }

@@ -135,22 +135,76 @@ struct RowPointers {
   }
 };
 
+// Stores a vector past the caches: the line is not read first, and nothing useful makes room for
+// it. The address is a multiple of the vector's size. Other threads may read it after
+// `finish_streams`.
+#if defined(__AVX2__)
+constexpr bool kStreams = true;
+#if defined(__AVX512F__)
+inline void stream(float* to, Vec<float> x) { _mm512_stream_ps(to, x); }
+inline void stream(double* to, Vec<double> x) { _mm512_stream_pd(to, x); }
+#else
+inline void stream(float* to, Vec<float> x) { _mm256_stream_ps(to, x); }
+inline void stream(double* to, Vec<double> x) { _mm256_stream_pd(to, x); }
+#endif
+inline void finish_streams() { _mm_sfence(); }
+#else
+// Tiles of shorter vectors would write lines in parts, each of them a transfer of its own.
+constexpr bool kStreams = false;
+inline void stream(float* to, Vec<float> x) { store(to, x); }
+inline void stream(double* to, Vec<double> x) { store(to, x); }
+inline void finish_streams() {}
+#endif
+
+// Whether rows of so many bytes from there on are whole cache lines, as streaming asks for.
+inline bool streamable(const void* data, i64 row_bytes) {
+  return kStreams && reinterpret_cast<std::uintptr_t>(data) % 64 == 0 && row_bytes % 64 == 0;
+}
+
+// sums (rows, vectors * kWidth) (+)= left (rows, depth) right (depth, vectors * kWidth), and what
+// is fetched meanwhile.
+template <class Op>
+struct OuterTile {
+  using S = typename Op::Sum;
+  using E = typename Op::Element;
+
+  Matrix<E> left;
+  const E* right;
+  i64 right_stride;
+  i64 depth;
+  S* sums;
+  i64 sums_stride;
+  bool first;   // nothing is there to add to
+  S* streamed;  // where the result goes in place of `sums`, past the cache; or null
+  i64 streamed_stride;
+  // Into L1: as much as is read of `right`, from here on.
+  const E* next_right;
+  // Into L2: of 8 rows from here on, so many bytes every 8 steps. Not into L1: where rows are pages
+  // apart, they would drive out those that are being read.
+  const char* next_left;
+  i64 next_left_stride, next_left_bytes;
+};
+
 template <class Op, int Rows, int Vectors>
-void outer_tile(const Matrix<typename Op::Element>& left, const typename Op::Element* right,
-                i64 right_stride, i64 depth, const typename Op::Element* next,
-                typename Op::Sum* out, i64 out_stride, bool first) {
+void outer_tile(const OuterTile<Op>& tile) {
   using S = typename Op::Sum;
   using E = typename Op::Element;
   constexpr int W = kWidth<S>;
   Vec<S> sum[Rows][Vectors] = {};
-  RowPointers<E, Rows> rows(left.data, left.row);
+  RowPointers<E, Rows> rows(tile.left.data, tile.left.row);
+  const i64 depth = tile.depth, left_step = tile.left.step * i64{sizeof(E)};
+  const i64 right_stride = tile.right_stride;
+  const E *right = tile.right, *next_right = tile.next_right;
+  const char* const next_left = tile.next_left;
+  const i64 next_left_stride = tile.next_left_stride, next_left_bytes = tile.next_left_bytes;
   for (i64 k = 0; k < depth; ++k) {
     Vec<S> x[Vectors];
 #pragma GCC unroll 8
     for (int j = 0; j < Vectors; ++j) {
       x[j] = load_bits(right + j * W);
-      __builtin_prefetch(next + j * W);
+      __builtin_prefetch(next_right + j * W);
     }
+    __builtin_prefetch(next_left + (k & 7) * next_left_stride + (k >> 3) * next_left_bytes, 0, 2);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       E factor;
@@ -158,47 +212,40 @@ void outer_tile(const Matrix<typename Op::Element>& left, const typename Op::Ele
 #pragma GCC unroll 8
       for (int j = 0; j < Vectors; ++j) sum[r][j] = Op::step(sum[r][j], factor, x[j]);
     }
-    rows.advance(left.step * i64{sizeof(E)});
+    rows.advance(left_step);
     right += right_stride;
-    next += right_stride;
+    next_right += right_stride;
   }
+  S *const sums = tile.sums, *const streamed = tile.streamed;
+  const i64 sums_stride = tile.sums_stride, streamed_stride = tile.streamed_stride;
+  const bool first = tile.first;
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 8
     for (int j = 0; j < Vectors; ++j) {
-      S* const to = out + r * out_stride + j * W;
-      store(to, first ? sum[r][j] : load(to) + sum[r][j]);
+      S* const to = sums + r * sums_stride + j * W;
+      if (!first) sum[r][j] += load(to);
+      if (streamed) {
+        stream(streamed + r * streamed_stride + j * W, sum[r][j]);
+      } else {
+        store(to, sum[r][j]);
+      }
     }
   }
 }
 
-template <class Op, int Rows, int Vectors>
-inline void outer_dispatch(int rows, int vectors, const Matrix<typename Op::Element>& left,
-                           const typename Op::Element* right, i64 right_stride, i64 depth,
-                           const typename Op::Element* next, typename Op::Sum* out, i64 out_stride,
-                           bool first) {
+// Rows are at most kMaxRows and vectors at most max_vectors(rows).
+template <class Op, int Rows = kMaxRows, int Vectors = max_vectors(Rows)>
+inline void outer(int rows, int vectors, const OuterTile<Op>& tile) {
   if constexpr (Rows > 0 && Vectors > 0) {
     if (rows == Rows && vectors == Vectors) {
-      outer_tile<Op, Rows, Vectors>(left, right, right_stride, depth, next, out, out_stride, first);
+      outer_tile<Op, Rows, Vectors>(tile);
     } else if (rows == Rows) {
-      outer_dispatch<Op, Rows, Vectors - 1>(rows, vectors, left, right, right_stride, depth, next,
-                                            out, out_stride, first);
+      outer<Op, Rows, Vectors - 1>(rows, vectors, tile);
     } else {
-      outer_dispatch<Op, Rows - 1, max_vectors(Rows - 1)>(rows, vectors, left, right, right_stride,
-                                                          depth, next, out, out_stride, first);
+      outer<Op, Rows - 1>(rows, vectors, tile);
     }
   }
-}
-
-// out (rows, vectors * kWidth) (+)= left (rows, depth) right (depth, vectors * kWidth), where rows
-// is at most kMaxRows and vectors at most max_vectors(rows).
-template <class Op>
-inline void outer(int rows, int vectors, const Matrix<typename Op::Element>& left,
-                  const typename Op::Element* right, i64 right_stride, i64 depth,
-                  const typename Op::Element* next, typename Op::Sum* out, i64 out_stride,
-                  bool first) {
-  outer_dispatch<Op, kMaxRows, max_vectors(kMaxRows)>(rows, vectors, left, right, right_stride,
-                                                      depth, next, out, out_stride, first);
 }
 
 // Tile of `dot`: its sums, a vector of each row of one side and one of the other share the
