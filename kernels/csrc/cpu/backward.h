@@ -40,7 +40,7 @@ class Backward {
     threads_ = threads_for(flops * larger(static_cast<double>(problem.B), kLeastRows));
     const i64 rows = kRowBytes / larger<i64>(bytes_per_row, 1) / kGrain * kGrain;
     rows_ = smaller(smaller(larger(rows, kGrain), kMaxBatch), problem.B);
-    stream_weights_ = d_weight_bytes > kCachedWeights && rows_ == problem.B;
+    stream_weights_ = d_weight_bytes >= kStreamedBytes && rows_ == problem.B;
   }
 
   void run() {
@@ -79,9 +79,6 @@ class Backward {
   static constexpr i64 kGrain = 256;  // rows of a block and columns of a slice come in multiples
   static constexpr i64 kMaxBatch = 1024;
   static constexpr i64 kMaxColumns = 4096;
-  // Gradients of weights that together are larger than a core's L2 are streamed past it, if one
-  // block of rows is all there is: who reads them comes after other layers' backward.
-  static constexpr i64 kCachedWeights = 1 << 20;
   // What one job works on: columns of du, and channels of an input.
   static constexpr i64 kJobColumns = 256;
   static constexpr i64 kJobChannels = 64;

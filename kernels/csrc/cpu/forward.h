@@ -12,8 +12,14 @@ class Forward {
  public:
   explicit Forward(const ForwardProblem& problem) : problem_(problem) {
     double work = 0;
-    for (int i = 0; i < problem.parts; ++i)
-      work += work_per_column(problem.part[i], problem.B) * static_cast<double>(problem.part[i].N);
+    i64 kept_bytes = 0;
+    for (int i = 0; i < problem.parts; ++i) {
+      const ForwardPart& part = problem.part[i];
+      work += work_per_column(part, problem.B) * static_cast<double>(part.N);
+      for (const void* kept : part.kept)
+        if (kept) kept_bytes += part.H * problem.B * part.N * i64{sizeof(T)};
+    }
+    stream_kept_ = kept_bytes >= kStreamedBytes;
     threads_ = threads_for(work);
     work_per_job_ = work / (threads_ * kJobsPerThread);
     const i64 blocks = ceil_div(problem.B, kBlockRows);
@@ -124,14 +130,24 @@ class Forward {
 
   void keep(const ForwardPart& part, int side, const Block& block, const S* projection,
             i64 ld) const {
+    T* const to =
+        static_cast<T*>(part.kept[side]) + (block.h * problem_.B + block.row) * part.N + block.n;
+    if constexpr (__is_same(T, S)) {
+      const bool whole_lines = streamable(to, part.N * i64{sizeof(T)}) && block.columns % 16 == 0;
+      if (stream_kept_ && whole_lines) {
+        for (i64 r = 0; r < block.rows; ++r)
+          for (i64 j = 0; j < block.columns; j += kWidth<S>)
+            stream(to + r * part.N + j, load(projection + r * ld + j));
+        return finish_streams();
+      }
+    }
     for (i64 r = 0; r < block.rows; ++r)
-      round_row(projection + r * ld, block.columns,
-                static_cast<T*>(part.kept[side]) + (block.h * problem_.B + block.row + r) * part.N +
-                    block.n);
+      round_row(projection + r * ld, block.columns, to + r * part.N);
   }
 
   const ForwardProblem& problem_;
   int threads_ = 1;
+  bool stream_kept_ = false;
   double work_per_job_ = 0;
   i64 block_rows_ = 0;
 };

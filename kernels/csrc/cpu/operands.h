@@ -28,6 +28,10 @@ constexpr i64 run_for(i64 rows, i64 columns) {
   return rows <= 4 || columns <= 8 ? kShortRun : kRun;
 }
 
+// Gradients of weights, and projections that are kept, of so many bytes together are streamed past
+// the caches if they are written once: about a core's L2. Other layers come before their readers.
+constexpr i64 kStreamedBytes = 1 << 20;
+
 // The parts' trunks, counted through.
 struct Trunk {
   int part;
