@@ -4,6 +4,7 @@ It never fails to import: `MISSING` says why the extension is not there, or is e
 kernels for GPUs, a library of its own.
 """
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -78,20 +79,18 @@ def _hand_on_tf32() -> None:
 
 
 def raw(name: str) -> Callable[..., Any]:
-    """The raw kernel `fbp_native::name`; one that raises where the extension is missing."""
-    if MISSING:
-        return _raise_missing
-    # Without the two frames of Python that PyTorch puts around it.
-    operation: Callable[..., Any] = getattr(torch.ops.fbp_native, name).default._op
-    if CUDA_MISSING:
-        return operation
+    """The raw kernel `fbp_native::name`, looked up when it is called first."""
 
     def call(*args: Any) -> Any:
-        _hand_on_tf32()
-        return operation(*args)
+        if not CUDA_MISSING:
+            _hand_on_tf32()
+        return operation(name)(*args)
 
     return call
 
 
-def _raise_missing(*_: Any) -> Any:
-    raise RuntimeError(MISSING)
+@functools.cache
+def operation(name: str) -> Callable[..., Any]:
+    """What PyTorch calls for `fbp_native::name`, without the two frames of Python that it puts around it."""
+    found: Callable[..., Any] = getattr(torch.ops.fbp_native, name).default._op
+    return found

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -73,8 +72,7 @@ def test_the_setting_for_tf32_is_handed_on_when_it_changes(
 ) -> None:
     told: list[bool] = []
     monkeypatch.setattr(torch.ops.fbp_native, "allow_tf32", told.append, raising=False)
-    anything = SimpleNamespace(default=SimpleNamespace(_op=lambda *a: a))
-    monkeypatch.setattr(torch.ops.fbp_native, "anything", anything, raising=False)
+    monkeypatch.setattr(native, "operation", lambda name: lambda *arguments: arguments)
     call = native.raw("anything")
     before = torch.backends.cuda.matmul.fp32_precision
     try:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from fbp_kernels import native
+
 from . import shim as shim_module
 from .shim import Shim
 
@@ -13,7 +15,7 @@ from .shim import Shim
 def shim(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shim]:
     """Runs what the test calls of the native backend through the CUDA sources."""
     shim = shim_module.load()
-    monkeypatch.setattr(torch.ops, "fbp_native", shim)
+    monkeypatch.setattr(native, "operation", lambda name: getattr(shim, name))
     shim.spoiled()
     calls, threads = shim.calls, torch.get_num_threads()
     torch.set_num_threads(1)  # the reference's tensors are small, and others test beside
