@@ -54,6 +54,7 @@ bench: setup
 	$(BIN)/python -m bench report
 
 results: bench
+	rm -rf runs/results # trainings of an earlier run would be kept, and take 0 s
 	$(BIN)/avemo demo --compare --out runs/results
 	$(BIN)/python -m bench.demo runs/results/demo.json
 	$(BIN)/python -m profiling.examples
