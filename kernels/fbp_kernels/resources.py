@@ -70,7 +70,7 @@ class Row:
         warps: of a program.
         resident: programs that a multiprocessor holds at a time.
         products: what multiplies matrices: "wgmma", "mma.sync", "tcgen05" or "fma".
-        copies: how tiles reach shared memory: "cp.async", "bulk" (TMA).
+        copies: how tiles reach shared memory: "cp.async".
         load: bytes that the widest load from global memory moves for a thread.
         variants: how many there are.
         problems: what is wrong.
@@ -152,11 +152,7 @@ def products(ptx: str, ttir: str) -> tuple[str, ...]:
 
 def copies(ptx: str) -> tuple[str, ...]:
     """How tiles get into shared memory past the registers."""
-    kinds = {
-        "bulk": r"cp\.async\.bulk\.tensor|cp\.async\.bulk\.shared",
-        "cp.async": r"cp\.async\.c[ag]",
-    }
-    return tuple(name for name, pattern in kinds.items() if re.search(pattern, ptx))
+    return ("cp.async",) if re.search(r"cp\.async\.c[ag]", ptx) else ()
 
 
 def widest_load(ptx: str) -> int:
@@ -441,7 +437,7 @@ def page(found: Sequence[Row], version: str) -> str:
         "",
         "- registers: of a thread; spilled: bytes of a thread that do not fit them; shared: bytes of a program;",
         "- resident: programs that a multiprocessor holds at a time, by registers, threads and shared memory;",
-        "- products: what multiplies matrices; copies: how tiles reach shared memory past the registers (bulk: TMA);",
+        "- products: what multiplies matrices; copies: how tiles reach shared memory past the registers;",
         "- load: bytes that the widest load from global memory moves for a thread.",
     ]
     for architecture in dict.fromkeys(row.architecture for row in found):

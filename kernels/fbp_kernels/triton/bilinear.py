@@ -2,13 +2,11 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .. import reference
 from . import tuning, workspace
@@ -115,10 +113,9 @@ def _forward(config: Config, z: Tensor, levels: Levels, parts: list[Part], mask:
         cells = tiles[1] * splits * config.blocks["BLOCK_M"] * blocks[1]
         partials = z.new_empty(cells, dtype=torch.float32)
         counters = workspace.counters(z.device, tiles[1])
-    config, bulk = _bulk(config, levels)
     launch(
         forward_kernel, (tiles[0] + tiles[1] * splits,),
-        z, *parts, *bulk, mask, partials, counters, z.shape[0], rows, splits, tiles[1] * splits,
+        z, *parts, mask, partials, counters, z.shape[0], rows, splits, tiles[1] * splits,
         **columns, ADAPTIVE=once is not None and once.adaptive,
         PRECISION=_precision(z.dtype), EXACT=tuning.dtype_class(z.dtype) == "float32",
         SPLIT=splits > 1, OFFSET=_offset(config, *_tensors(levels)),
@@ -151,11 +148,9 @@ def _projection_gradients(
         outs.append(ProjectionGradients(du, dw, norms, scales, biases, flag(biases is not ABSENT)))
     columns = _columns(levels, config, dz.dtype)
     del columns["BLOCK_O_G"], columns["BLOCK_O_M"]
-    kept = any(part.u is not ABSENT for part in parts)
-    config, bulk = _bulk(config, Levels(None, None) if kept else levels)
     launch(
         projection_gradients_kernel, (programs + rows * tiles[0],),
-        dz, dz.stride(0), dz.stride(1), *parts, *bulk, *outs, mask, B, rows, programs,
+        dz, dz.stride(0), dz.stride(1), *parts, *outs, mask, B, rows, programs,
         **columns, ADAPTIVE=once is not None and once.adaptive, PRECISION=_precision(dz.dtype),
         OFFSET=_offset(config, *_tensors(levels)), device=dz.device, config=config,
     )  # fmt: skip
@@ -224,35 +219,6 @@ def _gradients(config: Config, dz: Tensor, sides: list[Side]) -> None:
         PRECISION=_precision(dz.dtype), OFFSET=_offset(config, *operands), device=dz.device,
         config=config,
     )  # fmt: skip
-
-
-def _bulk(config: Config, levels: Levels) -> tuple[Config, list[TensorDescriptor | None]]:
-    """Descriptors of a, v, p and q of both parts, where the configuration wants bulk copies and all tensors allow them.
-
-    Returns:
-        The configuration with the BULK that comes of it, and the descriptors, None where there is none.
-    """
-    rows, columns, widths = (config.blocks[f"BLOCK_{name}"] for name in "MNC")
-    possible = bool(config.blocks["BULK"] and levels.there)
-    for there in levels.there:  # tiles have to begin at 16 bytes, too
-        begin = _groups(there.factor, columns, there.a.dtype) * there.factor
-        possible = possible and begin * there.a.element_size() % 16 == 0
-    if not (possible and all(_is_bulk(tensor) for tensor in _tensors(levels))):
-        return replace(config, blocks={**config.blocks, "BULK": 0}), [None] * 8
-    found: list[TensorDescriptor | None] = []
-    for level in levels:
-        for i in range(4):
-            block = [rows, 1, widths] if i < 2 else [1, widths, columns]
-            found.append(None if level is None else TensorDescriptor.from_tensor(level[i], block))
-    return config, found
-
-
-def _is_bulk(tensor: Tensor) -> bool:
-    """Whether a bulk copy can read it: rows that lie together, everything at multiples of 16 bytes."""
-    steps = tensor.stride()[:-1]
-    unit = 16 // tensor.element_size()
-    aligned = tensor.data_ptr() % 16 == 0 and all(step > 0 and step % unit == 0 for step in steps)
-    return aligned and tensor.stride(-1) == 1 and tensor.numel() > 0
 
 
 def _tensors(levels: Levels) -> list[Tensor]:
@@ -375,13 +341,12 @@ def _projecting(key: Key) -> list[Config]:
     small = key.size == "small"
     return [
         Config(
-            {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_C": c, "GROUP": 1 if small else 8, "BULK": bulk},
+            {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_C": c, "GROUP": 1 if small else 8},
             warps,
             stages,
         )
         for m, n, warps in _TILES[key.size]
         for c in _DEPTHS[key.dtype]
-        for bulk in ((0,) if small else (0, 1))
         for stages in ((3, 5) if small else (3, 4))
     ]
 

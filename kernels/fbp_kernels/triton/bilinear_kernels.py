@@ -57,47 +57,36 @@ class Mask(NamedTuple):
 
 @triton.jit
 def project(
-    x, weight, bulk_x, bulk_weight, h, width, row0, alive, column0, inside,
+    x, weight, h, width, row0, alive, column0, inside,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
-    NORMS: tl.constexpr, PRECISION: tl.constexpr, OFFSET: tl.constexpr, BULK: tl.constexpr,
+    NORMS: tl.constexpr, PRECISION: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
     """The rows of a trunk times columns of its weights, (BLOCK_M, BLOCK_N), and the rows' sums of squares.
 
-    With BULK the tiles come by bulk copies of two tensor descriptors. Else by pointers, with offsets within a tile of
-    the type OFFSET (32 bits take half the registers), and what is not alive is not read: it counts as 0, whatever it
-    is.
+    Offsets within a tile have the type OFFSET: 32 bits take half the registers. What is not alive is not read: it
+    counts as 0, whatever it is.
     """
     product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     squares = tl.zeros((BLOCK_M,), tl.float32)
-    if BULK:
-        trunk = tl.cast(h, tl.int32)
-        for first in range(0, width, BLOCK_C):
-            x_block = tl.reshape(bulk_x.load([row0, trunk, first]), (BLOCK_M, BLOCK_C))
-            weight_block = tl.reshape(bulk_weight.load([trunk, first, column0]), (BLOCK_C, BLOCK_N))
-            product = tl.dot(x_block, weight_block, product, input_precision=PRECISION)
-            if NORMS:
-                wide = x_block.to(tl.float32)
-                squares += tl.sum(wide * wide, 1)
-    else:
-        m = tl.arange(0, BLOCK_M).to(OFFSET)
-        n = tl.arange(0, BLOCK_N).to(OFFSET)
-        c = tl.arange(0, BLOCK_C).to(OFFSET)
-        x_tile = x.data + h * x.stride1 + tl.cast(row0, tl.int64) * x.stride0
-        weight_tile = weight.data + h * weight.stride0 + tl.cast(column0, tl.int64) * weight.stride2
-        x_offsets = m[:, None] * x.stride0 + c[None, :] * x.stride2
-        weight_offsets = c[:, None] * weight.stride1 + n[None, :] * weight.stride2
-        for first in range(0, width, BLOCK_C):
-            left = c < width - first
-            x_block = tl.load(x_tile + x_offsets, mask=alive[:, None] & left[None, :], other=0.0)
-            weight_block = tl.load(
-                weight_tile + weight_offsets, mask=left[:, None] & inside[None, :], other=0.0
-            )
-            product = tl.dot(x_block, weight_block, product, input_precision=PRECISION)
-            if NORMS:
-                wide = x_block.to(tl.float32)
-                squares += tl.sum(wide * wide, 1)
-            x_tile += tl.cast(x.stride2, tl.int64) * BLOCK_C
-            weight_tile += tl.cast(weight.stride1, tl.int64) * BLOCK_C
+    m = tl.arange(0, BLOCK_M).to(OFFSET)
+    n = tl.arange(0, BLOCK_N).to(OFFSET)
+    c = tl.arange(0, BLOCK_C).to(OFFSET)
+    x_tile = x.data + h * x.stride1 + tl.cast(row0, tl.int64) * x.stride0
+    weight_tile = weight.data + h * weight.stride0 + tl.cast(column0, tl.int64) * weight.stride2
+    x_offsets = m[:, None] * x.stride0 + c[None, :] * x.stride2
+    weight_offsets = c[:, None] * weight.stride1 + n[None, :] * weight.stride2
+    for first in range(0, width, BLOCK_C):
+        left = c < width - first
+        x_block = tl.load(x_tile + x_offsets, mask=alive[:, None] & left[None, :], other=0.0)
+        weight_block = tl.load(
+            weight_tile + weight_offsets, mask=left[:, None] & inside[None, :], other=0.0
+        )
+        product = tl.dot(x_block, weight_block, product, input_precision=PRECISION)
+        if NORMS:
+            wide = x_block.to(tl.float32)
+            squares += tl.sum(wide * wide, 1)
+        x_tile += tl.cast(x.stride2, tl.int64) * BLOCK_C
+        weight_tile += tl.cast(weight.stride1, tl.int64) * BLOCK_C
     return product, squares
 
 
@@ -189,11 +178,11 @@ def sum_factors(product, group, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, EX
 
 @triton.jit
 def forward_tile(
-    part, bulk_a, bulk_v, bulk_p, bulk_q, mask, tile_m, tile_o, first, last, B,
+    part, mask, tile_m, tile_o, first, last, B,
     K: tl.constexpr, GROUPS: tl.constexpr, CHUNKS: tl.constexpr, STREAM: tl.constexpr,
     ADAPTIVE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
-    OFFSET: tl.constexpr, BULK: tl.constexpr,
+    OFFSET: tl.constexpr,
 ):  # fmt: skip
     """A tile of one part's result, over the trunks first to last, (BLOCK_M, BLOCK_O) in float32."""
     row0 = tile_m * BLOCK_M
@@ -217,12 +206,12 @@ def forward_tile(
             columns = tile_o * (GROUPS * K) + within
             inside = (within < GROUPS * K) & (columns < part.N)
             u, a_squares = project(
-                part.a, part.p, bulk_a, bulk_p, h, part.C, row0, alive, column0, inside,
-                BLOCK_M, BLOCK_N, BLOCK_C, ADAPTIVE, PRECISION, OFFSET, BULK,
+                part.a, part.p, h, part.C, row0, alive, column0, inside,
+                BLOCK_M, BLOCK_N, BLOCK_C, ADAPTIVE, PRECISION, OFFSET,
             )  # fmt: skip
             w, v_squares = project(
-                part.v, part.q, bulk_v, bulk_q, h, part.D, row0, alive, column0, inside,
-                BLOCK_M, BLOCK_N, BLOCK_C, ADAPTIVE, PRECISION, OFFSET, BULK,
+                part.v, part.q, h, part.D, row0, alive, column0, inside,
+                BLOCK_M, BLOCK_N, BLOCK_C, ADAPTIVE, PRECISION, OFFSET,
             )  # fmt: skip
             if part.kept:
                 kept = (h * B + rows)[:, None] * part.N + columns[None, :]
@@ -260,7 +249,6 @@ def store_tile(
 @triton.jit(do_not_specialize=["B", "tiles_m", "splits", "trunk_programs"])
 def forward_kernel(
     z, once, each,
-    once_a, once_v, once_p, once_q, each_a, each_v, each_p, each_q,  # tensor descriptors, or None
     mask, partials, counters, B, tiles_m, splits, trunk_programs,
     K_G: tl.constexpr, K_M: tl.constexpr, GROUPS_G: tl.constexpr, GROUPS_M: tl.constexpr,
     CHUNKS_G: tl.constexpr, CHUNKS_M: tl.constexpr,
@@ -268,7 +256,6 @@ def forward_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_O_G: tl.constexpr, BLOCK_O_M: tl.constexpr, GROUP: tl.constexpr,
     PRECISION: tl.constexpr, EXACT: tl.constexpr, SPLIT: tl.constexpr, OFFSET: tl.constexpr,
-    BULK: tl.constexpr,
 ):  # fmt: skip
     """z (B, O_G + O_M). The first `trunk_programs` programs do the trunks' half, which takes longest.
 
@@ -288,10 +275,10 @@ def forward_kernel(
             tile, split = program // splits, program % splits
             tile_m, tile_o = swizzle(tile, tiles_m, tl.cdiv(outputs, GROUPS_M), GROUP)
             pooled = forward_tile(
-                each, each_a, each_v, each_p, each_q, mask, tile_m, tile_o,
+                each, mask, tile_m, tile_o,
                 split * each.H // splits, (split + 1) * each.H // splits, B,
                 K_M, GROUPS_M, CHUNKS_M, STREAM_M, False,
-                BLOCK_M, BLOCK_N, BLOCK_C, BLOCK_O_M, PRECISION, EXACT, OFFSET, BULK,
+                BLOCK_M, BLOCK_N, BLOCK_C, BLOCK_O_M, PRECISION, EXACT, OFFSET,
             )  # fmt: skip
             finished = True
             if SPLIT:
@@ -319,9 +306,9 @@ def forward_kernel(
                 program - trunk_programs, tiles_m, tl.cdiv(outputs_g, GROUPS_G), GROUP
             )
             pooled = forward_tile(
-                once, once_a, once_v, once_p, once_q, mask, tile_m, tile_o, 0, 1, B,
+                once, mask, tile_m, tile_o, 0, 1, B,
                 K_G, GROUPS_G, CHUNKS_G, STREAM_G, ADAPTIVE,
-                BLOCK_M, BLOCK_N, BLOCK_C, BLOCK_O_G, PRECISION, EXACT, OFFSET, BULK,
+                BLOCK_M, BLOCK_N, BLOCK_C, BLOCK_O_G, PRECISION, EXACT, OFFSET,
             )  # fmt: skip
             store_tile(
                 z, stride, tile_m, tile_o, pooled, B, 0, outputs_g, GROUPS_G, BLOCK_M, BLOCK_O_G
@@ -341,11 +328,11 @@ class ProjectionGradients(NamedTuple):
 
 @triton.jit
 def projection_gradient_tile(
-    dz, dz_row, dz_column, part, bulk_a, bulk_v, bulk_p, bulk_q, out, mask,
+    dz, dz_row, dz_column, part, out, mask,
     tile_m, tile_o, trunk, B, tiles_m,
     K: tl.constexpr, GROUPS: tl.constexpr, CHUNKS: tl.constexpr, STREAM: tl.constexpr,
     ADAPTIVE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr, PRECISION: tl.constexpr, OFFSET: tl.constexpr, BULK: tl.constexpr,
+    BLOCK_C: tl.constexpr, PRECISION: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the two projections for a tile of one trunk, from dz at the part's first output."""
     row0 = tile_m * BLOCK_M
@@ -375,16 +362,13 @@ def projection_gradient_tile(
             w = tl.load(part.w + at, mask=there, other=0.0).to(tl.float32)
         else:
             u, a_squares = project(
-                part.a, part.p, bulk_a, bulk_p, h, part.C, row0, alive, column0, inside,
-                BLOCK_M, BLOCK_N, BLOCK_C, ADAPTIVE, PRECISION, OFFSET, BULK,
+                part.a, part.p, h, part.C, row0, alive, column0, inside,
+                BLOCK_M, BLOCK_N, BLOCK_C, ADAPTIVE, PRECISION, OFFSET,
             )  # fmt: skip
             w, v_squares = project(
-                part.v, part.q, bulk_v, bulk_q, h, part.D, row0, alive, column0, inside,
-                BLOCK_M, BLOCK_N, BLOCK_C, ADAPTIVE, PRECISION, OFFSET, BULK,
+                part.v, part.q, h, part.D, row0, alive, column0, inside,
+                BLOCK_M, BLOCK_N, BLOCK_C, ADAPTIVE, PRECISION, OFFSET,
             )  # fmt: skip
-            if BULK:  # a bulk copy brings the next tile's columns too
-                u = tl.where(inside[None, :], u, 0.0)
-                w = tl.where(inside[None, :], w, 0.0)
         g = tl.load(
             dz + rows[:, None] * dz_row + (columns // K)[None, :] * dz_column, mask=there, other=0.0
         ).to(tl.float32)
@@ -421,13 +405,12 @@ def projection_gradient_tile(
 @triton.jit(do_not_specialize=["B", "tiles_m", "trunk_programs"])
 def projection_gradients_kernel(
     dz, dz_row, dz_column, once, each,
-    once_a, once_v, once_p, once_q, each_a, each_v, each_p, each_q,  # tensor descriptors, or None
     out_once, out_each, mask, B, tiles_m, trunk_programs,
     K_G: tl.constexpr, K_M: tl.constexpr, GROUPS_G: tl.constexpr, GROUPS_M: tl.constexpr,
     CHUNKS_G: tl.constexpr, CHUNKS_M: tl.constexpr,
     STREAM_G: tl.constexpr, STREAM_M: tl.constexpr, ADAPTIVE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, GROUP: tl.constexpr,
-    PRECISION: tl.constexpr, OFFSET: tl.constexpr, BULK: tl.constexpr,
+    PRECISION: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
     """du and dw of both parts; the projections are read where they were kept, else computed again.
 
@@ -445,9 +428,9 @@ def projection_gradients_kernel(
                 offset = once.N // K_G
             projection_gradient_tile(
                 dz + offset * dz_column, dz_row, dz_column,
-                each, each_a, each_v, each_p, each_q, out_each, mask,
+                each, out_each, mask,
                 tile_m, tile_o, program // tiles, B, tiles_m, K_M, GROUPS_M, CHUNKS_M, STREAM_M, False,
-                BLOCK_M, BLOCK_N, BLOCK_C, PRECISION, OFFSET, BULK,
+                BLOCK_M, BLOCK_N, BLOCK_C, PRECISION, OFFSET,
             )  # fmt: skip
     else:
         if K_G > 0:
@@ -455,10 +438,10 @@ def projection_gradients_kernel(
                 program - trunk_programs, tiles_m, tl.cdiv(once.N // K_G, GROUPS_G), GROUP
             )
             projection_gradient_tile(
-                dz, dz_row, dz_column, once, once_a, once_v, once_p, once_q, out_once, mask,
+                dz, dz_row, dz_column, once, out_once, mask,
                 tile_m, tile_o, 0, B, tiles_m,
                 K_G, GROUPS_G, CHUNKS_G, STREAM_G, ADAPTIVE,
-                BLOCK_M, BLOCK_N, BLOCK_C, PRECISION, OFFSET, BULK,
+                BLOCK_M, BLOCK_N, BLOCK_C, PRECISION, OFFSET,
             )  # fmt: skip
 
 

@@ -1,12 +1,11 @@
 // Stands in for libcuda.so.1 where there is no GPU: takes what Triton's launcher hands to the driver, runs nothing.
 // What it was given last can be read from the variables `stub_*`.
 #include <cuda.h>
-#include <string.h>
 
 int stub_parameters = 0;  // set before a launch: how many the kernel has
 unsigned long long stub_values[256];
 unsigned stub_grid, stub_threads;
-int stub_launches = 0, stub_maps = 0, stub_bad_maps = 0;
+int stub_launches = 0;
 
 static int something;
 
@@ -93,24 +92,6 @@ CUresult cuOccupancyMaxActiveClusters(int* clusters, CUfunction function,
                                       const CUlaunchConfig* config) {
   *clusters = 1;
   return CUDA_SUCCESS;
-}
-
-// The driver's rules: bases and strides at multiples of 16 bytes, sizes above 0, boxes of at most 256 a side, and the
-// innermost side of a box at most as wide as the swizzle.
-CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank,
-                                void* base, const cuuint64_t* sizes, const cuuint64_t* strides,
-                                const cuuint32_t* box, const cuuint32_t* steps,
-                                CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle,
-                                CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill) {
-  int bad = (size_t)base % 16 != 0 || rank < 1 || rank > 5;
-  for (cuuint32_t i = 0; i < rank; i++) bad |= sizes[i] == 0 || box[i] == 0 || box[i] > 256;
-  for (cuuint32_t i = 0; i + 1 < rank; i++) bad |= strides[i] % 16 != 0 || strides[i] == 0;
-  int bytes = type == CU_TENSOR_MAP_DATA_TYPE_FLOAT32 ? 4 : 2;
-  bad |= swizzle == CU_TENSOR_MAP_SWIZZLE_128B && box[0] * bytes > 128;
-  memset(map, 0, sizeof *map);
-  stub_maps++;
-  stub_bad_maps += bad;
-  return bad ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
 }
 
 CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** parameters,

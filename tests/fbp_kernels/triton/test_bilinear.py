@@ -1,4 +1,4 @@
-"""What only the bilinear Triton kernels have: splits, bulk copies, wide factors, overflow, far offsets, workspace."""
+"""What only the bilinear Triton kernels have: splits, wide factors, overflow, far offsets, workspace."""
 
 from collections.abc import Callable
 from typing import Any
@@ -75,43 +75,6 @@ def test_counters_are_zero_again_after_a_launch(monkeypatch: pytest.MonkeyPatch)
     (counters,) = given
     assert counters.numel() >= 2, "two tiles of rows"
     assert not counters.any()
-
-
-@pytest.mark.parametrize(
-    ("dtype", "keep"), [(torch.float32, True), (torch.float32, False), (torch.float16, False)]
-)
-def test_bulk_copies_and_pointers_give_the_same(dtype: torch.dtype, keep: bool) -> None:
-    # More rows than the small class has; widths that bulk copies can take, and tails of every tile.
-    inputs = leaves(
-        (70, 40), (70, 24), (70, 2, 40), (70, 2, 24), (40, 48), (24, 48), (2, 40, 48), (2, 24, 48),
-        dtype=dtype,
-    )  # fmt: skip
-    lengths = torch.arange(70) % 3
-    dead = torch.arange(2) >= lengths[:, None]
-    inputs[2][dead] = float("nan")
-    inputs[3][dead] = float("nan")
-
-    def call(tensors: list[Tensor]) -> list[Tensor]:
-        torch.manual_seed(3)
-        tensors = [t.detach().requires_grad_() for t in tensors]
-        z = fk.am_fbp(
-            *tensors, 4, 2, lengths=lengths, dropout=0.3, training=True, backend="triton",
-            keep_projections=keep,
-        )  # fmt: skip
-        return [z, *torch.autograd.grad(z, tensors, torch.ones_like(z))]
-
-    wide = [torch.cat([t, t], -1)[..., 1 : 1 + t.shape[-1]] for t in inputs]
-    for copy, t in zip(wide, inputs, strict=True):
-        copy.copy_(t)
-    found: list[list[Tensor]] = []
-    bulk = recorded(lambda: found.append(call(inputs)))
-    pointers = recorded(lambda: found.append(call(wide)))
-    assert [options.get("BULK") for options in bulk] == [1, 0 if keep else 1, None]
-    assert [options.get("BULK") for options in pointers] == [0, 0, None]
-    for x, y in zip(*found, strict=True):
-        assert x.isfinite().all()
-        unit = torch.finfo(dtype).eps
-        torch.testing.assert_close(x, y, rtol=4 * unit, atol=unit * y.abs().max().item())
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")

@@ -50,5 +50,3 @@ def test_kernels_get_their_arguments_in_order_and_are_compiled_once_for_any_batc
         assert entry["tensors"] >= 2, entry
         assert len(set(entry["grid"])) == 1, entry
         assert len(set(entry["threads"])) == 1, entry
-        assert not entry["bad maps"], entry
-    assert any(entry["maps"] for entry in launches), "bulk copies take tensor maps"

@@ -89,8 +89,6 @@ def test_instructions_are_told_apart() -> None:
     assert resources.products("fma.rn.f32", HALF) == ("fma",)
     assert resources.products("fma.rn.f32", "arith.addf") == ()  # nothing to multiply
     assert resources.copies("cp.async.cg.shared.global [a], [b], 0x10;") == ("cp.async",)
-    bulk = "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-    assert resources.copies(bulk) == ("bulk",)
     assert resources.copies("cp.async.wait_group 0;") == ()
 
 
