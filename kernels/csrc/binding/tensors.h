@@ -45,11 +45,11 @@ inline Tensor empty(Sizes sizes, const Tensor& like) {
     if (sizes[i] > 0) stride *= sizes[i];
   }
   std::int32_t dtype = 0, device = 0, index = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
   AtenTensorHandle result = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       static_cast<i64>(sizes.size()), sizes.data(), strides.data(), dtype, device, index, &result));
   Tensor x(result);
   prefer_large_pages(x, stride * static_cast<i64>(aoti_torch_dtype_element_size(dtype)));
@@ -86,7 +86,7 @@ inline void check_tensor(const char* name, const Tensor& x, Sizes sizes, ScalarT
   STD_TORCH_CHECK(x.scalar_type() == dtype, name, " has dtype ",
                   torch::headeronly::toString(x.scalar_type()), ", expected ",
                   torch::headeronly::toString(dtype));
-  STD_TORCH_CHECK(x.sizes() == sizes, name, " has shape ", shape_text(x.sizes()), ", expected ",
+  STD_TORCH_CHECK(x.sizes().equals(sizes), name, " has shape ", shape_text(x.sizes()), ", expected ",
                   shape_text(sizes));
 }
 
