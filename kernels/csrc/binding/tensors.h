@@ -49,8 +49,8 @@ inline Tensor empty(Sizes sizes, const Tensor& like) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
   AtenTensorHandle result = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<i64>(sizes.size()), sizes.data(), strides.data(), dtype, device, index, &result));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<i64>(sizes.size()), sizes.data(),
+                                                  strides.data(), dtype, device, index, &result));
   Tensor x(result);
   prefer_large_pages(x, stride * static_cast<i64>(aoti_torch_dtype_element_size(dtype)));
   return x;
@@ -86,8 +86,8 @@ inline void check_tensor(const char* name, const Tensor& x, Sizes sizes, ScalarT
   STD_TORCH_CHECK(x.scalar_type() == dtype, name, " has dtype ",
                   torch::headeronly::toString(x.scalar_type()), ", expected ",
                   torch::headeronly::toString(dtype));
-  STD_TORCH_CHECK(x.sizes().equals(sizes), name, " has shape ", shape_text(x.sizes()), ", expected ",
-                  shape_text(sizes));
+  STD_TORCH_CHECK(x.sizes().equals(sizes), name, " has shape ", shape_text(x.sizes()),
+                  ", expected ", shape_text(sizes));
 }
 
 inline Tensor made_contiguous(const Tensor& x) {
