@@ -1,12 +1,14 @@
 """One operator on one set of inputs, whoever computes it."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from fbp_kernels import tf32
 
 Results = Tensor | tuple[Tensor, ...]
 Function = Callable[..., Results]
@@ -96,15 +98,9 @@ class Draw:
         return torch.full(shape, float("nan"), dtype=self.dtype, device=self.device)
 
 
-@contextmanager
-def rounding(dtype: str) -> Iterator[None]:
+def rounding(dtype: str) -> AbstractContextManager[None]:
     """Lets float32 products on a GPU round their operands where the dtype is "tf32", and only there."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+    return tf32.products(dtype == "tf32")
 
 
 def results(value: Results) -> tuple[Tensor, ...]:

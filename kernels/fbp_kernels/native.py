@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from . import tf32
+
 _CUDA_OPERATORS = ("fbp", "trunk_fbp", "am_fbp", "attention_pool", "local_response_norm")
 _CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -72,7 +74,7 @@ _tf32 = False  # what the library was told last
 def _hand_on_tf32() -> None:
     """Tells the CUDA kernels what PyTorch's setting for float32 products is: the stable ABI does not."""
     global _tf32
-    allowed = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    allowed = tf32.allowed()
     if allowed != _tf32:
         torch.ops.fbp_native.allow_tf32(allowed)
         _tf32 = allowed

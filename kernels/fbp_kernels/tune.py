@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import tf32
 from .triton import interpreted, tuning
 from .triton.tuning import Config, Key
 
@@ -245,7 +246,7 @@ def _time(call: Callable[[], object], milliseconds: float) -> Timing:
 
 @cache
 def _product_error(dtype: str) -> float:
-    from .triton.ahead import DTYPES, products
+    from .triton.ahead import DTYPES
 
     generator = torch.Generator("cuda").manual_seed(0)
     a, b = (
@@ -253,7 +254,7 @@ def _product_error(dtype: str) -> float:
         for _ in range(2)
     )
     truth = a.double() @ b.double()
-    with products(dtype):
+    with tf32.products(dtype == "tf32"):
         error = ((a @ b).double() - truth).abs().max() / truth.abs().max()
     return error.item()
 
@@ -283,7 +284,7 @@ def tune(kernels: Sequence[str], seconds: float, out: Path, processes: int) -> l
         out: file of the new table.
         processes: that compile.
     """
-    from .triton.ahead import DTYPES, products
+    from .triton.ahead import DTYPES
     from .triton.launch import architecture
 
     device = torch.device("cuda", torch.cuda.current_device())
@@ -307,7 +308,7 @@ def tune(kernels: Sequence[str], seconds: float, out: Path, processes: int) -> l
                 job.wait(max(0.0, bench.seconds_left()))
             if bench.seconds_left() <= 0:
                 break
-            with products(dtype):
+            with tf32.products(dtype == "tf32"):
                 for sample in importlib.import_module(module).samples(size, DTYPES[dtype], device):
                     try:
                         for one in searches(sample, own, done, kernels, bench):

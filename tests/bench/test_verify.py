@@ -13,7 +13,7 @@ from bench.operators import OPERATORS, SUBJECTS, Draw, variants
 from bench.operators.call import leaves, rounding
 from bench.plan import OperatorPlan, Settings
 from bench.timing import CpuClock
-from fbp_kernels import backends
+from fbp_kernels import backends, tf32
 
 PLAN = OperatorPlan("fbp", "tiny", OPERATORS["fbp"].sizes["tiny"], "float32", "training", "cpu")
 
@@ -185,11 +185,11 @@ def test_a_peer_needs_half_of_the_digits() -> None:
 
 
 def test_products_round_for_tf32_alone_and_only_inside() -> None:
-    before = torch.backends.cuda.matmul.allow_tf32
+    before = tf32.allowed()
     for dtype in ("tf32", "float32", "bfloat16"):
         with rounding(dtype):
-            assert torch.backends.cuda.matmul.allow_tf32 is (dtype == "tf32")
-        assert torch.backends.cuda.matmul.allow_tf32 is before
+            assert tf32.allowed() is (dtype == "tf32")
+        assert tf32.allowed() is before
 
 
 def test_lengths_of_variants_go_from_none_to_all() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fbp_kernels import backends, doctor, native, triton
+from fbp_kernels import backends, doctor, native, tf32, triton
 
 ROOT = Path(__file__).parents[2]
 BILINEAR = ("fbp", "trunk_fbp", "am_fbp")
@@ -74,13 +74,9 @@ def test_the_setting_for_tf32_is_handed_on_when_it_changes(
     monkeypatch.setattr(torch.ops.fbp_native, "allow_tf32", told.append, raising=False)
     monkeypatch.setattr(native, "operation", lambda name: lambda *arguments: arguments)
     call = native.raw("anything")
-    before = torch.backends.cuda.matmul.fp32_precision
-    try:
-        for precision in ("ieee", "tf32", "tf32", "ieee"):
-            torch.backends.cuda.matmul.fp32_precision = precision
+    for allow in (False, True, True, False):
+        with tf32.products(allow):
             assert call(1, 2) == (1, 2)
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before
     assert told == [True, False]
 
 

@@ -1,8 +1,7 @@
 """Compiles the kernels of a module ahead of time, with no GPU: as its launchers would launch them."""
 
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from .. import tf32
 from . import launch, tuning
 from .tuning import Config, Key
 
@@ -60,17 +60,6 @@ def target(capability: int) -> None:
     driver.set_active(_Driver(capability))
 
 
-@contextmanager
-def products(dtype: str) -> Iterator[None]:
-    """Within it, float32 products are of a class: "tf32" or not."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
-
-
 def compile_samples(
     module: str,
     size: str,
@@ -110,7 +99,7 @@ def compile_samples(
             found.append(Compiled(key, config, name, error=tuning.reason(error)))
 
     target(capability)
-    with products(dtype):
+    with tf32.products(dtype == "tf32"):
         for sample in importlib.import_module(module).samples(size, DTYPES[dtype], "meta"):
             here.clear()
             with tuning.choosing(choose), launch.instead(compile_it):

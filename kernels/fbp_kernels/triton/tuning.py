@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from .. import tf32
+
 # The modules that have kernels, each with `CANDIDATES` and `samples`; what is tuned first comes first.
 MODULES = tuple(
     f"{__package__}.{name}"
@@ -210,7 +212,7 @@ def dtype_class(dtype: torch.dtype) -> str:
     """The class of a dtype; float32 products may run in TF32 where PyTorch's own may."""
     if dtype != torch.float32:
         return "half"
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "float32"
+    return "tf32" if tf32.allowed() else "float32"
 
 
 def reason(error: BaseException) -> str:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fbp_kernels import tune
+from fbp_kernels import tf32, tune
 from fbp_kernels.triton import autotune, tuning
 from fbp_kernels.triton.tuning import Config, Key
 
@@ -121,17 +121,13 @@ def test_candidates_are_a_list_or_a_function(monkeypatch: pytest.MonkeyPatch) ->
         tuning.candidates(KEY)
 
 
-def test_tf32_is_what_pytorch_may_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tf32_is_what_pytorch_may_do() -> None:
     assert tuning.dtype_class(torch.bfloat16) == tuning.dtype_class(torch.float16) == "half"
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("highest")
+    with tf32.products(False):
         assert tuning.dtype_class(torch.float32) == "float32"
-        torch.set_float32_matmul_precision("high")
+    with tf32.products(True):
         assert tuning.dtype_class(torch.float32) == "tf32"
         assert tuning.dtype_class(torch.bfloat16) == "half"
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def test_the_first_call_searches_and_the_choice_holds(gpu: Gpu) -> None:
