@@ -1,12 +1,13 @@
 """The machine's two ceilings, measured and not taken from a datasheet."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch.nn import functional as F
 
-from .operators.call import Draw
+from .operators.call import Draw, rounding
 from .records import Ceilings
 
 _SIDE = {"cpu": 2048, "cuda": 8192}
@@ -25,7 +26,10 @@ def measure(device: str, dtypes: list[str]) -> Ceilings:
         device: "cpu" or "cuda".
         dtypes: as `Draw` names them.
     """
-    best = {dtype: max(_products(device, dtype)) for dtype in dtypes}
+    best = {}
+    for dtype in dtypes:
+        with rounding(dtype), _rounding_convolutions(dtype):
+            best[dtype] = max(_products(device, dtype))
     return Ceilings(
         flops={dtype: rate for dtype, (rate, _) in best.items()},
         bytes=_copy(device),
@@ -68,6 +72,18 @@ def _rates(device: str, dtype: str, side: int, names: Collection[str]) -> list[t
         for name, run in zip(_PRODUCTS, runs, strict=True)
         if name in names
     ]
+
+
+@contextmanager
+def _rounding_convolutions(dtype: str) -> Iterator[None]:
+    """cuDNN may round float32 to TF32 unless it is told not to; products may not unless they are."""
+    settings = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = settings.fp32_precision
+    settings.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 def _copy(device: str) -> float:

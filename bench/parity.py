@@ -1,33 +1,44 @@
 """Compares results and gradients of our backends with float64, at the sizes that are measured."""
 
 from .names import asked_as, plain
-from .plan import OperatorPlan
+from .plan import Checked, OperatorPlan
 from .suite import Choice, operator_suite
+
+_WIDTH = 58
 
 
 def run_parity(choice: Choice, operators: list[str]) -> int:
-    """Prints how much of its allowed error every backend takes at every case.
+    """Prints what became of every backend at every case: how much of its allowed error it takes, or why there is none.
 
-    The rule is that of `bench.verify`: at most twice the error of the reference in the same dtype, plus one unit
-    in the last place.
+    The rule is that of `fbp_kernels.correct`. Graphs, which replay what is compared here, are compared where they are
+    timed.
 
     Returns:
-        0, or 1 where a backend is wrong or nothing could be compared.
+        0, or 1 where a backend is wrong or fails, or nothing is right.
     """
-    width = 58
-    print(f"{'case':<{width}}{'backend':<18}{'of the allowed error':>20}")
-    compared, wrong = 0, 0
+    print(f"{'case':<{_WIDTH}}{'backend':<18}{'of the allowed error':>20}")
+    right = wrong = left_out = 0
     for operator in operators:
-        for plan in operator_suite(operator)(choice):
+        plans = operator_suite(operator)(choice)
+        if not plans:
+            print(f"{operator} has none of the shapes asked for")
+        for plan in plans:
             assert isinstance(plan, OperatorPlan)
             names = [n for n in choice.names(plan) if asked_as(n) in choice.backends]
-            checked = plan.check([n for n in names if n == plain(n)])
-            for name, share in checked.worst.items():
-                verdict = f"  WRONG: {checked.wrong[name]}" if name in checked.wrong else ""
-                print(f"{plan.name:<{width}}{name:<18}{share:>20.0%}{verdict}", flush=True)
-            for name, why in checked.left_out.items():
-                print(f"{plan.name:<{width}}{name:<18} left out: {why}", flush=True)
-            compared += len(checked.worst)
+            names = [n for n in names if n == plain(n)]
+            checked = plan.check(names)
+            for name in names:
+                print(f"{plan.name:<{_WIDTH}}{name:<18}{_verdict(checked, name)}", flush=True)
+            right += len(checked.ready)
             wrong += len(checked.wrong)
-    print(f"{compared} compared, {wrong} wrong")
-    return 1 if wrong or not compared else 0
+            left_out += len(checked.left_out)
+    total = right + wrong + left_out
+    print(f"{total} asked for: {right} right, {wrong} wrong, {left_out} left out")
+    return 1 if wrong or not right else 0
+
+
+def _verdict(checked: Checked, name: str) -> str:
+    if name in checked.left_out:
+        return f" left out: {checked.left_out[name]}"
+    share = f"{checked.worst[name]:>20.0%}" if name in checked.worst else f"{'-':>20}"
+    return f"{share}  WRONG: {checked.wrong[name]}" if name in checked.wrong else share

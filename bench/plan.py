@@ -1,12 +1,14 @@
 """One case that is to be measured: an operator at given sizes, in one dtype and mode."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
 import torch
 
-from . import contenders, memory, verify
+from . import contenders, device, memory, verify
 from .contenders import Contender, UnavailableError
 from .names import is_ours
 from .operators import SUBJECTS
@@ -52,7 +54,7 @@ class Checked:
     Attributes:
         ready: contenders that are right, with the inputs of the last draw.
         left_out: those that cannot run here, and why.
-        wrong: those that compute something else, and how it shows.
+        wrong: those that compute something else or fail, and how it shows.
         worst: by contender, the largest share that any result took of what its error may be.
     """
 
@@ -60,6 +62,76 @@ class Checked:
     left_out: dict[str, str]
     wrong: dict[str, str]
     worst: dict[str, float]
+
+
+class Trial:
+    """Tries contenders one by one, and keeps what came of each: one that fails is no reason to lose the others.
+
+    Args:
+        names: of the contenders.
+        device: "cpu" or "cuda".
+    """
+
+    def __init__(self, names: list[str], device: str) -> None:
+        self._names, self._device = names, device
+        self.ready: dict[str, Contender] = {}
+        self._errors: dict[str, verify.Errors] = {}
+        self._left_out: dict[str, str] = {}
+        self._wrong: dict[str, str] = {}
+
+    @property
+    def left(self) -> list[str]:
+        """The contenders that have not failed yet."""
+        return [n for n in self._names if n not in self._left_out and n not in self._wrong]
+
+    def errors(self, name: str, rule: verify.Rule) -> verify.Errors:
+        """Where the errors of a contender are collected."""
+        return self._errors.setdefault(name, verify.Errors(rule))
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Within it a contender runs; what it raises is kept and ends the block.
+
+        Raises:
+            DeviceLostError: the device takes no more work.
+        """
+        try:
+            yield
+        except UnavailableError as error:
+            self._left_out[name] = str(error)
+        except verify.WrongResultError as error:
+            self._wrong[name] = str(error)
+        except Exception as error:
+            self._fails(name, "fails", error)
+
+    @contextmanager
+    def of_all(self) -> Iterator[None]:
+        """Within it runs what all of them are compared with; where that fails, none is right.
+
+        Raises:
+            DeviceLostError: the device takes no more work.
+        """
+        try:
+            yield
+        except Exception as error:
+            for name in self.left:
+                self._fails(name, "cannot be compared, the reference fails", error)
+
+    def _fails(self, name: str, how: str, error: Exception) -> None:
+        why = f"{how}: {device.reason(error)}"
+        if not device.answers(self._device):
+            raise device.DeviceLostError(f"{name} {why}") from error
+        (self._wrong if is_ours(name) else self._left_out)[name] = why
+
+    def verdict(self) -> Checked:
+        """What all draws together showed."""
+        for name in self.left:
+            with self.of(name):
+                if name in self._errors:
+                    self._errors[name].check()
+        right = {name: self.ready[name] for name in self.left}
+        worst = {name: errors.worst() for name, errors in self._errors.items()}
+        return Checked(right, self._left_out, self._wrong, worst)
 
 
 class Plan(Protocol):
@@ -148,48 +220,41 @@ class OperatorPlan:
         return call, cotangents(call, draw)
 
     def check(self, names: list[str]) -> Checked:
-        """Compares the results of the contenders named with float64."""
-        ready: dict[str, Contender] = {}
-        errors: dict[str, verify.Errors] = {}
-        left_out: dict[str, str] = {}
-        wrong: dict[str, str] = {}
-        first = self._inputs(seed=0)
-        numbers = sum(t.numel() for t in first[0].tensors)
-        for seed in reversed(range(verify.draws(numbers))):  # the last one is timed
-            call, cot = self._inputs(seed) if seed else first
-            plain = contenders.prepare("eager", call, self.mode, cot).run()
-            truth = _truth(call, self.mode, cot)
-            for name in names:
-                if name in left_out or name in wrong:
-                    continue
-                try:
-                    contender = contenders.prepare(
-                        name, call, self.mode, cot, dynamic=bool(self.curve)
-                    )
-                    with verify.poisoned_memory():
-                        got = contender.run()
-                    if contender.rule is None:
-                        verify.require_finite(got)
-                    else:
-                        found = errors.setdefault(name, verify.Errors(contender.rule))
-                        found.add(got, plain, truth)
-                    ready[name] = contender
-                except UnavailableError as error:
-                    left_out[name] = str(error)
-                except verify.WrongResultError as error:
-                    wrong[name] = str(error)
-                except torch.AcceleratorError:  # the device is gone for all that comes after
-                    raise
-                except Exception as error:  # one that fails is no reason to lose the others
-                    found_out = wrong if is_ours(name) else left_out
-                    found_out[name] = f"fails: {type(error).__name__}: {error}".splitlines()[0]
-        for name, found in errors.items():
-            try:
-                found.check()
-            except verify.WrongResultError as error:
-                wrong[name] = str(error)
-        right = {n: c for n, c in ready.items() if n not in left_out and n not in wrong}
-        return Checked(right, left_out, wrong, {n: e.worst() for n, e in errors.items()})
+        """Compares the results of the contenders named with float64, under the rounding of the case's dtype."""
+        trial = Trial(names, self.device)
+        with rounding(self.dtype):
+            first = self._inputs(seed=0)
+            numbers = sum(t.numel() for t in first[0].tensors)
+            for seed in reversed(range(verify.draws(numbers))):  # the last one is timed
+                call, cot = self._inputs(seed) if seed else first
+                with trial.of_all():
+                    plain = contenders.prepare("eager", call, self.mode, cot).run()
+                    truth = _truth(call, self.mode, cot)
+                    unrounded = self._unrounded(call, cot, plain)
+                for name in trial.left:
+                    with trial.of(name):
+                        contender = contenders.prepare(
+                            name, call, self.mode, cot, dynamic=bool(self.curve)
+                        )
+                        with verify.poisoned_memory():
+                            got = contender.run()
+                            device.wait(self.device)
+                        if contender.rule is None:
+                            verify.require_finite(got)
+                        else:
+                            trial.errors(name, contender.rule).add(got, plain, truth, unrounded)
+                        trial.ready[name] = contender
+        return trial.verdict()
+
+    def _unrounded(
+        self, call: Call, cot: tuple[torch.Tensor, ...], plain: tuple[torch.Tensor, ...]
+    ) -> tuple[bool, ...]:
+        """The results that PyTorch does not round although TF32 is allowed, because a size is 1."""
+        if self.dtype != "tf32" or 1 not in self.sizes.values():
+            return ()
+        with rounding("float32"):
+            whole = contenders.prepare("eager", call, self.mode, cot).run()
+        return tuple(torch.equal(a, b) for a, b in zip(plain, whole, strict=True))
 
 
 def _truth(call: Call, mode: str, cot: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

@@ -1,25 +1,26 @@
 """A wrong kernel has no time: results are compared with float64 before anything is timed."""
 
 import ctypes
+import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from fbp_kernels import correct as definition
+
 Rule = Callable[[float, float, float], float]
-"""What an error may be, from the reference's error, the largest value and the dtype's epsilon."""
+"""What an error may be, from the reference's error, the largest value and one unit in the last place of 1."""
+
+correct: Rule = definition.allowed
+"""For ours."""
 
 
-def correct(plain: float, scale: float, eps: float) -> float:
-    """For ours: twice the reference's error in the same dtype, plus one unit in the last place."""
-    return 2 * plain + eps * scale
-
-
-def alike(plain: float, scale: float, eps: float) -> float:
+def alike(plain: float, scale: float, unit: float) -> float:
     """For peers, who are not on trial and only have to compute the same: half of the digits."""
-    return 2 * plain + eps**0.5 * scale
+    return 2 * plain + unit**0.5 * scale
 
 
 class WrongResultError(RuntimeError):
@@ -37,25 +38,46 @@ class Errors:
         self._worst: list[list[float]] = []
 
     def add(
-        self, got: tuple[Tensor, ...], reference: tuple[Tensor, ...], truth: tuple[Tensor, ...]
+        self,
+        got: tuple[Tensor, ...],
+        reference: tuple[Tensor, ...],
+        truth: tuple[Tensor, ...],
+        unrounded: Sequence[bool] = (),
     ) -> None:
-        """Takes in one draw."""
+        """Takes in one draw.
+
+        Args:
+            got: the contender's results.
+            reference: those of the reference in the same dtype.
+            truth: those of the reference in float64.
+            unrounded: by result, whether TF32 is allowed and PyTorch did not round; default nowhere.
+
+        Raises:
+            WrongResultError: there are other results than expected, or not all of them are numbers.
+        """
         if len(got) != len(truth):
             raise WrongResultError(f"gave {len(got)} results, expected {len(truth)}")
         require_finite(got)
         self._worst = self._worst or [[0.0, 0.0] for _ in truth]
-        for worst, ours, plain, true in zip(self._worst, got, reference, truth, strict=True):
+        spared = unrounded or (False,) * len(truth)
+        for worst, ours, plain, true, whole in zip(
+            self._worst, got, reference, truth, spared, strict=True
+        ):
             if ours.shape != true.shape:
                 raise WrongResultError(
                     f"gave a result of shape {tuple(ours.shape)}, expected {tuple(true.shape)}"
                 )
-            eps = torch.finfo(ours.dtype).eps
-            allowed = self.rule(_error(plain, true), _most(true), eps)
-            worst[:] = max(worst[0], _error(ours, true)), max(worst[1], allowed)
+            unit = definition.unit(ours.dtype, unrounded=whole)
+            allowed = self.rule(definition.error(plain, true), definition.scale(true), unit)
+            error = definition.error(ours, true)
+            worst[:] = max(worst[0], error), max(worst[1], allowed)
 
     def worst(self) -> float:
         """The largest share that any result took of what its error may be; above 1 it is too large."""
-        return max((error / allowed for error, allowed in self._worst if error), default=0.0)
+        return max(
+            (error / allowed if allowed else math.inf for error, allowed in self._worst if error),
+            default=0.0,
+        )
 
     def check(self) -> None:
         """Raises `WrongResultError` where an error is larger than the rule allows."""
@@ -111,11 +133,3 @@ _M_PERTURB = -6  # of malloc.h
 def draws(numbers: int) -> int:
     """How many draws the errors of inputs with so many numbers are taken over."""
     return 1 if numbers > 100_000 else 8
-
-
-def _error(got: Tensor, truth: Tensor) -> float:
-    return (got.double() - truth).abs().max().item() if truth.numel() else 0.0
-
-
-def _most(truth: Tensor) -> float:
-    return truth.abs().max().item() if truth.numel() else 0.0

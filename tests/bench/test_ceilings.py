@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from bench import ceilings
 from bench.records import Ceilings
@@ -37,3 +38,24 @@ def test_of_two_measurements_the_higher_counts_each_with_its_product() -> None:
     both = ceilings.raised(first, third)
     assert both.flops == {"float32": 1.0, "bfloat16": 5.0, "float16": 7.0}
     assert both.product == {"float32": "a", "bfloat16": "b", "float16": "e"}
+
+
+def test_products_round_to_tf32_where_its_ceiling_is_measured_and_nowhere_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither library of products may; cuDNN would by default."""
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = matmul.fp32_precision, convolution.fp32_precision
+    seen: dict[str, set[tuple[str, str]]] = {}
+
+    def products(device: str, dtype: str) -> list[tuple[float, str]]:
+        precisions = matmul.fp32_precision, convolution.fp32_precision
+        seen.setdefault(dtype, set()).add(precisions)
+        return [(1.0, "torch.mm")]
+
+    monkeypatch.setattr(ceilings, "_products", products)
+    monkeypatch.setattr(ceilings, "_copy", lambda device: 1.0)
+    ceilings.measure("cpu", ["tf32", "float32", "bfloat16"])
+    assert seen["tf32"] == {("tf32", "tf32")}
+    assert all("tf32" not in p for d in ("float32", "bfloat16") for p in next(iter(seen[d])))
+    assert (matmul.fp32_precision, convolution.fp32_precision) == before

@@ -3,8 +3,11 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 from torch.autograd.profiler import profile
 
 from bench import ceilings, timing
@@ -15,7 +18,7 @@ from bench.records import Ceilings, Run
 from bench.session import Replay, Session, with_floor
 from bench.suite import Choice
 from bench.timing import CpuClock
-from fbp_kernels import backends
+from fbp_kernels import backends, reference
 
 from .made_up import CEILINGS
 
@@ -128,19 +131,97 @@ def test_what_does_not_exist_is_named(
     assert message in capsys.readouterr().err
 
 
+def _parity(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[str]]:
+    status = main(["parity", "--shapes", "tiny", *arguments])
+    return status, capsys.readouterr().out.splitlines()
+
+
 def test_parity_says_what_every_backend_takes(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["parity", "--shapes", "tiny", "--operators", "fbp", "batch_norm"]
-    assert main(arguments) == 0
-    printed = capsys.readouterr().out
-    assert "6 compared, 0 wrong" in printed
-    assert "batch_norm tiny float32 forward" in printed
-    assert "left out: this version has no triton kernel for batch_norm" in printed
+    status, lines = _parity(capsys, "--operators", "fbp", "batch_norm")
+    assert status == 0
+    assert any(line.startswith("batch_norm tiny float32 forward") for line in lines)
+    assert sum(line.endswith("%") for line in lines) + sum(" left out: " in x for x in lines) == 8
+    right, left_out = (sum(w in line for line in lines[:-1]) for w in ("%", " left out: "))
+    assert lines[-1] == f"8 asked for: {right} right, 0 wrong, {left_out} left out"
 
 
-def test_parity_of_nothing_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["parity", "--shapes", "tiny", "--operators", "batch_norm", "--backends", "triton"]
-    assert main(arguments) == 1
-    assert "0 compared" in capsys.readouterr().out
+def test_parity_of_nothing_is_no_success(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only = ("--operators", "fbp", "--backends", "native")
+    monkeypatch.delitem(backends._kernels["fbp"], "native")
+    status, lines = _parity(capsys, *only)
+    assert status == 1
+    assert lines[-1] == "2 asked for: 0 right, 0 wrong, 2 left out"
+    assert main(["parity", "--shapes", "vqa", "--operators", "trunk_fbp"]) == 1
+    assert "trunk_fbp has none of the shapes asked for" in capsys.readouterr().out
+
+
+def test_parity_tells_of_every_contender_that_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that raises has no error to print, but is as wrong as one that is off."""
+
+    def fails(*_: object) -> object:
+        raise RuntimeError("invalid argument")
+
+    def off(*arguments: object) -> object:
+        pooled, *kept = right.forward(*arguments)
+        return (pooled + 1, *kept)
+
+    right = backends.kernel("fbp", "native")
+    only = ("--operators", "fbp", "trunk_fbp", "--backends", "native")
+    for forward, how in (
+        (fails, "-  WRONG: fails: RuntimeError: invalid argument"),
+        (off, "WRONG: result 0 is off by"),
+    ):
+        broken = backends.Kernel(forward, right.backward)
+        monkeypatch.setitem(backends._kernels["fbp"], "native", broken)
+        status, lines = _parity(capsys, *only)
+        assert status == 1
+        assert sum(line.startswith("fbp tiny") and how in line for line in lines) == 2
+        assert sum(line.startswith("trunk_fbp tiny") and "WRONG" not in line for line in lines) == 2
+        assert lines[-1] == "4 asked for: 2 right, 2 wrong, 0 left out"
+
+
+def test_parity_in_tf32_runs_in_tf32(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results and reference alike; and only there, whatever happens."""
+    seen: dict[str, set[str]] = {"native": set(), "eager": set()}
+    kernel, eager = backends.kernel("fbp", "native"), reference.fbp
+    failing = False
+
+    def forward(*arguments: object) -> object:
+        seen["native"].add(torch.backends.cuda.matmul.fp32_precision)
+        if failing:
+            raise RuntimeError("invalid argument")
+        return kernel.forward(*arguments)
+
+    def backward(*arguments: object) -> object:
+        seen["native"].add(torch.backends.cuda.matmul.fp32_precision)
+        return kernel.backward(*arguments)
+
+    def plain(*arguments: Any, **how: Any) -> Tensor:
+        seen["eager"].add(torch.backends.cuda.matmul.fp32_precision)
+        return eager(*arguments, **how)
+
+    monkeypatch.setitem(backends._kernels["fbp"], "native", backends.Kernel(forward, backward))
+    monkeypatch.setattr(reference, "fbp", plain)
+    before = torch.backends.cuda.matmul.fp32_precision
+    only = ("--operators", "fbp", "--backends", "native")
+    for status, failing in ((0, False), (1, True)):  # noqa: B007 (read by the kernel)
+        for names in seen.values():
+            names.clear()
+        assert _parity(capsys, *only, "--dtypes", "tf32")[0] == status
+        # The shapes of what is drawn as the results' gradients are asked for before.
+        assert seen["native"] == {"tf32"}
+        assert "tf32" in seen["eager"]
+        assert torch.backends.cuda.matmul.fp32_precision == before
+    seen["native"].clear()
+    failing = False
+    assert _parity(capsys, *only)[0] == 0
+    assert "tf32" not in seen["native"]
 
 
 @pytest.mark.slow

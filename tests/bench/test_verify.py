@@ -1,19 +1,21 @@
 """A wrong contender is found out before it is timed."""
 
 import ctypes
+import math
 import platform
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from bench import contenders, memory, verify
+from bench import contenders, device, memory, verify
 from bench.contenders import UnavailableError
 from bench.operators import OPERATORS, SUBJECTS, Draw, variants
 from bench.operators.call import leaves, rounding
 from bench.plan import OperatorPlan, Settings
 from bench.timing import CpuClock
-from fbp_kernels import backends, tf32
+from fbp_kernels import backends, reference, tf32
 
 PLAN = OperatorPlan("fbp", "tiny", OPERATORS["fbp"].sizes["tiny"], "float32", "training", "cpu")
 
@@ -28,6 +30,65 @@ def test_errors_within_the_rule_pass_and_larger_ones_do_not() -> None:
     errors.add(((truth + 2.1e-3).float(),), (reference,), (truth,))
     with pytest.raises(verify.WrongResultError, match="result 0 is off by 2"):
         errors.check()
+
+
+def test_an_error_where_none_is_allowed_is_a_share_of_infinity() -> None:
+    zero = torch.zeros(2, dtype=torch.float64)
+    errors = verify.Errors(verify.correct)
+    errors.add((torch.tensor([0.0, 1e-9]),), (zero.float(),), (zero,))
+    assert errors.worst() == math.inf
+
+
+def test_one_unit_of_tf32_is_allowed_where_pytorch_did_not_round() -> None:
+    """Of the output's scale, which is 4 here, and of results in float32 alone that are said to be such."""
+    truth = torch.tensor([1.0, -4.0], dtype=torch.float64)
+    for off, spared, right in (
+        (0.99 * 4 * 2**-10, True, True),
+        (1.01 * 4 * 2**-10, True, False),
+        (0.99 * 4 * 2**-10, False, False),
+    ):
+        errors = verify.Errors(verify.correct)
+        got, plain = (truth + off).float(), truth.float()
+        errors.add((plain, got), (plain, plain), (truth, truth), (False, spared))
+        assert (errors.worst() <= 1) is right, (off, spared)
+
+
+@pytest.mark.parametrize(
+    ("label", "dtype", "right"),
+    [("one", "tf32", True), ("one", "float32", False), ("tiny", "tf32", False)],
+)
+def test_only_sizes_of_1_in_tf32_may_round_where_pytorch_does_not(
+    label: str, dtype: str, right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = backends.kernel("fbp", "native")
+
+    def rounds(*arguments: object) -> tuple[Tensor, ...]:
+        pooled, *kept = kernel.forward(*arguments)
+        return (pooled * (1 + 2**-11), *kept)
+
+    monkeypatch.setitem(
+        backends._kernels["fbp"], "native", backends.Kernel(rounds, kernel.backward)
+    )
+    plan = OperatorPlan("fbp", label, OPERATORS["fbp"].sizes[label], dtype, "forward", "cpu")
+    assert ("native" in plan.check(["native"]).ready) is right
+
+
+def test_what_pytorch_rounds_is_held_to_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a size of 1, too, where the reference gives other bits with TF32 than without."""
+    plan = OperatorPlan("fbp", "one", OPERATORS["fbp"].sizes["one"], "tf32", "forward", "cpu")
+    eager = reference.fbp
+
+    def rounding_eager(*arguments: Any, **how: Any) -> Tensor:
+        rounded = tf32.allowed()
+        doubles = arguments[0].dtype == torch.float64
+        return eager(*arguments, **how) * (1 + 2**-20 * (rounded and not doubles))
+
+    call, cot = plan._inputs(0)
+    assert plan._unrounded(call, cot, (call.reference(*call.tensors),)) == (True,)
+    monkeypatch.setattr(reference, "fbp", rounding_eager)
+    with rounding("tf32"):
+        plain = (call.reference(*call.tensors),)
+    assert plan._unrounded(call, cot, plain) == (False,)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -138,6 +199,43 @@ def test_what_fails_is_told_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch
     assert checked.wrong == {"native": "fails: RuntimeError: out of resource"}
     assert checked.left_out == {"compile": "fails: RuntimeError: out of resource"}
     assert list(checked.ready) == ["eager"]
+
+
+def test_without_a_reference_nothing_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> object:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(reference, "fbp", broken)
+    call = SUBJECTS["fbp"].make(PLAN.sizes, Draw(PLAN.dtype))
+    inputs = (call, (torch.ones(3, 4),))  # to know their shape takes the reference
+    monkeypatch.setattr(OperatorPlan, "_inputs", lambda *_, **__: inputs)
+    checked = PLAN.check(["native", "eager"])
+    why = "cannot be compared, the reference fails: RuntimeError: out of memory"
+    assert (checked.wrong, checked.left_out) == ({"native": why}, {"eager": why})
+    assert not checked.ready
+
+
+def test_a_lost_device_ends_the_case_and_names_who_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object) -> object:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    kernel = backends.kernel("fbp", "native")
+    monkeypatch.setitem(backends._kernels["fbp"], "native", backends.Kernel(lost, kernel.backward))
+    # An error that the device forgets is the contender's alone: it may have asked for too much.
+    assert "native" in PLAN.check(["native", "eager"]).wrong
+    monkeypatch.setattr(device, "answers", lambda name: False)
+    with pytest.raises(device.DeviceLostError, match="native fails: AcceleratorError: an illegal"):
+        PLAN.check(["native", "eager"])
+
+
+def test_a_device_answers_unless_an_error_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost() -> None:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    assert device.answers("cpu")
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    assert device.answers("cpu")
+    assert not device.answers("cuda")
 
 
 def test_a_backend_is_told_to_keep_where_it_would_not() -> None:

@@ -1,4 +1,4 @@
-"""What runs here, and the rule of correctness: error against float64 at most twice the reference's plus one ulp."""
+"""What runs here, and whether it keeps the rule of `fbp_kernels.correct` over several draws of its inputs."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import fbp_kernels as fk
-from fbp_kernels import backends
+from fbp_kernels import backends, correct
 
 Inputs = Sequence[Tensor | None]
 
@@ -39,7 +39,7 @@ def error(got: Tensor, truth: Tensor) -> float:
     """The largest absolute error, in float64; 0 for empty tensors."""
     assert got.shape == truth.shape, (got.shape, truth.shape)
     assert got.isfinite().all()
-    return (got.double() - truth).abs().max().item() if got.numel() else 0.0
+    return correct.error(got, truth)
 
 
 @dataclass
@@ -61,11 +61,11 @@ class Errors:
     def add(self, got: Tensor, truth: Tensor, reference_error: float) -> None:
         self.ours = max(self.ours, error(got, truth))
         self.reference = max(self.reference, reference_error)
-        self.scale = max(self.scale, truth.abs().max().item() if truth.numel() else 0.0)
+        self.scale = max(self.scale, correct.scale(truth))
         self.dtype = got.dtype
 
     def assert_within_rule(self, name: str) -> None:
-        allowed = 2 * self.reference + torch.finfo(self.dtype).eps * self.scale
+        allowed = correct.allowed(self.reference, self.scale, correct.unit(self.dtype))
         assert self.ours <= allowed, (
             f"{name}: error {self.ours:.3e}, allowed {allowed:.3e} at scale {self.scale:.3e}"
         )
