@@ -191,6 +191,22 @@ def wrong_products(architecture: str, dtype: str, warps: int, ptx: str, ttir: st
     return ""
 
 
+# A wgmma that is not waited for at once, and its left operand where that is a tensor, so in registers.
+_IN_FLIGHT = re.compile(
+    r"ttng\.warp_group_dot .*\{[^}]*isAsync = true[^}]*\} : tensor<[^>]*#ttg\.dot_op"
+)
+
+
+def overwritten(ttgir: str) -> str:
+    """Which registers may be overwritten while a product still reads them, or "".
+
+    The left operand of a wgmma in registers, where a loop does not wait for the product before it loads the next one:
+    ptxas before 13.3 makes one register of both (Triton 3.6 to 3.9 bring 12.8 and 12.9 for sm_90).
+    """
+    in_flight = "left operands in registers are overwritten while wgmma reads them"
+    return in_flight if _IN_FLIGHT.search(ttgir) else ""
+
+
 def _usage(kernel: Any) -> tuple[int, int]:
     """Registers of a thread, and bytes that it spills."""
     from triton.backends.nvidia import compiler
@@ -288,6 +304,8 @@ def _row(made: Any, module: str, size: str, dtype: str, architecture: str) -> Ro
         if columns > _TENSOR_COLUMNS
         else "",
         wrong_products(architecture, row.dtype, row.warps, ptx, ttir),
+        overwritten(made.kernel.asm["ttgir"]),
+        "" if metadata.enable_fp_fusion else "multiplies and adds in two roundings",
         "" if key else "was launched without a choice of a configuration",
     ]
     return replace(

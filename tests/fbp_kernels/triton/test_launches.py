@@ -115,7 +115,8 @@ def test_instead_sees_what_would_have_run_and_nothing_runs() -> None:
     assert kernel is _scale
     assert grid == (3,)
     assert arguments[2] == 10
-    assert options == {"by": 2.0, "TILE": 4, "num_warps": 1, "num_stages": 1}
+    compiled = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}
+    assert options == {"by": 2.0, "TILE": 4, **compiled}
     assert not y.any()
 
 

@@ -115,6 +115,19 @@ def test_the_wrong_instructions_are_found(
     assert resources.wrong_products(architecture, dtype, warps, ptx, ttir) == wrong
 
 
+def test_a_left_operand_in_registers_has_to_be_waited_for() -> None:
+    wgmma = (
+        "%y = ttng.warp_group_dot %x, %w, %y0 {{{how}inputPrecision = 0 : i32}} : {left} * "
+        "!ttg.memdesc<16x128xbf16, #shared1, #smem, 64x128> -> tensor<128x128xf32, #mma>"
+    )
+    in_registers = "tensor<128x16xbf16, #ttg.dot_op<{opIdx = 0, parent = #mma, kWidth = 2}>>"
+    shared = "!ttg.memdesc<128x16xbf16, #shared, #smem>"
+    flying = "isAsync = true, "
+    assert "overwritten" in resources.overwritten(wgmma.format(how=flying, left=in_registers))
+    assert not resources.overwritten(wgmma.format(how="", left=in_registers))
+    assert not resources.overwritten(wgmma.format(how=flying, left=shared))
+
+
 def test_registers_and_spills_are_read() -> None:
     usage = """
 Resource usage:
@@ -194,6 +207,7 @@ tuning.TABLE = Path({str(path)!r})
 sys.exit(resources.main(sys.argv[1:]))
 """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_DEFAULT_FP_FUSION"] = "0"  # Triton's own default from 3.10 on
     done = subprocess.run(
         [sys.executable, "-c", code, "H100", "--processes", "1", *arguments],
         cwd=ROOT,
