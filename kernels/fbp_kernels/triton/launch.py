@@ -51,7 +51,7 @@ def launch(
         constants: further compile-time arguments by name.
     """
     options = {**constants, **config.blocks, "num_warps": config.warps, "num_stages": config.stages}
-    options["enable_fp_fusion"] = True  # what was checked and measured; off by default from Triton 3.10 on
+    options["enable_fp_fusion"] = True  # off by default from Triton 3.10 on
     if _instead:
         _instead[-1](kernel, grid, arguments, options)
     elif device.type == "cuda" and device.index != torch.cuda.current_device():
