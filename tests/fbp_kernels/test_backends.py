@@ -61,8 +61,15 @@ def test_triton_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET")
     assert "run on a GPU, the tensors are on cpu (TRITON_INTERPRET=1" in triton.why_not("cpu")
     assert triton.why_not("cuda") == ""
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr(triton, "_INSTALLED", False)
     assert triton.why_not("cuda") == "Triton is not installed"
+
+
+def test_calls_do_not_look_up_whether_triton_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile of torch 2.11 does not trace that: a graph break in every call on a GPU."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: pytest.fail("looked up in a call"))
+    for device in ("cpu", "cuda"):
+        backends.resolve("fbp", "triton", device, torch.float32)
 
 
 @pytest.mark.parametrize("operator", TRITON)

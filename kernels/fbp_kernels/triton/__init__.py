@@ -13,6 +13,9 @@ import torch
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
+# Looked up here and not in every call: a call would pay for it, and torch.compile in 2.11 does not trace it.
+_INSTALLED = importlib.util.find_spec("triton") is not None
+
 
 def interpreted() -> bool:
     """Whether Triton's interpreter stands in for a GPU: TRITON_INTERPRET=1."""
@@ -21,7 +24,7 @@ def interpreted() -> bool:
 
 def why_not(device_type: str, dtype: torch.dtype | None = None) -> str:
     """Why the Triton kernels cannot run on a kind of device or a dtype, or an empty string where they can."""
-    if importlib.util.find_spec("triton") is None:
+    if not _INSTALLED:
         return "Triton is not installed"
     if device_type != "cuda" and not (device_type == "cpu" and interpreted()):
         return (
