@@ -73,11 +73,6 @@ struct LargeTile {
 // Batches up to this size are cut into small tiles.
 constexpr i64 kSmallBatch = 128;
 
-inline dim3 grid_of(i64 blocks) {
-  if (blocks > 0x7fffffff) throw std::runtime_error("more blocks than a launch can have");
-  return dim3(static_cast<unsigned>(blocks));
-}
-
 template <class Number>
 constexpr int kDepth = kStepBytes / static_cast<int>(sizeof(typename Number::Storage));
 template <class Number>
