@@ -11,7 +11,7 @@ from ..shapes import STEPS
 from . import charts
 from .figures import against, main_rows, milliseconds, ratio_text, sizes, steps, table
 from .page import PAGE, picture_path
-from .results import RESULTS, Device, Result, of_commit
+from .results import RESULTS, Device, Result
 
 README = Path("README.md")
 _BEGIN, _END = "<!-- results", "<!-- end of results -->"
@@ -35,9 +35,8 @@ def _section(demo: Result, devices: Sequence[Device]) -> str:
     figures = json.loads(demo.path.read_text("utf-8"))
     lines = [f"{_BEGIN}: written by `python -m bench report`, from the files that it names -->", ""]
     lines += [*demo_table(figures), "", f"From {_link(demo)}.", ""]
-    pictured = max(devices, key=lambda device: len(main_rows(device.run)), default=None)
-    for device in devices:
-        lines += device_results(device, picture=device is pictured)
+    for i, device in enumerate(devices):
+        lines += device_results(device, picture=i == 0)
     lines += [
         f"All figures, with memory, floors, curves and the sizes where ours loses: [{PAGE}]({PAGE})."
     ]
@@ -95,7 +94,7 @@ def device_results(device: Device, picture: bool) -> list[str]:
     if picture and shown:
         path = picture_path(device, shown[0]).as_posix()
         body += [f"![{shown[0].title}, {device.title}]({path})", ""]
-    return [*body, f"From {_link(device.result)}: {of_commit(device.run)}.", ""]
+    return [*body, f"From {_link(device.result)}.", ""]
 
 
 def _steps(device: Device) -> list[str]:

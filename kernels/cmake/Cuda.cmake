@@ -45,7 +45,8 @@ add_library(
   _native_cuda MODULE
   ${cuda_kernels} ${sources}/cuda/kernels.cpp ${sources}/binding/cuda.cpp
   ${sources}/binding/bilinear.cpp ${sources}/binding/attention_pool.cpp
-  ${sources}/binding/local_response_norm.cpp)
+  ${sources}/binding/local_response_norm.cpp ${sources}/binding/batch_norm.cpp
+  ${sources}/binding/power_normalize.cpp)
 target_include_directories(_native_cuda PRIVATE ${sources})
 target_compile_options(_native_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:-Werror;all-warnings>")
 target_compile_definitions(_native_cuda PRIVATE FBP_KEY=CUDA)

@@ -142,4 +142,4 @@ def _why_not(
         return f"this version has no {backend} kernel for {operator}"
     if backend == "triton":
         return triton.why_not(device_type, dtype)
-    return native.why_not(operator, device_type, dtype)
+    return native.why_not(device_type, dtype)

@@ -14,7 +14,6 @@ import torch
 
 from . import tf32
 
-_CUDA_OPERATORS = ("fbp", "trunk_fbp", "am_fbp", "attention_pool", "local_response_norm")
 _CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -45,11 +44,10 @@ MISSING = _load()
 CUDA_MISSING = MISSING or _load("_native_cuda")
 
 
-def why_not(operator: str, device_type: str, dtype: torch.dtype | None = None) -> str:
-    """Why the native kernels cannot run an operator, or an empty string where they can.
+def why_not(device_type: str, dtype: torch.dtype | None = None) -> str:
+    """Why the native kernels cannot run, or an empty string where they can.
 
     Args:
-        operator: such as "fbp".
         device_type: where the tensors are.
         dtype: theirs, where it is known.
     """
@@ -61,8 +59,6 @@ def why_not(operator: str, device_type: str, dtype: torch.dtype | None = None) -
         )
     if CUDA_MISSING:
         return CUDA_MISSING
-    if operator not in _CUDA_OPERATORS:
-        return f"this version has no CUDA kernel for {operator}"
     if dtype is not None and dtype not in _CUDA_DTYPES:
         return f"the native CUDA kernels have no {str(dtype).removeprefix('torch.')}"
     return ""

@@ -26,8 +26,8 @@ def test_without_the_library_the_reason_is_that_of_the_build(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(native, "CUDA_MISSING", "no CUDA compiler was found")
-    assert native.why_not("fbp", "cuda") == "no CUDA compiler was found"
-    assert native.why_not("fbp", "cpu") == ""
+    assert native.why_not("cuda") == "no CUDA compiler was found"
+    assert native.why_not("cpu") == ""
     with pytest.raises(RuntimeError, match="fbp cannot run on backend 'native': no CUDA compiler"):
         backends.resolve("fbp", "native", "cuda", torch.float32)
     assert "CUDA kernels: no CUDA compiler was found" in doctor.report()
@@ -62,9 +62,16 @@ def test_what_the_cuda_kernels_do_not_have_is_said_and_not_chosen(built: None) -
     assert backends.resolve("fbp", None, "cuda", torch.float64) == "reference"
     with pytest.raises(RuntimeError, match="native CUDA kernels have no float64"):
         backends.resolve("fbp", "native", "cuda", torch.float64)
-    with pytest.raises(RuntimeError, match="no CUDA kernel for batch_norm"):
-        backends.resolve("batch_norm", "native", "cuda", torch.float32)
     assert backends.resolve("fbp", None, "cpu", torch.float64) == "native"
+
+
+def test_no_operator_is_left_behind_on_a_gpu(built: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for triton_there in (True, False):
+        if not triton_there:
+            monkeypatch.setattr(triton, "why_not", lambda *_: "Triton is not installed")
+        for status in backends.available_backends("cuda"):
+            chosen = backends.resolve(status.operator, None, "cuda", torch.bfloat16)
+            assert chosen == "native" or (triton_there and chosen == "triton"), status.operator
 
 
 def test_the_setting_for_tf32_is_handed_on_when_it_changes(
@@ -102,8 +109,11 @@ def test_the_library_builds_and_loads_where_torch_has_no_cuda(tmp_path: Path) ->
         "import torch, fbp_kernels\n"
         f"torch.ops.load_library({os.fspath(tmp_path / '_native_cuda.so')!r})\n"
         "has = torch._C._dispatch_has_kernel_for_dispatch_key\n"
-        f"for name in {[f'{o}_{w}' for o in BILINEAR for w in ('forward', 'backward')]}:\n"
-        "    assert has('fbp_native::' + name, 'CUDA'), name\n"
+        "kernels = torch._C._dispatch_get_registrations_for_dispatch_key('CPU')\n"
+        "operators = [name for name in kernels if name.startswith('fbp_native::')]\n"
+        "assert len(operators) >= 14\n"
+        "for name in operators:\n"
+        "    assert has(name, 'CUDA'), name\n"
         "torch.ops.fbp_native.allow_tf32(True)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

@@ -10,7 +10,10 @@
 
 #include "../problem.h"
 #include "cuda/launch.h"
-#include "cuda/shared_memory.h"
+
+#if !defined(FBP_LAUNCH_CLUSTERS)
+#define FBP_LAUNCH_CLUSTERS(cluster, ...) FBP_LAUNCH(__VA_ARGS__)
+#endif
 
 namespace fbp::cuda {
 
@@ -58,6 +61,11 @@ void with_type(Dtype dtype, const F& f) {
     case Dtype::float64:
       throw std::runtime_error("the CUDA kernels have no float64");
   }
+}
+
+inline dim3 grid_of(i64 blocks) {
+  if (blocks > 0x7fffffff) throw std::runtime_error("more blocks than a launch can have");
+  return dim3(static_cast<unsigned>(blocks));
 }
 
 // The last of `count` blocks to come here, all with the same counter, gets true: it then sees what

@@ -11,6 +11,10 @@ Kernels cuda_kernels() {
   kernels.lrn_backward = cuda::lrn_backward;
   kernels.attention_pool_forward = cuda::attention_pool_forward;
   kernels.attention_pool_backward = cuda::attention_pool_backward;
+  kernels.batch_norm_forward = cuda::batch_norm_forward;
+  kernels.batch_norm_backward = cuda::batch_norm_backward;
+  kernels.power_normalize_forward = cuda::power_normalize_forward;
+  kernels.power_normalize_backward = cuda::power_normalize_backward;
   return kernels;
 }
 

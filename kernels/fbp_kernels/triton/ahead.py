@@ -11,9 +11,10 @@ from triton.runtime import driver
 
 from .. import tf32
 from . import launch, tuning
-from .tuning import DTYPES, Config, Key
+from .tuning import Config, Key
 
 CAPABILITIES = {"sm80": 80, "sm90": 90, "sm100": 100}
+DTYPES = {"half": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}  # by class
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ..checks import Errors, assert_parity, error, evaluate
 from .shim import ORDERS, Shim
 
 PRODUCTS = ("fbp", "trunk_fbp", "am_fbp", "attention_pool")
-OPERATORS = (*PRODUCTS, "local_response_norm")
+OPERATORS = (*PRODUCTS, "local_response_norm", "batch_norm", "power_normalize")
 
 # Tiles of the kernels are 16 to 128 wide: these sizes have one, and several.
 SCOPE = Scope(
