@@ -6,7 +6,7 @@ STAMPS := $(VENV)/.made
 SOURCES := $(foreach kind,h cpp cu,$(wildcard kernels/csrc/*.$(kind) kernels/csrc/*/*.$(kind)))
 SHIM := $(wildcard tests/cuda_shim/*.h tests/cuda_shim/*.cpp tests/cuda_shim/*/*.h)
 
-.PHONY: help setup demo test lint bench results check resources ptxas fuzz gpu-dry wheel-test clean
+.PHONY: help setup demo test lint bench results check resources ptxas fuzz gpu-dry wheel-test torch-versions prebuilt clean
 
 help:
 	@echo "make demo        set up, then: make a corpus, prepare, train, evaluate, predict"
@@ -17,7 +17,9 @@ help:
 	@echo "make ptxas       compile every CUDA C++ kernel for sm_80, sm_90a and sm_100, and check the result"
 	@echo "make fuzz        10,000 calls of the native kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make gpu-dry     what bench/gpu.sh does on a GPU machine, with interpreter and compiler in place of the GPU"
-	@echo "make wheel-test  build a wheel and try it in an environment of its own"
+	@echo "make wheel-test  build a wheel and try it in an environment of its own; compile for the least version of torch"
+	@echo "make torch-versions  build with the headers of every version of torch that is claimed, and run in each one (GBs)"
+	@echo "make prebuilt    build both libraries for other machines, with and without a GPU, into dist/prebuilt"
 	@echo "make bench       measure this machine's CPU and rewrite the report, on a quiet machine (20 minutes)"
 	@echo "make results     measure everything that the README shows anew, on a quiet machine (30 minutes)"
 	@echo "make clean       remove the environment, builds and caches"
@@ -78,6 +80,12 @@ gpu-dry: setup
 
 wheel-test: setup
 	$(BIN)/python -m pytest -m packaging
+
+torch-versions: setup
+	$(BIN)/python kernels/torch_versions.py all
+
+prebuilt: setup
+	$(BIN)/python kernels/torch_versions.py prebuilt dist/prebuilt
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

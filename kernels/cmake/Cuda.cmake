@@ -40,15 +40,18 @@ enable_language(CUDA)
 set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 
-file(GLOB cuda_kernels CONFIGURE_DEPENDS ${sources}/cuda/*.cu)
+# Without torch's headers: what a GPU runs does not depend on which torch there is.
+file(GLOB cuda_kernels CONFIGURE_DEPENDS ${sources}/cuda/*.cu ${sources}/cuda/*.cpp)
+add_library(kernels_cuda OBJECT ${cuda_kernels})
+target_include_directories(kernels_cuda PRIVATE ${sources})
+target_compile_options(kernels_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:-Werror;all-warnings>")
+
 add_library(
   _native_cuda MODULE
-  ${cuda_kernels} ${sources}/cuda/kernels.cpp ${sources}/binding/cuda.cpp
+  $<TARGET_OBJECTS:kernels_cuda> ${sources}/binding/cuda.cpp
   ${sources}/binding/bilinear.cpp ${sources}/binding/attention_pool.cpp
   ${sources}/binding/local_response_norm.cpp ${sources}/binding/batch_norm.cpp
   ${sources}/binding/power_normalize.cpp)
-target_include_directories(_native_cuda PRIVATE ${sources})
-target_compile_options(_native_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:-Werror;all-warnings>")
 target_compile_definitions(_native_cuda PRIVATE FBP_KEY=CUDA)
 # One file serves every driver that is new enough, whatever else of CUDA is or is not installed.
 set_target_properties(_native_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static)

@@ -1,0 +1,275 @@
+"""Builds the C++ extension with the headers of other versions of torch than the one that is installed.
+
+    python kernels/torch_versions.py binding [VERSION ...]   compiles all sources that include torch's headers, warnings
+                                                             as errors; without a version, with the least one's
+    python kernels/torch_versions.py all [VERSION ...]       builds both libraries with each one's headers, and runs
+                                                             them in each one, in an environment of its own
+    python kernels/torch_versions.py prebuilt FOLDER         builds both libraries with the least one's headers, to be
+                                                             copied to other machines
+
+It needs the repository, cmake, ninja, a compiler, pip and its index; for the CUDA kernels nvcc, but no GPU.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARIES = ("_native.so", "_native_cuda.so")
+
+# One of each minor version that the package claims to work with, the least one first. A build with the headers of the
+# least one is to serve them all.
+VERSIONS = ("2.11.0", "2.12.0", "2.13.0", "2.14.1")
+LEAST = VERSIONS[0]
+
+# Headers come from the wheels for these systems, the smallest ones: what the extension includes is the same in all.
+SYSTEMS = ("macosx_11_0_arm64", "macosx_14_0_arm64")
+
+# The newest that Ubuntu 24.04's C library and GCC 13.3's C++ library bring, which prebuilt libraries may ask for.
+NEWEST_SYMBOLS = {"GLIBC": (2, 39), "GLIBCXX": (3, 4, 32), "CXXABI": (1, 3, 14), "GCC": (13, 0, 0)}
+
+
+def run(
+    *command: object, cwd: Path | None = None, env: dict[str, str] | None = None, lines: int = 60
+) -> str:
+    """What a command prints.
+
+    Raises:
+        RuntimeError: its status is not 0; with the last lines of what it printed.
+    """
+    done = subprocess.run(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd, env=env, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        last = "\n".join(done.stdout.splitlines()[-lines:])
+        raise RuntimeError(f"{' '.join(map(str, command))} failed:\n{last}")
+    return done.stdout
+
+
+def tool(name: str) -> str:
+    """A program of this Python's environment, else of the PATH."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if not found:
+        raise RuntimeError(f"{name} is not installed")
+    return found
+
+
+def headers(version: str, folder: Path) -> Path:
+    """The include folder of a version of torch, without what is no part of its stable ABI's headers.
+
+    Raises:
+        RuntimeError: there is no such version, or its headers are another one's.
+    """
+    systems = [part for system in SYSTEMS for part in ("--platform", system)]
+    run(
+        sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
+        *systems, "--python-version=3.12", "--dest", folder, f"torch=={version}",
+    )  # fmt: skip
+    (wheel,) = folder.glob(f"torch-{version}-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(folder, [n for n in names if n.startswith("torch/include/torch/")])
+    wheel.unlink()
+    include = folder / "torch" / "include"
+    stated = (include / "torch" / "headeronly" / "version.h").read_text()
+    if f'"{version}"' not in stated:
+        raise RuntimeError(f"the headers in {wheel.name} are not those of {version}:\n{stated}")
+    return include
+
+
+def configure(build: Path, include: Path, cuda: bool, *options: str) -> None:
+    """Sets a folder up for a build with the headers in `include`."""
+    run(
+        tool("cmake"), "-S", ROOT, "-B", build, "-G", "Ninja",
+        f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", f"-DPython_EXECUTABLE={sys.executable}",
+        f"-DTorch_INCLUDE_DIR={include}", f"-DFBP_CUDA={'ON' if cuda else 'OFF'}",
+        "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", *options,
+    )  # fmt: skip
+
+
+def compile_binding(version: str) -> str:
+    """Compiles what includes torch's headers, for the CPU and, where there is nvcc, for GPUs; says what that was."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, build = Path(name), Path(name, "build")
+        cuda = shutil.which("nvcc") is not None
+        configure(build, headers(version, folder), cuda, "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON")
+        commands = json.loads((build / "compile_commands.json").read_text())
+        binding = [c["output"] for c in commands if Path(c["file"]).parent.name == "binding"]
+        objects = [(build / output).relative_to(build) for output in binding]
+        run(tool("cmake"), "--build", build, "--target", *objects)
+    which = "the CPU and GPUs" if cuda else "the CPU alone, for there is no nvcc"
+    return f"torch {version}: {len(objects)} objects of the binding compiled, for {which}"
+
+
+def build_all(versions: Iterable[str], folder: Path) -> dict[str, Path]:
+    """Where both libraries are, built with each version's headers."""
+    built = {}
+    build = folder / "build"  # one for all: what includes nothing of torch is compiled once
+    for version in versions:
+        configure(
+            build, headers(version, folder / "headers" / version), True,
+            "-DCMAKE_CUDA_ARCHITECTURES=90a-real", "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON",
+        )  # fmt: skip
+        run(tool("cmake"), "--build", build)
+        built[version] = folder / "built" / version
+        built[version].mkdir(parents=True)
+        for library in LIBRARIES:
+            shutil.copy2(build / library, built[version])
+        print(f"torch {version}: both libraries built with its headers, sm_90a", flush=True)
+    return built
+
+
+def run_in(version: str, libraries: dict[str, Path], folder: Path) -> list[str]:
+    """Runs libraries in a version of torch; what came out, a line for each one.
+
+    Args:
+        version: of the torch that they run in.
+        libraries: the folder of both, by the version of the headers that they were built with.
+        folder: an empty one, for an environment of several GB.
+    """
+    venv.create(folder / "env", with_pip=True)
+    python = folder / "env" / "bin" / "python"
+    # Triton 3.6's interpreter, which torch 2.11 asks for, fails with NumPy 2.4 and later.
+    packages = (f"torch=={version}", "triton<3.10", "numpy<2.4", "pytest", "hypothesis")
+    run(python, "-m", "pip", "install", "--quiet", "--no-cache-dir", *packages)
+    ignored = shutil.ignore_patterns("*.so", "*_missing.txt", "__pycache__")
+    for part in ("kernels/fbp_kernels", "bench", "tests"):
+        shutil.copytree(ROOT / part, folder / part, ignore=ignored)
+    shutil.copy2(ROOT / "pyproject.toml", folder)
+    environment = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{folder / 'kernels'}"}
+    for name in ("FBP_BACKEND", "TRITON_INTERPRET"):
+        environment.pop(name, None)
+
+    def call(*arguments: str) -> str:
+        return run(python, *arguments, cwd=folder, env=environment)
+
+    said = []
+    for headers_of, where in libraries.items():
+        for library in LIBRARIES:
+            shutil.copy2(where / library, folder / "kernels" / "fbp_kernels")
+        doctor = call("-m", "fbp_kernels", "doctor")
+        for line in (f"torch {version}", "C++ extension: loaded", "CUDA kernels: loaded"):
+            if line not in doctor:
+                raise RuntimeError(f"the doctor does not say '{line}':\n{doctor}")
+        parity = call(
+            "-m", "bench", "parity", "--shapes", "tiny", "--backends", "native",
+            "--dtypes", "float32", "bfloat16", "float16",
+        )  # fmt: skip
+        tests = call(
+            "-m", "pytest", "-q", "-p", "no:cacheprovider",
+            "tests/fbp_kernels/test_registration.py", "tests/fbp_kernels/test_native.py",
+        )  # fmt: skip
+        last = [printed.strip().splitlines()[-1] for printed in (parity, tests)]
+        said.append(f"built with {headers_of}: parity {last[0]}; tests {last[1]}")
+    return said
+
+
+def try_all(versions: Sequence[str]) -> int:
+    """Builds with the headers of each version, runs in each one its own build and the least one's.
+
+    Returns:
+        0, or 1 where something failed.
+    """
+    told, failures = {}, {}
+    with tempfile.TemporaryDirectory() as name:
+        built = build_all(dict.fromkeys((LEAST, *versions)), Path(name))
+        for version in versions:
+            with tempfile.TemporaryDirectory() as environment:
+                try:
+                    both = {v: built[v] for v in (LEAST, version)}
+                    told[version] = run_in(version, both, Path(environment))
+                except RuntimeError as failure:
+                    failures[version] = failure
+                    print(failure, file=sys.stderr)
+            for line in told.get(version, ["FAILED"]):
+                print(f"in torch {version}: {line}", flush=True)
+    print(f"{len(told)} of {len(versions)} versions ran; all were built without a warning")
+    return 1 if failures else 0
+
+
+def asked_symbols(library: Path) -> dict[str, tuple[int, ...]]:
+    """The newest version of each system library's symbols that a library asks for."""
+    newest: dict[str, tuple[int, ...]] = {}
+    printed = run("objdump", "-T", library, lines=5)
+    for name, version in re.findall(r"\b(GLIBC|GLIBCXX|CXXABI|GCC)_([0-9.]+)", printed):
+        numbers = tuple(map(int, version.split(".")))
+        newest[name] = max(newest.get(name, ()), numbers)
+    return newest
+
+
+def prebuild(folder: Path, architectures: str | None) -> str:
+    """Builds both libraries into FOLDER/kernels/fbp_kernels; says how to use them.
+
+    Raises:
+        RuntimeError: something does not compile, or asks for a newer system than Ubuntu 24.04.
+    """
+    build = ROOT / "build" / "prebuilt"
+    chosen = [f"-DCMAKE_CUDA_ARCHITECTURES={architectures}"] if architectures else []
+    with tempfile.TemporaryDirectory() as name:
+        configure(build, headers(LEAST, Path(name)), True, "-DCMAKE_BUILD_TYPE=Release", *chosen)
+        run(tool("cmake"), "--build", build)
+    run(tool("cmake"), "--install", build, "--prefix", folder / "kernels")
+    asked = []
+    for library in LIBRARIES:
+        path = folder / "kernels" / "fbp_kernels" / library
+        symbols = asked_symbols(path)
+        for name, version in symbols.items():
+            if version > NEWEST_SYMBOLS[name]:
+                raise RuntimeError(
+                    f"{library} asks for {name} {version}, over {NEWEST_SYMBOLS[name]}"
+                )
+        wanted = (f"{n}_{'.'.join(map(str, v))}" for n, v in sorted(symbols.items()))
+        asked.append(f"{path} ({path.stat().st_size >> 10} KB) asks for {', '.join(wanted)}")
+    commit = run("git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=12").strip()
+    return "\n".join(
+        (
+            *asked,
+            f"They are those of {commit}, for torch {LEAST} and later on {os.uname().machine}.",
+            f"Copy {folder / 'kernels'} over the kernels/ of a checkout of that commit.",
+        )
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, default in (("binding", (LEAST,)), ("all", VERSIONS)):
+        command = commands.add_parser(name)
+        command.add_argument("versions", nargs="*", metavar="VERSION", default=default)
+    prebuilt = commands.add_parser("prebuilt")
+    prebuilt.add_argument("folder", type=Path)
+    prebuilt.add_argument(
+        "--architectures",
+        help="as CMAKE_CUDA_ARCHITECTURES has them, such as 90a-real; default: those of the package",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "all":
+            return try_all(options.versions)
+        if options.command == "binding":
+            for version in options.versions:
+                print(compile_binding(version), flush=True)
+        else:
+            print(prebuild(options.folder, options.architectures))
+    except RuntimeError as failure:
+        print(failure, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

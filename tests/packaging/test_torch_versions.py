@@ -1,0 +1,123 @@
+"""The extension's sources and the versions of torch that they are for."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import fbp_kernels
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "kernels" / "torch_versions.py"
+
+
+def run(*command: str | Path, **options: object) -> str:
+    done = subprocess.run(
+        [os.fspath(part) for part in command], capture_output=True, text=True, **options
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def versions() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("torch_versions", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_all_name_the_same_least_version(versions: ModuleType) -> None:
+    named = {
+        ROOT / "pyproject.toml": r'"torch>=([\d.]+)"',
+        ROOT / "CMakeLists.txt": r"find_package\(Torch ([\d.]+)",
+        ROOT / "tests" / "cuda_shim" / "CMakeLists.txt": r"find_package\(Torch ([\d.]+)",
+    }
+    found = {path.name: set(re.findall(by, path.read_text())) for path, by in named.items()}
+    least = versions.LEAST.removesuffix(".0")
+    assert set(map(frozenset, found.values())) == {frozenset([least])}, found
+    numbers = [tuple(map(int, v.split("."))) for v in versions.VERSIONS]
+    assert numbers == sorted(numbers)
+
+
+@pytest.mark.packaging
+def test_the_binding_compiles_with_the_least_versions_headers(versions: ModuleType) -> None:
+    printed = run(sys.executable, SCRIPT, "binding")
+    sources = len(list((ROOT / "kernels" / "csrc" / "binding").glob("*.cpp")))
+    objects = int(re.search(rf"torch {versions.LEAST}: (\d+) objects", printed)[1])
+    if shutil.which("nvcc") is None:
+        assert objects == sources - 1, "all but the GPU's"
+    else:
+        assert objects > sources, "some are compiled for both devices"
+
+
+def made_up_torch(folder: Path, code: str) -> Path:
+    """A package called torch, with all that the build looks for."""
+    package = folder / "torch"
+    (package / "include" / "torch" / "csrc" / "stable").mkdir(parents=True)
+    (package / "include" / "torch" / "csrc" / "stable" / "library.h").touch()
+    (package / "lib").mkdir()
+    (package / "lib" / "libtorch_cpu.so").touch()
+    (package / "__init__.py").write_text(code)
+    return folder
+
+
+OLD = """
+from types import SimpleNamespace
+__version__ = "2.10.0+cpu"
+version = SimpleNamespace(cuda=None)
+compiled_with_cxx11_abi = lambda: True
+"""
+
+
+@pytest.mark.packaging
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (OLD, "torch was 2.10.0 when the package was built, 2.11 or later is needed"),
+        (
+            'raise ImportError("libcudart.so.13: no such file")',
+            "torch could not be imported when the package was built:"
+            " ImportError: libcudart.so.13: no such file",
+        ),
+    ],
+)
+def test_the_build_and_the_doctor_say_why_there_is_no_extension(
+    versions: ModuleType, tmp_path: Path, code: str, reason: str
+) -> None:
+    build, site = tmp_path / "build", tmp_path / "site"
+    cmake = versions.tool("cmake")
+    environment = os.environ | {"PYTHONPATH": os.fspath(made_up_torch(tmp_path / "old", code))}
+    told = run(
+        cmake, "-S", ROOT, "-B", build, "-G", "Ninja",
+        f"-DCMAKE_MAKE_PROGRAM={versions.tool('ninja')}", f"-DPython_EXECUTABLE={sys.executable}",
+        env=environment,
+    )  # fmt: skip
+    assert f"fbp_kernels is built without its C++ extension: {reason}" in " ".join(told.split())
+    shutil.copytree(
+        ROOT / "kernels" / "fbp_kernels", site / "fbp_kernels",
+        ignore=shutil.ignore_patterns("*.so", "*_missing.txt"),
+    )  # fmt: skip
+    run(cmake, "--install", build, "--prefix", site)
+    # -S: the editable install of this environment would put itself before any path.
+    paths = os.pathsep.join([os.fspath(site), sysconfig.get_path("purelib")])
+    report = run(
+        sys.executable, "-S", "-m", "fbp_kernels", "doctor",
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths},
+    )  # fmt: skip
+    assert f"C++ extension: the C++ extension was not built: {reason}\n" in report
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' symbols have no versions")
+def test_what_a_library_asks_of_a_system_is_read(versions: ModuleType) -> None:
+    (extension,) = (p for folder in fbp_kernels.__path__ for p in Path(folder).glob("_native.so"))
+    asked = versions.asked_symbols(extension)
+    assert {"GLIBC", "GLIBCXX"} <= set(asked) <= set(versions.NEWEST_SYMBOLS)
+    assert (2, 17) <= asked["GLIBC"] < (3,)
