@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 
 from fbp_kernels import correct as definition
@@ -105,18 +104,12 @@ def poisoned_memory() -> Iterator[None]:
     PyTorch fills the tensors that it makes itself; the C library (GNU's) fills those that the native kernels allocate
     on the CPU.
     """
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     _perturb(0x100)  # 0xFF in every byte, which is NaN in every dtype
     try:
-        yield
+        with definition.poisoned_memory():
+            yield
     finally:
         _perturb(0)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 
 
 def _perturb(value: int) -> None:

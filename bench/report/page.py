@@ -1,6 +1,7 @@
 """The page of all figures, docs/benchmarks.md."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..compare import Verdict, compare
@@ -31,7 +32,7 @@ from .figures import (
     unique,
 )
 from .pictures import Picture
-from .results import RESULTS, Device, Result
+from .results import RESULTS, Device, Result, of_commit
 
 PAGE = Path("docs", "benchmarks.md")
 PICTURES = Path("docs", "benchmarks")
@@ -113,12 +114,12 @@ def _device(device: Device) -> list[str]:
         ("Curves", _curves(run)),
         ("Left out", _left_out(run)),
         ("Repeated", _repeats(device)),
+        ("Measured besides", _besides(device)),
     ]
-    path = f"../{(RESULTS / device.result.path.name).as_posix()}"
     lines = [
         f"## {device.title}",
         "",
-        f"From [{device.result.path.name}]({path}).",
+        f"From {_link(device.result)}: {of_commit(run)}.",
         f"<!-- sha256:{device.digest} -->",
         "",
     ]
@@ -154,10 +155,9 @@ def _goals(device: Device) -> list[str]:
         )
         for r in reached
     ]
-    link = f"[{device.goals.path.name}](../{(RESULTS / device.goals.path.name).as_posix()})"
     return [
         "What the CPU kernels are held to, "
-        f"by `python -m bench goals`, from {link}: how many times faster than the peer they "
+        f"by `python -m bench goals`, from {_link(device.goals)}: how many times faster than the peer they "
         f"are to be. {sum(r.met for r in reached)} of {len(reached)} are reached. Calls of "
         "less than a millisecond are timed in groups of up to ten. *one thread*: ours, on one; "
         "*eager's memory*: what a call adds to the resident memory of a process, eager's over ours.",
@@ -380,13 +380,35 @@ def _first_line(text: str) -> str:
 
 def _repeats(device: Device) -> list[str]:
     """How well other results of the same day agree with the one that is shown."""
-    return [line for result in device.repeats for line in _repeat(device, result)]
+    return [line for result in device.others for line in _repeat(device, result)]
 
 
 def _repeat(device: Device, result: Result) -> list[str]:
     comparison = compare(device.run, Run.load(result.path))
-    link = f"[{result.path.name}](../{(RESULTS / result.path.name).as_posix()})"
+    if not comparison.rows:
+        return []
     if comparison.warnings:
-        return [f"- {link}: {' '.join(comparison.warnings)}"]
+        return [f"- {_link(result)}: {' '.join(comparison.warnings)}"]
     flagged = len(comparison.of(Verdict.REGRESSION))
-    return [f"- {link}: {comparison.agreement} `python -m bench compare` flags {flagged}."]
+    return [f"- {_link(result)}: {comparison.agreement} `python -m bench compare` flags {flagged}."]
+
+
+def _besides(device: Device) -> list[str]:
+    """Cases that only other results of the same day have."""
+    lines: list[str] = []
+    shown = {case.name for case in device.run.cases}
+    for result in device.others:
+        run = Run.load(result.path)
+        cases = [case for case in run.cases if case.name not in shown]
+        shown |= {case.name for case in cases}
+        if cases:
+            lines += [f"From {_link(result)}: {of_commit(run)}.", ""]
+        for label in unique(f"{case.operator} {case.label}" for case in cases):
+            here = [case for case in cases if f"{case.operator} {case.label}" == label]
+            lines += [f"#### {label}, from {result.suffix}", "", *_cases(here), ""]
+        lines += [*_left_out(replace(run, cases=cases)), ""] if cases else []
+    return lines[:-1]
+
+
+def _link(result: Result) -> str:
+    return f"[{result.path.name}](../{(RESULTS / result.path.name).as_posix()})"

@@ -11,7 +11,7 @@ from ..shapes import STEPS
 from . import charts
 from .figures import against, main_rows, milliseconds, ratio_text, sizes, steps, table
 from .page import PAGE, picture_path
-from .results import RESULTS, Device, Result
+from .results import RESULTS, Device, Result, of_commit
 
 README = Path("README.md")
 _BEGIN, _END = "<!-- results", "<!-- end of results -->"
@@ -35,8 +35,9 @@ def _section(demo: Result, devices: Sequence[Device]) -> str:
     figures = json.loads(demo.path.read_text("utf-8"))
     lines = [f"{_BEGIN}: written by `python -m bench report`, from the files that it names -->", ""]
     lines += [*demo_table(figures), "", f"From {_link(demo)}.", ""]
-    for i, device in enumerate(devices):
-        lines += device_results(device, picture=i == 0)
+    pictured = max(devices, key=lambda device: len(main_rows(device.run)), default=None)
+    for device in devices:
+        lines += device_results(device, picture=device is pictured)
     lines += [
         f"All figures, with memory, floors, curves and the sizes where ours loses: [{PAGE}]({PAGE})."
     ]
@@ -94,7 +95,7 @@ def device_results(device: Device, picture: bool) -> list[str]:
     if picture and shown:
         path = picture_path(device, shown[0]).as_posix()
         body += [f"![{shown[0].title}, {device.title}]({path})", ""]
-    return [*body, f"From {_link(device.result)}.", ""]
+    return [*body, f"From {_link(device.result)}: {of_commit(device.run)}.", ""]
 
 
 def _steps(device: Device) -> list[str]:

@@ -40,14 +40,14 @@ class Device:
         name: fit for a path.
         result: the file.
         run: what it holds.
-        repeats: results with a suffix, of the same day and device.
+        others: results with a suffix, of the same day and device.
         goals: the newest result of `python -m bench goals` on it, if there is one.
     """
 
     name: str
     result: Result
     run: Run
-    repeats: list[Result]
+    others: list[Result]
     goals: Result | None
 
     @property
@@ -68,6 +68,15 @@ class Device:
         """SHA-256 of the run, however its file is laid out."""
         text = json.dumps(asdict(self.run), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def of_commit(run: Run) -> str:
+    """Which state of the repository a run measured, as the end of a sentence."""
+    commit = str(run.machine.get("commit") or "")
+    if not commit:
+        return "measured outside a checkout"
+    changed = ", with changes" if commit.endswith("+") else ""
+    return f"figures of commit {commit.rstrip('+')}{changed}, measured {run.machine.get('date')}"
 
 
 def found(root: Path, kind: str) -> list[Result]:
@@ -119,8 +128,8 @@ def devices(root: Path) -> list[Device]:
 
 def _device(results: list[Result], goals: Result | None) -> Device:
     main = newest(results)
-    repeats = [r for r in results if r.date == main.date and r != main]
-    return Device(_slug(main.device), main, Run.load(main.path), repeats, goals)
+    others = [r for r in results if r.date == main.date and r != main]
+    return Device(_slug(main.device), main, Run.load(main.path), others, goals)
 
 
 def _slug(name: str) -> str:

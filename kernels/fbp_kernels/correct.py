@@ -4,6 +4,9 @@ Truth is the reference in float64. A result or gradient is correct where its lar
 reference in the same dtype, plus one unit in the last place of the output's scale.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -40,3 +43,18 @@ def error(got: Tensor, truth: Tensor) -> float:
 def scale(truth: Tensor) -> float:
     """The largest absolute value, 0 for empty tensors."""
     return truth.abs().max().item() if truth.numel() else 0.0
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Fresh tensors hold NaN, so that an element that nobody wrote shows: freed memory may hold the right results."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]

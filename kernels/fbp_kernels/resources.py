@@ -376,9 +376,7 @@ def unreached(architecture: str, found: Iterable[Row], modules: Sequence[str]) -
 
 def collect(architectures: Sequence[str], modules: Sequence[str], processes: int) -> list[Row]:
     """The rows of all classes of size and dtype, in order of the table."""
-    from .triton.ahead import DTYPES
-
-    jobs = list(product(modules, tuning.SIZES, DTYPES, architectures))
+    jobs = list(product(modules, tuning.SIZES, tuning.DTYPES, architectures))
     if processes == 1:
         lists = [rows(*job) for job in jobs]
     else:
@@ -392,7 +390,7 @@ def collect(architectures: Sequence[str], modules: Sequence[str], processes: int
     result = list(found.values())
     for architecture in architectures:
         result += unreached(architecture, result, modules)
-    orders = {"architecture": [*LIMITS], "dtype": [*DTYPES], "size": [*tuning.SIZES]}
+    orders = {"architecture": [*LIMITS], "dtype": [*tuning.DTYPES], "size": [*tuning.SIZES]}
 
     def place(row: Row) -> tuple[Any, ...]:
         rank = {n: order.index(getattr(row, n)) for n, order in orders.items()}

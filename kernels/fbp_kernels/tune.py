@@ -1,8 +1,8 @@
 """Searches for the fastest configurations on a GPU and writes them into a table: `python -m fbp_kernels.tune`.
 
-A candidate counts only if it computes what the table's configuration computes. Candidates are compiled ahead by other
-processes while this one runs them; the table is written after every kernel, so that a run that is cut off leaves what
-it found.
+A configuration counts only if it is right by float64 and gives the same bits twice (`fbp_kernels.triton.judge`), that
+of the table included. Candidates are compiled ahead by other processes while this one runs them; the table is written
+after every kernel, so that a run that is cut off leaves what it found.
 """
 
 import argparse
@@ -12,24 +12,19 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from . import tf32
-from .triton import interpreted, tuning
-from .triton.tuning import Config, Key
+from .triton import interpreted, judge, tuning
+from .triton.tuning import DTYPES, Config, Key
 
 _GAIN = 0.98  # of the table's time, which a better one has to beat: less is within the spread
 _FINAL = 3  # candidates that are timed again, longer
-
-Sample = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -44,32 +39,48 @@ class Timing:
         return f"{1e3 * self.median:.1f} ({1e3 * self.low:.1f} to {1e3 * self.high:.1f}) us"
 
 
+Timed = tuple[Config, Timing]
+
+
 @dataclass(frozen=True)
 class Found:
     """What came of a search.
 
     Attributes:
         key: that was searched for.
-        table: the table's configuration, and its time.
-        best: the fastest that was found, which may be the same.
+        table: the table's configuration, and its time where it is right.
+        best: the fastest that is right, which may be the same; None where none is.
         tried: how many configurations ran and were right.
         left_out: what did not run, or was wrong, and how.
     """
 
     key: Key
-    table: tuple[Config, Timing]
-    best: tuple[Config, Timing]
+    table: tuple[Config, Timing | None]
+    best: Timed | None
     tried: int
     left_out: list[tuple[Config, str]] = field(default_factory=list)
 
+    @property
+    def table_wrong(self) -> str:
+        """Why the table's own configuration cannot be used, or ""."""
+        return next((why for config, why in self.left_out if config == self.table[0]), "")
+
     def __str__(self) -> str:
-        (_, before), (config, after) = self.table, self.best
-        lines = [
-            f"{self.key}: table {before}, best of {self.tried}: {after}"
-            f" ({before.median / after.median:.2f} times as fast) {config.entry()}"
-        ]
+        before = self.table[1]
+        lines = [f"{self.key}: {self._best(before)}"]
+        if self.table_wrong:
+            what = "is replaced" if self.best else "stays, for there is no other"
+            lines.append(f"  THE TABLE'S ENTRY IS WRONG and {what}: {self.table_wrong}")
         lines += [f"  left out: {config.entry()}: {why}" for config, why in self.left_out]
         return "\n".join(lines)
+
+    def _best(self, before: Timing | None) -> str:
+        if self.best is None:
+            return "no configuration is right"
+        config, after = self.best
+        gain = f" ({before.median / after.median:.2f} times as fast)" if before else ""
+        table = f"table {before}, " if before else ""
+        return f"{table}best of {self.tried}: {after}{gain} {config.entry()}"
 
 
 @dataclass(frozen=True)
@@ -78,155 +89,115 @@ class Bench:
 
     Attributes:
         time: a call, for about so many milliseconds.
-        error: of a plain product in a class of dtype, as a part of its largest value.
         seconds_left: until the search has to end.
     """
 
     time: Callable[[Callable[[], object], float], Timing]
-    error: Callable[[str], float]
     seconds_left: Callable[[], float]
 
 
-def searches(
-    sample: Sample, architecture: str, done: set[Key], kernels: Sequence[str], bench: Bench
-) -> Iterator[Found]:
-    """Searches for the configurations of every kernel that a sample launches and that is not done yet.
+class Search:
+    """Searches for the configurations of kernels; what it found serves the kernels that come after.
 
     Args:
-        sample: launches kernels; gives all that they compute.
-        architecture: whose part of the table counts.
-        done: keys that are left out; those searched for are added.
         kernels: names of those that are searched for.
         bench: the device.
-
-    Raises:
-        ValueError: the sample gives nothing that could be compared.
     """
-    reached: list[Key] = []
 
-    def note(key: Key, architecture: str, call: tuning.Call) -> Any:
-        reached.append(key)
-        return call(tuning.lookup(key, architecture))
+    def __init__(self, kernels: Sequence[str], bench: Bench) -> None:
+        self.kernels, self._bench = kernels, bench
+        self.done: dict[Key, Found] = {}
 
-    with tuning.choosing(note):
-        wanted = tensors(sample())
-    if not wanted:
-        raise ValueError("the sample gives no result, so no candidate can be compared")
-    for key in dict.fromkeys(reached):
-        if key in done or key.kernel not in kernels:
-            continue
-        if bench.seconds_left() <= 0:
-            return
-        done.add(key)
-        yield _search(sample, key, tuning.lookup(key, architecture), wanted, bench)
+    def configuration(self, key: Key, architecture: str) -> Config:
+        """The best that was found for a key, else the table's."""
+        found = self.done.get(key)
+        return found.best[0] if found and found.best else tuning.lookup(key, architecture)
 
+    def among(self, samples: Sequence[judge.Sample], architecture: str) -> Iterator[Found]:
+        """Searches for every kernel that samples launch and that is not done yet, each judged by all that launch it.
 
-def _search(sample: Sample, key: Key, default: Config, wanted: list[Tensor], bench: Bench) -> Found:
-    right, left_out = [default], []
-    for config in tuning.candidates(key):
-        if config == default:
-            continue
-        if bench.seconds_left() <= 0:
-            break
-        wrong = _wrong(sample, key, config, wanted, bench.error(key.dtype))
-        if wrong:
-            left_out.append((config, wrong))
-        else:
-            right.append(config)
-    timed: list[tuple[Config, Timing]] = []
+        A kernel of which nothing is right waits until the others were searched for: a sample is wrong as well where
+        another's entry is.
+        """
+        judges = [judge.Judge(sample, self.configuration) for sample in samples]
+        waiting: dict[Key, Found] = {}
+        while self._bench.seconds_left() > 0:
+            reached = {j: j.reached() for j in judges}
+            due = [
+                k for keys in reached.values() for k in keys if self._due(k) and k not in waiting
+            ]
+            if not due:
+                break
+            key = due[0]
+            found = self._search(key, [j for j in judges if key in reached[j]], architecture)
+            if found is None:
+                return
+            if found.best is None:
+                waiting[key] = found
+                continue
+            if found.table_wrong:  # it may have been what kept others from being right
+                waiting.clear()
+            self.done[key] = found
+            yield found
+        for key, found in waiting.items():
+            self.done[key] = found
+            yield found
 
-    def time_all(call: tuning.Call) -> None:
-        if timed:  # a sample may launch a kernel twice
-            return
+    def _due(self, key: Key) -> bool:
+        return key.kernel in self.kernels and key not in self.done
 
-        def times(configs: list[Config], milliseconds: float) -> list[tuple[Config, Timing]]:
-            made = [(c, bench.time(lambda: call(c), milliseconds)) for c in configs]  # noqa: B023
-            return sorted(made, key=lambda pair: pair[1].median)
+    def _search(self, key: Key, judges: list[judge.Judge], architecture: str) -> Found | None:
+        """What came of one kernel; None where the time was up before anything was right."""
+        table = tuning.lookup(key, architecture)
+        right: list[Config] = []
+        left_out: list[tuple[Config, str]] = []
+        for config in [table, *(c for c in tuning.candidates(key) if c != table)]:
+            if self._bench.seconds_left() <= 0:
+                if not right:
+                    return None
+                break
+            why = judge.why_wrong(judges, key, config)
+            if why:
+                left_out.append((config, why))
+            else:
+                right.append(config)
+        if not right:
+            return Found(key, (table, None), None, 0, left_out)
+        timed = self._timed(key, judges[0], right, table)
+        before = next((timing for config, timing in timed if config == table), None)
+        stays = before is not None and not timed[0][1].median < _GAIN * before.median
+        best = (table, before) if stays and before else timed[0]
+        return Found(key, (table, before), best, len(right), left_out)
 
-        first = [config for config, _ in times(right, 10)][:_FINAL]
-        timed.extend(times(first if default in first else [default, *first], 50))
+    def _timed(
+        self, key: Key, sample: judge.Judge, right: list[Config], table: Config
+    ) -> list[Timed]:
+        """The fastest of those that are right, and the table's where it is one of them; the fastest first."""
+        timed: list[Timed] = []
 
-    _with(sample, key, default, before=time_all)
-    table = next(pair for pair in timed if pair[0] == default)
-    better = timed[0][1].median < _GAIN * table[1].median
-    return Found(key, table, timed[0] if better else table, len(right), left_out)
+        def time_all(call: tuning.Call) -> None:
+            if timed:  # a sample may launch a kernel twice
+                return
 
+            def times(configs: list[Config], milliseconds: float) -> list[Timed]:
+                time = self._bench.time
+                made = [(c, time(lambda: call(c), milliseconds)) for c in configs]  # noqa: B023
+                return sorted(made, key=lambda pair: pair[1].median)
 
-def _wrong(sample: Sample, key: Key, config: Config, wanted: list[Tensor], error: float) -> str:
-    """Why a configuration cannot be used, or ""."""
-    try:
-        with _poisoned_memory():
-            got = tensors(_with(sample, key, config))
-    except torch.AcceleratorError:  # the device is gone for all that comes after
-        raise
-    except Exception as failure:
-        return f"does not run: {tuning.reason(failure)}"
-    return differs(got, wanted, error)
+            first = [config for config, _ in times(right, 10)][:_FINAL]
+            keeps = table in right and table not in first
+            timed.extend(times([table, *first] if keeps else first, 50))
 
-
-def _with(
-    sample: Sample, key: Key, config: Config, before: Callable[[tuning.Call], None] | None = None
-) -> object:
-    """Runs a sample with one kernel in a given configuration, the others as the table has them."""
-
-    def choose(reached: Key, architecture: str, call: tuning.Call) -> Any:
-        if reached != key:
-            return call(tuning.lookup(reached, architecture))
-        if before:
-            before(call)
-        return call(config)
-
-    with tuning.choosing(choose):
-        return sample()
-
-
-def differs(got: list[Tensor], wanted: list[Tensor], error: float) -> str:
-    """How results differ from those of a configuration that is right, or "".
-
-    Right is within e = 2 r + u of the truth, r the error of plain PyTorch and u one unit in the last place, both at
-    the scale of the result. Two that are right are within 2 e of each other.
-
-    Args:
-        got: results.
-        wanted: those of the table's configuration.
-        error: r as a part of the scale.
-    """
-    for number, (ours, theirs) in enumerate(zip(got, wanted, strict=True)):
-        if not ours.is_floating_point():
-            if not torch.equal(ours, theirs):
-                return f"result {number} differs"
-            continue
-        scale = theirs.abs().max().item() if theirs.numel() else 0.0
-        allowed = 2 * (2 * error + torch.finfo(ours.dtype).eps) * scale
-        apart = (ours.double() - theirs.double()).abs().max().item() if ours.numel() else 0.0
-        if not apart <= allowed:  # NaN is not
-            return f"result {number} differs by {apart:.3e}, allowed are {allowed:.3e}"
-    return ""
-
-
-def tensors(result: object) -> list[Tensor]:
-    """The tensors of a result, however it is nested, those without elements left out."""
-    if isinstance(result, Tensor):
-        return [result] if result.numel() else []
-    if isinstance(result, (tuple, list)):
-        return [t for part in result for t in tensors(part)]
-    return []
-
-
-@contextmanager
-def _poisoned_memory() -> Iterator[None]:
-    """Fresh tensors hold NaN: freed memory may hold the right results, which somebody else computed."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
+        sample.run(key, right[0], before=time_all)
+        return timed
 
 
 def merged(table: dict[str, Any], architecture: str, found: Sequence[Found]) -> dict[str, Any]:
     """The table with the best configurations in it."""
     table = copy.deepcopy(table)
     for one in found:
+        if one.best is None:
+            continue
         dtypes = table.setdefault(architecture, {}).setdefault(one.key.kernel, {})
         dtypes.setdefault(one.key.dtype, {})[one.key.size] = one.best[0].entry()
     return table
@@ -242,21 +213,6 @@ def _time(call: Callable[[], object], milliseconds: float) -> Timing:
         call, warmup=milliseconds / 4, rep=milliseconds, quantiles=[0.1, 0.5, 0.9]
     )
     return Timing(low, median, high)
-
-
-@cache
-def _product_error(dtype: str) -> float:
-    from .triton.ahead import DTYPES
-
-    generator = torch.Generator("cuda").manual_seed(0)
-    a, b = (
-        torch.randn(2048, 2048, device="cuda", generator=generator).to(DTYPES[dtype])
-        for _ in range(2)
-    )
-    truth = a.double() @ b.double()
-    with tf32.products(dtype == "tf32"):
-        error = ((a @ b).double() - truth).abs().max() / truth.abs().max()
-    return error.item()
 
 
 def _compile(module: str, size: str, dtype: str, capability: int, number: int) -> None:
@@ -275,7 +231,25 @@ def _most(module: str, size: str, dtype: str, architecture: str, kernels: Sequen
     return max((len(tuning.candidates(key)) for key in keys), default=0)
 
 
-def tune(kernels: Sequence[str], seconds: float, out: Path, processes: int) -> list[Found]:
+@dataclass(frozen=True)
+class Tuned:
+    """What a whole search came to.
+
+    Attributes:
+        found: kernel by kernel.
+        failed: samples that could not be run at all, and why.
+    """
+
+    found: list[Found]
+    failed: list[str]
+
+    @property
+    def whole(self) -> bool:
+        """Whether something was found, and nothing was in vain."""
+        return bool(self.found) and not self.failed and all(one.best for one in self.found)
+
+
+def tune(kernels: Sequence[str], seconds: float, out: Path, processes: int) -> Tuned:
     """Searches on the current device and writes the table after every kernel.
 
     Args:
@@ -284,16 +258,15 @@ def tune(kernels: Sequence[str], seconds: float, out: Path, processes: int) -> l
         out: file of the new table.
         processes: that compile.
     """
-    from .triton.ahead import DTYPES
     from .triton.launch import architecture
 
     device = torch.device("cuda", torch.cuda.current_device())
     own = architecture(device)
     major, minor = torch.cuda.get_device_capability(device)
     end = time.monotonic() + seconds
-    bench = Bench(_time, _product_error, lambda: end - time.monotonic())
-    found: list[Found] = []
-    done: set[Key] = set()
+    bench = Bench(_time, lambda: end - time.monotonic())
+    search = Search(kernels, bench)
+    failed: list[str] = []
     groups = [(m, s, d) for d in DTYPES for m in tuning.MODULES for s in tuning.SIZES]
     with get_context("spawn").Pool(processes) as pool:  # ended with the block, compiling or not
         compiled = [
@@ -308,22 +281,26 @@ def tune(kernels: Sequence[str], seconds: float, out: Path, processes: int) -> l
                 job.wait(max(0.0, bench.seconds_left()))
             if bench.seconds_left() <= 0:
                 break
-            with tf32.products(dtype == "tf32"):
-                for sample in importlib.import_module(module).samples(size, DTYPES[dtype], device):
-                    try:
-                        for one in searches(sample, own, done, kernels, bench):
-                            found.append(one)
-                            out.write_text(tuning.text(merged(tuning.table(), own, found)))
-                            print(one, flush=True)
-                    except torch.AcceleratorError:
-                        raise
-                    except Exception as error:
-                        print(f"{module} {size} {dtype}: {tuning.reason(error)}", flush=True)
-    left = [key for key in tuning.entries(own) if key.kernel in kernels and key not in done]
-    print(f"{len(found)} searched for on {torch.cuda.get_device_name()}, {len(left)} left")
-    for key in left:
-        print(f"  left: {key}")
-    return found
+            try:
+                with tf32.products(dtype == "tf32"):
+                    samples = judge.samples(module, size, DTYPES[dtype], device)
+                    for one in search.among(samples, own):
+                        found = list(search.done.values())
+                        out.write_text(tuning.text(merged(tuning.table(), own, found)))
+                        print(one, flush=True)
+            except torch.AcceleratorError:
+                raise
+            except Exception as error:
+                failed.append(f"{module} {size} {dtype}: {tuning.reason(error)}")
+                print(failed[-1], flush=True)
+    left = [key for key in tuning.entries(own) if key.kernel in kernels and key not in search.done]
+    wrong = [one for one in search.done.values() if one.table_wrong]
+    print(f"{len(search.done)} searched for on {torch.cuda.get_device_name()}, {len(left)} left")
+    lines = [f"left: {key}" for key in left] + [f"failed: {what}" for what in failed]
+    lines += [f"the table's entry was wrong: {one.key}: {one.table_wrong}" for one in wrong]
+    for line in lines:
+        print(f"  {line}")
+    return Tuned(list(search.done.values()), failed)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -344,8 +321,8 @@ def main(arguments: list[str] | None = None) -> int:
     unknown = set(options.kernels or ()) - set(known)
     if unknown:
         parser.error(f"there is no kernel {', '.join(unknown)}, expected {', '.join(known)}")
-    found = tune(options.kernels or known, options.seconds, options.out, options.processes)
-    return 0 if found else 1
+    tuned = tune(options.kernels or known, options.seconds, options.out, options.processes)
+    return 0 if tuned.whole else 1
 
 
 if __name__ == "__main__":

@@ -438,3 +438,38 @@ def test_the_check_needs_neither_torch_nor_matplotlib(root: Path) -> None:
     command = [sys.executable, "-c", code, str(root)]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], check=False)
     assert done.returncode == 0
+
+
+def test_figures_say_of_which_commit_they_are(root: Path) -> None:
+    clean = _page(root, run(case()))
+    assert f"{RESULT}): figures of commit 0123456789, measured 2026-01-02." in clean
+    assert "figures of commit 0123456789, measured 2026-01-02." in _readme(root, run(case()))
+    changed = _page(root, run(case(), commit="0123456789+"))
+    assert "figures of commit 0123456789, with changes, measured" in changed
+    assert "measured outside a checkout" in _page(root, run(case(), commit=""))
+
+
+def test_what_only_another_run_of_the_day_measured_is_shown_with_its_commit(root: Path) -> None:
+    other = run(
+        case(), case(mode="training", native=5.0, left_out={"triton": "no GPU"}), commit="4567+"
+    )
+    _save(root, other, "bench-made-up-9000-2026-01-02-training.json")
+    lines = _section(_page(root, run(case())), "### Measured besides")
+    assert lines[1].endswith(
+        "-training.json): figures of commit 4567, with changes, measured 2026-01-02."
+    )
+    assert "#### fbp clip, from training" in lines
+    assert any(
+        line.startswith("| float32 | forward and backward | native | 5.00 ") for line in lines
+    )
+    assert not any(line.startswith("| float32 | forward | ") for line in lines)
+    assert "| triton | no GPU | fbp clip float32 training |" in lines
+    _save(root, run(case(mode="training")), "bench-made-up-9000-2026-01-02-training.json")
+    assert "### Repeated" not in _page(root, run(case()))  # nothing is in both
+
+
+def test_the_readme_shows_the_picture_of_the_device_that_measured_most(root: Path) -> None:
+    _save(root, run(case(), **GPU), "bench-nvidia-h100-2026-01-03.json")
+    readme = _readme(root, run(case(), case("am_fbp")))
+    assert readme.count("speedup.svg") == 1
+    assert "(docs/benchmarks/made-up-9000/speedup.svg)" in readme

@@ -1,16 +1,21 @@
 // What tests call, by ctypes: settings, counts, and memory between pages that nobody may touch.
 
+#include "control.h"
+
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
+#include <cuda_runtime.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cstring>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <new>
-
-#include "shim.h"
+#include <stdexcept>
+#include <string>
 
 namespace {
 
@@ -56,13 +61,46 @@ struct Block {
   }
 };
 
+// Memory that was asked for during a capture stays for the graph, and is handed on within it, as
+// torch's allocator does.
+class Pool {
+ public:
+  void* take(std::size_t bytes) {
+    const std::lock_guard<std::mutex> guard(lock_);
+    const auto found = free_.find(bytes);
+    if (found == free_.end()) return nullptr;
+    Block* const block = found->second;
+    free_.erase(found);
+    return block;
+  }
+  void keep(Block* block) {
+    const std::lock_guard<std::mutex> guard(lock_);
+    free_.emplace(block->bytes, block);
+  }
+  void clear() {
+    const std::lock_guard<std::mutex> guard(lock_);
+    for (const auto& [bytes, block] : free_) delete block;
+    free_.clear();
+  }
+
+ private:
+  std::mutex lock_;
+  std::multimap<std::size_t, Block*> free_;
+};
+
+Pool pool;
+
 void release(void* block) { delete static_cast<Block*>(block); }
+void give_back(void* block) { pool.keep(static_cast<Block*>(block)); }
 
 class Guarded final : public c10::Allocator {
  public:
   c10::DataPtr allocate(std::size_t bytes) override {
-    auto* block = new Block(bytes);
-    return {block->data, block, &release, c10::Device(c10::DeviceType::CPU)};
+    const bool captured = shim::capturing();
+    auto* block = captured ? static_cast<Block*>(pool.take(bytes)) : nullptr;
+    if (block == nullptr) block = new Block(bytes);
+    return {block->data, block, captured ? &give_back : &release,
+            c10::Device(c10::DeviceType::CPU)};
   }
   c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
   void copy_data(void* to, const void* from, std::size_t bytes) const override {
@@ -84,7 +122,42 @@ FBP_CONTROL void fbp_shim_order(int order, std::uint64_t seed) {
   shim::settings().seed = seed;
 }
 
-FBP_CONTROL void fbp_shim_multiprocessors(int count) { shim::settings().multiprocessors = count; }
+FBP_CONTROL void fbp_shim_device(int multiprocessors, int major, int shared_bytes) {
+  shim::use_device(multiprocessors, major, shared_bytes);
+}
+
+FBP_CONTROL std::int64_t fbp_shim_static_bytes() {
+  return static_cast<std::int64_t>(shim::static_shared_bytes());
+}
+
+// The launch of that number, from now on, is refused; none where it is negative.
+FBP_CONTROL void fbp_shim_fail_launch(int number) { shim::fail_launch(number); }
+
+// Of the runtime, which forgets it.
+FBP_CONTROL int fbp_shim_last_error() { return cudaGetLastError(); }
+
+FBP_CONTROL void fbp_shim_begin_capture() { shim::begin_capture(); }
+
+FBP_CONTROL int fbp_shim_end_capture() { return shim::end_capture(); }
+
+FBP_CONTROL std::int64_t fbp_shim_nodes(int graph) {
+  return static_cast<std::int64_t>(shim::graph(graph).size());
+}
+
+// Says what went wrong, if anything.
+FBP_CONTROL const char* fbp_shim_replay(int graph) {
+  static std::string said;
+  said.clear();
+  try {
+    for (const shim::Work& work : shim::graph(graph)) work();
+  } catch (const std::runtime_error& error) {
+    said = error.what();
+  }
+  return said.c_str();
+}
+
+// Frees what graphs kept.
+FBP_CONTROL void fbp_shim_forget_graphs() { pool.clear(); }
 
 FBP_CONTROL void fbp_shim_tf32(bool allowed) { shim::settings().tf32 = allowed; }
 

@@ -1,5 +1,6 @@
 // Kernels with a mistake each, and some without: what the shim has to say of them.
 
+#include <cooperative_groups.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_pipeline.h>
@@ -11,9 +12,11 @@
 #include <vector>
 
 #include "cuda/launch.h"
+#include "cuda/shared_memory.h"
 
 namespace {
 
+using cooperative_groups::this_cluster;
 using fbp::cuda::shared_memory;
 namespace wmma = nvcuda::wmma;
 
@@ -56,6 +59,19 @@ __global__ void misaligned(int* out) {
   *reinterpret_cast<float4*>(out + 1) = make_float4(0, 0, 0, 0);
 }
 
+__global__ void misaligned_in_shared_memory(int* out) {
+  *reinterpret_cast<float2*>(shared_memory() + 4) = make_float2(0, 0);
+  out[threadIdx.x] = 1;
+}
+
+__global__ void a_copy_from_a_misaligned_place(int* out) {
+  __pipeline_memcpy_async(shared_memory(), out + 1, 16);
+}
+
+__global__ void a_copy_to_a_misaligned_place(int* out) {
+  __pipeline_memcpy_async(shared_memory() + 4, out, 8);
+}
+
 __global__ void beyond_an_array(int* out) {
   int own[4] = {};
   own[threadIdx.x] = 1;
@@ -72,6 +88,22 @@ __global__ void a_fragment_that_is_not_aligned(int*) {
 }
 
 __global__ void nobody(int*) { __trap(); }
+
+__global__ void a_block_skips_the_barrier_of_its_cluster(int* out) {
+  if (blockIdx.x != 1) this_cluster().sync();
+  out[threadIdx.x] = 1;
+}
+
+__global__ void a_block_that_the_cluster_lacks(int* out) {
+  out[threadIdx.x] = *this_cluster().map_shared_rank(shared_memory(), blockIdx.x + 2);
+}
+
+__global__ void static_memory_of_another_block(int* out) {
+  __shared__ int value;
+  value = 1;
+  this_cluster().sync();
+  out[threadIdx.x] = *this_cluster().map_shared_rank(&value, 1 - blockIdx.x);
+}
 
 // ---- whose result shows a mistake ----
 
@@ -99,6 +131,24 @@ __global__ void not_waited_for(int* out) {
   out[threadIdx.x] = value;
 }
 
+// Each block writes what its neighbour wrote: before that has written it, or after it has ended.
+__global__ void no_barrier_before_a_neighbour_is_read(int* out) {
+  const unsigned rank = this_cluster().block_rank();
+  int* const values = reinterpret_cast<int*>(shared_memory());
+  values[threadIdx.x] = static_cast<int>((1 - rank) * 32 + threadIdx.x);
+  __syncthreads();
+  out[rank * 32 + threadIdx.x] = this_cluster().map_shared_rank(values, 1 - rank)[threadIdx.x];
+  this_cluster().sync();
+}
+
+__global__ void no_barrier_after_a_neighbour_was_read(int* out) {
+  const unsigned rank = this_cluster().block_rank();
+  int* const values = reinterpret_cast<int*>(shared_memory());
+  values[threadIdx.x] = static_cast<int>((1 - rank) * 32 + threadIdx.x);
+  this_cluster().sync();
+  out[rank * 32 + threadIdx.x] = this_cluster().map_shared_rank(values, 1 - rank)[threadIdx.x];
+}
+
 __global__ void last_block_wins(int* out) { out[threadIdx.x] = static_cast<int>(blockIdx.x); }
 
 // ---- without one: out[i] = i ----
@@ -108,6 +158,20 @@ __global__ void barriers(int* out) {
   values[threadIdx.x] = static_cast<int>(63 - threadIdx.x);
   __syncthreads();
   out[threadIdx.x] = values[63 - threadIdx.x];
+}
+
+__global__ void clusters(int* out) {
+  __shared__ int own[32];
+  const unsigned rank = this_cluster().block_rank();
+  int* const values = reinterpret_cast<int*>(shared_memory());
+  values[threadIdx.x] = static_cast<int>((1 - rank) * 32 + threadIdx.x);
+  own[threadIdx.x] = static_cast<int>(rank);
+  this_cluster().sync();
+  const int read = this_cluster().map_shared_rank(values, 1 - rank)[threadIdx.x];
+  this_cluster().sync();
+  const bool right = own[31 - threadIdx.x] == static_cast<int>(rank) &&
+                     this_cluster().num_blocks() == 2 && gridDim.x == 2;
+  out[rank * 32 + threadIdx.x] = right ? read : -1;
 }
 
 __global__ void warps(int* out) {
@@ -124,8 +188,9 @@ __global__ void warps(int* out) {
 // Products of whole numbers, exact in every type: out[i] = i.
 template <class T, int kDepth, class Stored>
 __global__ void product(int* out) {
-  __shared__ __align__(128) Stored a[16 * kDepth], b[kDepth * 16];
-  __shared__ __align__(128) float c[256];
+  float* const c = reinterpret_cast<float*>(shared_memory());
+  Stored* const a = reinterpret_cast<Stored*>(c + 256);
+  Stored* const b = a + 16 * kDepth;
   if (threadIdx.x < 32) {
     for (int i = static_cast<int>(threadIdx.x); i < 16 * kDepth; i += 32) {
       const int row = i / kDepth, depth = i % kDepth;
@@ -170,15 +235,21 @@ __global__ void rounding(int* out) {
   out[threadIdx.x] = wrong == 0 ? static_cast<int>(threadIdx.x) : -1;
 }
 
-using Kernel = void (*)(int*);
-
 struct Probe {
   const char* name;
-  Kernel kernel;
-  unsigned threads = 64, blocks = 1;
+  void (*start)(const Probe& probe, int* out);
+  unsigned threads = 64, blocks = 1, cluster = 1;
+  std::size_t shared = 65 * sizeof(int);
 };
 
-#define PROBE(kernel) {#kernel, kernel}
+template <auto kKernel>
+void start(const Probe& probe, int* out) {
+  fbp::cuda::launch<kKernel>(probe.name, static_cast<int>(probe.cluster), dim3(probe.blocks),
+                             dim3(probe.threads), probe.shared, nullptr, out);
+}
+
+#define PROBE(kernel) {#kernel, start<kernel>}
+#define CLUSTER(kernel) {#kernel, start<kernel>, 32, 2, 2}
 
 const Probe kProbes[] = {
     PROBE(some_skip_the_barrier),
@@ -188,19 +259,28 @@ const Probe kProbes[] = {
     PROBE(beyond_shared_memory),
     PROBE(a_little_beyond_shared_memory),
     PROBE(misaligned),
+    PROBE(misaligned_in_shared_memory),
+    PROBE(a_copy_from_a_misaligned_place),
+    PROBE(a_copy_to_a_misaligned_place),
     PROBE(beyond_an_array),
     PROBE(a_copy_that_nobody_waits_for),
     PROBE(a_fragment_that_is_not_aligned),
     PROBE(nobody),
+    CLUSTER(a_block_skips_the_barrier_of_its_cluster),
+    CLUSTER(a_block_that_the_cluster_lacks),
+    CLUSTER(static_memory_of_another_block),
+    CLUSTER(no_barrier_before_a_neighbour_is_read),
+    CLUSTER(no_barrier_after_a_neighbour_was_read),
+    CLUSTER(clusters),
     PROBE(no_barrier),
-    {"not_written", not_written, 64, 2},
+    {"not_written", start<not_written>, 64, 2},
     PROBE(not_waited_for),
-    {"last_block_wins", last_block_wins, 1, 3},
+    {"last_block_wins", start<last_block_wins>, 1, 3},
     PROBE(barriers),
     PROBE(warps),
-    {"half_product", product<__half, 16, __half>, 256},
-    {"bfloat16_product", product<__nv_bfloat16, 16, __nv_bfloat16>, 256},
-    {"tf32_product", product<wmma::precision::tf32, 8, float>, 256},
+    {"half_product", start<product<__half, 16, __half>>, 256, 1, 1, 4096},
+    {"bfloat16_product", start<product<__nv_bfloat16, 16, __nv_bfloat16>>, 256, 1, 1, 4096},
+    {"tf32_product", start<product<wmma::precision::tf32, 8, float>>, 256, 1, 1, 4096},
     PROBE(rounding),
 };
 
@@ -214,15 +294,48 @@ extern "C" __attribute__((visibility("default"))) const char* fbp_shim_probe(con
     alignas(16) static int out[1024];
     for (int i = 0; i < 1024; ++i) out[i] = i;
     try {
-      shim::launch(probe.name, probe.kernel, dim3(probe.blocks), dim3(probe.threads),
-                   65 * sizeof(int), +out);
+      probe.start(probe, out);
     } catch (const std::runtime_error& error) {
       said = error.what();
       return said.c_str();
     }
-    for (unsigned i = 0; i < probe.threads; ++i)
+    for (unsigned i = 0; i < probe.threads * probe.cluster; ++i)
       if (out[i] != static_cast<int>(i)) return "wrong";
     return "";
   }
   return "there is no such probe";
+}
+
+namespace {
+
+// Two kernels whose attributes are their own.
+__global__ void first_kernel() {
+  __shared__ int value;
+  value = 1;
+}
+__global__ void second_kernel() {}
+
+}  // namespace
+
+// Starts the first kernel, after `allowed` bytes of dynamic shared memory were allowed to it, or to
+// the second, where they are not negative. Says what the runtime says.
+extern "C" __attribute__((visibility("default"))) const char* fbp_shim_start(
+    const unsigned grid[3], const unsigned block[3], unsigned cluster, std::size_t shared,
+    int allowed, bool to_second) {
+  if (allowed >= 0) {
+    const auto set = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    const cudaError_t status =
+        cudaFuncSetAttribute(to_second ? second_kernel : first_kernel, set, allowed);
+    if (status != cudaSuccess) return cudaGetErrorString(status);
+  }
+  cudaLaunchAttribute attribute = {};
+  attribute.val.clusterDim = {cluster, 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = {grid[0], grid[1], grid[2]};
+  config.blockDim = {block[0], block[1], block[2]};
+  config.dynamicSmemBytes = shared;
+  config.attrs = &attribute;
+  config.numAttrs = cluster == 0 ? 0 : 1;
+  const cudaError_t status = cudaLaunchKernelEx(&config, first_kernel);
+  return status == cudaSuccess ? "" : cudaGetErrorString(status);
 }

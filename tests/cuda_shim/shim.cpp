@@ -53,10 +53,16 @@ namespace shim {
 namespace {
 
 constexpr std::size_t kStackBytes = 128 << 10;
-constexpr int kMostThreads = 1024;
 constexpr unsigned char kPoison = 0xff;  // NaN, whatever the type
 
-enum class State : unsigned char { ready, at_barrier, at_named_barrier, in_warp, ended };
+enum class State : unsigned char {
+  ready,
+  at_barrier,
+  at_cluster_barrier,
+  at_named_barrier,
+  in_warp,
+  ended
+};
 
 struct Copy {
   void* to;
@@ -125,21 +131,29 @@ struct StaticShared {
   std::size_t size = 0;
 };
 
+// A block of the cluster that runs.
+struct Block {
+  uint3 index;
+  Pages shared{kMostShared + 4096};
+  std::vector<unsigned char> statics;  // while another block runs
+  int first = 0;                       // of its threads
+  int arrived = 0;                     // at its barrier
+  int ended = 0;
+};
+
 // The one launch that is under way: threads, memory and what each thread waits for.
 struct Machine {
   std::vector<Pages> stacks;
-  std::vector<Thread> threads{kMostThreads};
-  std::vector<State> states{std::vector<State>(kMostThreads)};
-  std::vector<int> order;
-  Pages shared{kSharedLimit + 4096};
-  unsigned char* shared_begin = nullptr;
+  std::vector<Thread> threads;
+  std::vector<State> states;
+  std::vector<Block> blocks{kMostBlocks};
   StaticShared static_shared;
   Fiber scheduler;
   const Launch* launch = nullptr;
-  int count = 0;    // threads of a block
-  int running = 0;  // the thread that runs
-  int arrived = 0;  // at the block's barrier
-  int ended = 0;
+  int count = 0;           // threads of a block
+  int running = 0;         // the thread that runs
+  Block* block = nullptr;  // and its block
+  int arrived = 0;         // at the cluster's barrier
   Settings settings;
   Counts counts;
   std::string error;
@@ -147,6 +161,11 @@ struct Machine {
   std::mt19937_64 random;
 
   Thread& now() { return threads[running]; }
+  int own() const { return running - block->first; }  // within its block
+  unsigned char* shared_begin(const Block& of) const {
+    // The end, rounded to what vector accesses and bulk copies need, meets the guard page.
+    return of.shared.end() - (launch->shared + 127) / 128 * 128;
+  }
 
   void give_way(State state) {
     states[running] = state;
@@ -161,10 +180,10 @@ Machine& machine() {
 
 void begin_thread() {
   Machine& m = machine();
-  m.launch->body(m.launch->arguments);
+  m.launch->body();
   for (const auto& group : m.now().copies)
     if (!group.empty()) fail("the thread ends before it has waited for its copies");
-  ++m.ended;
+  ++m.block->ended;
   m.give_way(State::ended);
 }
 
@@ -177,7 +196,9 @@ void fault(int signal, siginfo_t* info, void*) {
   } else {
     what << "access to address " << info->si_addr << ", outside of all memory that there is";
     const auto* address = static_cast<unsigned char*>(info->si_addr);
-    if (address >= m.shared.end() && address < m.shared.end() + kGuard) what << " (shared)";
+    for (const Block& block : m.blocks)
+      if (address >= block.shared.end() && address < block.shared.end() + kGuard)
+        what << " (shared)";
   }
   m.error = what.str();
   siglongjmp(m.escape, 1);
@@ -211,9 +232,12 @@ class Handlers {
 // Why nobody can go on.
 std::string stuck(const Machine& m) {
   std::map<std::string, int> groups;
-  for (int i = 0; i < m.count; ++i) {
+  for (unsigned i = 0; i < m.count * m.launch->cluster; ++i) {
     const Thread& t = m.threads[i];
     switch (m.states[i]) {
+      case State::at_cluster_barrier:
+        ++groups["wait at the cluster's barrier " + text(t.place)];
+        break;
       case State::at_barrier:
         ++groups["wait at the barrier " + text(t.place)];
         break;
@@ -264,84 +288,114 @@ StaticShared static_shared() {
   return found;
 }
 
-void check_slack(const Machine& m) {
-  const unsigned char* from = m.shared_begin + m.launch->shared;
-  if (std::any_of(from, const_cast<const unsigned char*>(m.shared.end()),
+void check_slack(const Machine& m, const Block& block) {
+  const unsigned char* from = m.shared_begin(block) + m.launch->shared;
+  if (std::any_of(from, const_cast<const unsigned char*>(block.shared.end()),
                   [](unsigned char byte) { return byte != kPoison; }))
     throw std::runtime_error("dynamic shared memory was written beyond its end");
 }
 
-void run_block(Machine& m) {
-  const dim3 block = m.launch->block;
-  std::memset(m.shared_begin, kPoison, m.shared.end() - m.shared_begin);
-  std::memset(m.static_shared.begin, kPoison, m.static_shared.size);
-  for (int i = 0; i < m.count; ++i) {
-    Thread& t = m.threads[i];
-    t.index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
-    t.copies.assign(1, {});
-    m.states[i] = State::ready;
-    prepare(t.fiber, m.stacks[i].begin(), m.stacks[i].size(), begin_thread);
-  }
-  m.arrived = m.ended = 0;
-  arrange(m.order, m.count, m.settings.order, m.random);
-  if (sigsetjmp(m.escape, 1) == 0) {
-    while (m.ended < m.count) {
-      bool progress = false;
-      for (const int i : m.order) {
-        if (m.states[i] != State::ready) continue;
-        progress = true;
-        m.running = i;
-        threadIdx = m.threads[i].index;
-        switch_to(m.scheduler, m.threads[i].fiber);
-        if (!m.error.empty()) break;
-      }
-      if (!m.error.empty()) break;
-      if (!progress) {
-        m.error = stuck(m);
-        break;
-      }
-    }
-  }
-  if (!m.error.empty()) {
-    std::string error = "block " + text(blockIdx) + ", thread " + text(threadIdx) + ": " + m.error;
-    m.error.clear();
-    throw std::runtime_error(error);
-  }
-  check_slack(m);
+void poison(Machine& m, Block& block) {
+  std::memset(m.shared_begin(block), kPoison, block.shared.end() - m.shared_begin(block));
 }
 
-void check_sizes(const Launch& launch) {
-  const auto threads = std::uint64_t{launch.block.x} * launch.block.y * launch.block.z;
-  const dim3 g = launch.grid;
-  if (threads < 1 || threads > kMostThreads || launch.block.z > 64)
-    throw std::runtime_error(std::to_string(threads) + " threads in a block");
-  if (g.x < 1 || g.y < 1 || g.z < 1 || g.x > 0x7fffffff || g.y > 65535 || g.z > 65535)
-    throw std::runtime_error("a grid of " + text(uint3{g.x, g.y, g.z}) + " blocks");
-  if (launch.shared > kSharedLimit)
-    throw std::runtime_error(std::to_string(launch.shared) + " bytes of dynamic shared memory");
+void prepare_block(Machine& m, Block& block) {
+  const dim3 size = m.launch->block;
+  poison(m, block);
+  block.statics.assign(m.static_shared.size, kPoison);
+  block.arrived = block.ended = 0;
+  for (int i = 0; i < m.count; ++i) {
+    const int at = block.first + i;
+    Thread& t = m.threads[at];
+    t.index = {i % size.x, i / size.x % size.y, i / size.x / size.y};
+    t.copies.assign(1, {});
+    m.states[at] = State::ready;
+    prepare(t.fiber, m.stacks[at].begin(), m.stacks[at].size(), begin_thread);
+  }
+}
+
+// Runs a block as far as it gets alone; says whether it got anywhere.
+bool advance(Machine& m, Block& block, const std::vector<int>& order) {
+  m.block = &block;
+  blockIdx = block.index;
+  std::copy(block.statics.begin(), block.statics.end(), m.static_shared.begin);
+  bool any = false;
+  for (bool progress = true; progress && m.error.empty();) {
+    progress = false;
+    for (const int i : order) {
+      const int at = block.first + i;
+      if (m.states[at] != State::ready) continue;
+      any = progress = true;
+      m.running = at;
+      threadIdx = m.threads[at].index;
+      switch_to(m.scheduler, m.threads[at].fiber);
+      if (!m.error.empty()) break;
+    }
+  }
+  std::copy_n(m.static_shared.begin, block.statics.size(), block.statics.begin());
+  if (any && block.ended == m.count && m.error.empty()) {
+    check_slack(m, block);
+    poison(m, block);  // nobody may read it any more
+  }
+  return any;
+}
+
+// The blocks from `first` on that are a cluster.
+void run_cluster(Machine& m, unsigned first) {
+  const unsigned cluster = m.launch->cluster;
+  const dim3 grid = m.launch->grid;
+  for (unsigned rank = 0; rank < cluster; ++rank) {
+    Block& block = m.blocks[rank];
+    const unsigned b = first + rank;
+    block.index = {b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y};
+    block.first = static_cast<int>(rank) * m.count;
+    prepare_block(m, block);
+  }
+  m.arrived = 0;
+  std::vector<int> order, ranks;
+  arrange(order, m.count, m.settings.order, m.random);
+  arrange(ranks, static_cast<int>(cluster), m.settings.order, m.random);
+  if (sigsetjmp(m.escape, 1) == 0) {
+    const auto ended = [&] {
+      return std::all_of(ranks.begin(), ranks.end(),
+                         [&](int rank) { return m.blocks[rank].ended == m.count; });
+    };
+    while (m.error.empty() && !ended()) {
+      bool progress = false;
+      for (const int rank : ranks) {
+        progress = advance(m, m.blocks[rank], order) || progress;
+        if (!m.error.empty()) break;
+      }
+      if (m.error.empty() && !progress) m.error = stuck(m);
+    }
+  }
+  if (m.error.empty()) return;
+  const std::string error = std::move(m.error);
+  m.error.clear();
+  throw std::runtime_error("block " + text(blockIdx) + ", thread " + text(threadIdx) + ": " +
+                           error);
 }
 
 void run_grid(Machine& m, const Launch& launch) {
-  check_sizes(launch);
   m.launch = &launch;
   m.count = launch.block.x * launch.block.y * launch.block.z;
-  while (m.stacks.size() < static_cast<std::size_t>(m.count)) m.stacks.emplace_back(kStackBytes);
-  // The end, rounded to what vector accesses and bulk copies need, meets the guard page.
-  m.shared_begin = m.shared.end() - (launch.shared + 127) / 128 * 128;
+  const std::size_t all = m.count * launch.cluster;
+  while (m.stacks.size() < all) m.stacks.emplace_back(kStackBytes);
+  if (m.threads.size() < all) {
+    m.threads.resize(all);
+    m.states.resize(all);
+  }
   blockDim = launch.block;
   gridDim = launch.grid;
   m.static_shared = static_shared();
   m.random.seed(m.settings.seed);
-  std::vector<int> blocks;
-  arrange(blocks, launch.grid.x * launch.grid.y * launch.grid.z, m.settings.order, m.random);
+  const unsigned blocks = launch.grid.x * launch.grid.y * launch.grid.z;
+  std::vector<int> clusters;
+  arrange(clusters, static_cast<int>(blocks / launch.cluster), m.settings.order, m.random);
   const Handlers handlers;
-  for (const unsigned b : blocks) {
-    blockIdx = {b % launch.grid.x, b / launch.grid.x % launch.grid.y,
-                b / launch.grid.x / launch.grid.y};
-    run_block(m);
-  }
+  for (const int cluster : clusters) run_cluster(m, cluster * launch.cluster);
   ++m.counts.launches;
-  m.counts.blocks += static_cast<std::int64_t>(blocks.size());
+  m.counts.blocks += blocks;
 }
 
 }  // namespace
@@ -353,12 +407,10 @@ Counts& counts() { return machine().counts; }
 void run(const Launch& launch) {
   static std::mutex one_at_a_time;
   const std::lock_guard<std::mutex> guard(one_at_a_time);
-  try {
-    run_grid(machine(), launch);
-  } catch (const std::runtime_error& error) {
-    throw std::runtime_error(std::string(launch.name) + ", " + error.what());
-  }
+  run_grid(machine(), launch);
 }
+
+std::size_t static_shared_bytes() { return static_shared().size; }
 
 void fail(const std::string& what) {
   Machine& m = machine();
@@ -367,14 +419,12 @@ void fail(const std::string& what) {
   __builtin_unreachable();
 }
 
-int lane() { return machine().running % 32; }
+int lane() { return machine().own() % 32; }
 
-void barrier(Place place) {
-  Machine& m = machine();
-  m.now().place = place;
-  if (++m.arrived < m.count) return m.give_way(State::at_barrier);
-  m.arrived = 0;
-  for (int i = 0; i < m.count; ++i) {
+// All threads from `first` to `end`, the running one among them, have come to its barrier.
+static void release(Machine& m, int first, int end) {
+  const Place place = m.now().place;
+  for (int i = first; i < end; ++i) {
     if (i == m.running) continue;
     if (m.threads[i].place.line != place.line)
       fail("threads meet at different barriers: " + text(place) + " and " +
@@ -384,12 +434,43 @@ void barrier(Place place) {
   m.give_way(State::ready);  // so that the order is that of the block again
 }
 
+void barrier(Place place) {
+  Machine& m = machine();
+  m.now().place = place;
+  if (++m.block->arrived < m.count) return m.give_way(State::at_barrier);
+  m.block->arrived = 0;
+  release(m, m.block->first, m.block->first + m.count);
+}
+
+void cluster_barrier(Place place) {
+  Machine& m = machine();
+  m.now().place = place;
+  const int all = m.count * static_cast<int>(m.launch->cluster);
+  if (++m.arrived < all) return m.give_way(State::at_cluster_barrier);
+  m.arrived = 0;
+  release(m, 0, all);
+}
+
+unsigned cluster_rank() { return static_cast<unsigned>(machine().block - machine().blocks.data()); }
+
+unsigned cluster_size() { return machine().launch->cluster; }
+
+void* of_rank(void* own, unsigned rank) {
+  Machine& m = machine();
+  const unsigned char* const begin = m.shared_begin(*m.block);
+  const auto* const at = static_cast<unsigned char*>(own);
+  if (at < begin || at >= m.block->shared.end())
+    fail("what another block is asked for is not in dynamic shared memory");
+  if (rank >= cluster_size()) fail("the cluster has no block " + std::to_string(rank));
+  return m.shared_begin(m.blocks[rank]) + (at - begin);
+}
+
 void named_barrier(int number, int threads, Place place) {
   Machine& m = machine();
   m.now().place = place;
   m.now().barrier = number;
   std::vector<int> waiting;
-  for (int i = 0; i < m.count; ++i)
+  for (int i = m.block->first; i < m.block->first + m.count; ++i)
     if (m.states[i] == State::at_named_barrier && m.threads[i].barrier == number)
       waiting.push_back(i);
   if (static_cast<int>(waiting.size()) + 1 < threads) return m.give_way(State::at_named_barrier);
@@ -400,7 +481,7 @@ void named_barrier(int number, int threads, Place place) {
 void meet(const char* operation, unsigned mask, void* own, Combine combine, Place place) {
   Machine& m = machine();
   Thread& me = m.now();
-  const int first = m.running / 32 * 32;
+  const int first = m.block->first + m.own() / 32 * 32;
   me.operation = operation;
   me.mask = mask;
   me.own = own;
@@ -411,7 +492,7 @@ void meet(const char* operation, unsigned mask, void* own, Combine combine, Plac
   for (int lane = 0; lane < 32; ++lane) {
     if ((mask >> lane & 1) == 0) continue;
     const int i = first + lane;
-    if (i >= m.count || m.states[i] == State::ended)
+    if (i >= m.block->first + m.count || m.states[i] == State::ended)
       fail(std::string(operation) + ", " + text(place) + ": lane " + std::to_string(lane) +
            " of the mask is not there");
     const Thread& other = m.threads[i];
@@ -428,7 +509,7 @@ void meet(const char* operation, unsigned mask, void* own, Combine combine, Plac
   m.give_way(State::ready);
 }
 
-unsigned char* shared_memory() { return machine().shared_begin; }
+unsigned char* shared_memory() { return machine().shared_begin(*machine().block); }
 
 std::size_t shared_size() { return machine().launch->shared; }
 

@@ -1,19 +1,18 @@
-// What stands behind the CUDA built-ins on the host: blocks run one after the other, the threads of
-// a block as fibers that give way where they wait for one another.
+// What stands behind the CUDA built-ins on the host: clusters of blocks run one after the other,
+// the threads of a cluster as fibers that give way where they wait for one another.
 //
 // It is stricter than a GPU where that finds mistakes: barriers that not all threads reach, warp
 // operations that not all lanes of the mask reach alike, shared memory that is read before it is
-// written (it starts as NaN) or left (guard pages), accesses that are not aligned. Blocks, and the
-// threads of a block, run in an order that a seed decides.
+// written (it starts as NaN), left (guard pages) or read after its block has ended (NaN again),
+// accesses that are not aligned. Clusters, the blocks of a cluster and the threads of a block run
+// in an order that a seed decides, each block as far as it gets alone.
 
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
+#include <functional>
 #include <string>
-#include <tuple>
-#include <utility>
 
 struct uint3 {
   unsigned x, y, z;
@@ -41,6 +40,17 @@ struct Place {
 // Waits until all threads of the block have come.
 void barrier(Place place);
 
+// Waits until all threads of the cluster have come.
+void cluster_barrier(Place place);
+
+// The own block's place in its cluster, and how many blocks that has.
+unsigned cluster_rank();
+unsigned cluster_size();
+
+// Where another block of the cluster has what the own block has at an address in dynamic shared
+// memory.
+void* of_rank(void* own, unsigned rank);
+
 // Waits until `threads` threads have come to the barrier of that number.
 void named_barrier(int number, int threads, Place place);
 
@@ -62,32 +72,14 @@ void close_copy_group();
 void wait_for_copies(unsigned groups_left);
 
 struct Launch {
-  const char* name;
   dim3 grid, block;
+  unsigned cluster = 1;  // blocks, side by side in x
   std::size_t shared = 0;
-  void (*body)(void* arguments) = nullptr;
-  void* arguments = nullptr;
+  std::function<void()> body;  // of a thread
 };
 
 // Runs a kernel to its end. Throws std::runtime_error where it does what a kernel must not.
 void run(const Launch& launch);
-
-template <class... Parameters, class... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
-            std::size_t shared, Arguments&&... arguments) {
-  struct Call {
-    void (*kernel)(Parameters...);
-    std::tuple<std::decay_t<Parameters>...> arguments;
-  } call{kernel, {std::forward<Arguments>(arguments)...}};
-  Launch what{name, grid, block, shared};
-  what.arguments = &call;
-  what.body = [](void* pointer) {
-    // Every thread has parameters of its own.
-    Call& own = *static_cast<Call*>(pointer);
-    std::apply(own.kernel, own.arguments);
-  };
-  run(what);
-}
 
 // What tests set and read.
 enum class Order { forward, reverse, shuffled };
@@ -95,7 +87,6 @@ enum class Order { forward, reverse, shuffled };
 struct Settings {
   Order order = Order::forward;
   std::uint64_t seed = 0;
-  int multiprocessors = 4;
   bool tf32 = false;  // whether float32 may be multiplied as TF32
 };
 
@@ -107,6 +98,12 @@ struct Counts {
 
 Counts& counts();
 
-constexpr std::size_t kSharedLimit = 227 << 10;
+// What no device exceeds.
+constexpr unsigned kMostThreads = 1024;  // of a block
+constexpr unsigned kMostBlocks = 8;      // of a cluster, without leave for more
+constexpr std::size_t kMostShared = 227 << 10;
+
+// All static shared variables of the library: a bound of those of each of its kernels.
+std::size_t static_shared_bytes();
 
 }  // namespace shim

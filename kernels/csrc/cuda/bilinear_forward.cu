@@ -6,11 +6,10 @@
 // trunks add their sums in the order of the trunks: within a cluster, each block a part of the
 // tile, from the shared memory of all; without clusters, in the block that comes last.
 
+#include <cooperative_groups.h>
+
 #include "bilinear_tiles.h"
 #include "cuda/kernels.h"
-#if defined(FBP_CLUSTERS)
-#include <cooperative_groups.h>
-#endif
 
 namespace fbp::cuda {
 
@@ -58,10 +57,8 @@ class ForwardBlock {
     if (own_.splits == 1) {
 #pragma unroll
       for (int i = 0; i < kCells<Tile>; ++i) store(cell(i), pooled_[i]);
-#if defined(FBP_CLUSTERS)
     } else if (plan_.clusters) {
       add_in_cluster();
-#endif
     } else {
       add_last();
     }
@@ -151,7 +148,6 @@ class ForwardBlock {
     }
   }
 
-#if defined(FBP_CLUSTERS)
   __device__ void add_in_cluster() {
 #if __CUDA_ARCH__ >= 900
     const auto cluster = cooperative_groups::this_cluster();
@@ -173,7 +169,6 @@ class ForwardBlock {
     __trap();  // built for older devices alone: better no result than a wrong one
 #endif
   }
-#endif
 
   const ForwardProblem& problem_;
   const ForwardPart& part_;

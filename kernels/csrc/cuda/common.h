@@ -10,10 +10,7 @@
 
 #include "../problem.h"
 #include "cuda/launch.h"
-
-#if !defined(FBP_LAUNCH_CLUSTERS)
-#define FBP_LAUNCH_CLUSTERS(cluster, ...) FBP_LAUNCH(__VA_ARGS__)
-#endif
+#include "cuda/shared_memory.h"
 
 namespace fbp::cuda {
 

@@ -1,6 +1,4 @@
-// How the host starts kernels, and what it has to know of the device. Tests put a header of the
-// same path before this one, so that the kernels' sources compile for the processor: they include
-// it as "cuda/launch.h", and use nothing of the CUDA runtime but what is here.
+// How the host starts kernels, and what it has to know of the device.
 
 #pragma once
 
@@ -8,29 +6,30 @@
 
 #include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <stdexcept>
 #include <string>
-
-// Code that only thread-block clusters can run is compiled where this is set.
-#define FBP_CLUSTERS 1
 
 namespace fbp::cuda {
 
 inline void check(cudaError_t status, const char* what) {
-  if (status != cudaSuccess)
-    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
+  if (status == cudaSuccess) return;
+  // The runtime also keeps it for whoever asks next, who has nothing to do with it.
+  cudaGetLastError();
+  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
+
+constexpr int kMostDevices = 64;
 
 // What bounds a launch on the current device.
 struct DeviceLimits {
   int index = 0;
   int multiprocessors = 0;
-  int shared_bytes = 0;  // of one block
+  int shared_bytes = 0;  // of one block, static and dynamic
   bool clusters = false;
 };
 
 inline const DeviceLimits& current_device() {
-  constexpr int kMostDevices = 64;
   static DeviceLimits limits[kMostDevices];
   static std::atomic<bool> known[kMostDevices];
   int index = 0;
@@ -51,38 +50,44 @@ inline const DeviceLimits& current_device() {
   return limits[index];
 }
 
-// Whether what is launched goes into a graph.
-inline bool capturing(void* stream) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  check(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status), "cudaStreamIsCapturing");
-  return status != cudaStreamCaptureStatusNone;
-}
-
 // Zeroes device memory, in stream order.
 inline void clear(void* data, std::size_t bytes, void* stream) {
   check(cudaMemsetAsync(data, 0, bytes, static_cast<cudaStream_t>(stream)), "cudaMemsetAsync");
 }
 
-// Above 48 KB, dynamic shared memory has to be allowed once for every kernel and device.
-inline void allow_shared_memory(const char* name, const void* kernel, std::size_t bytes,
-                                std::atomic<unsigned long long>& allowed) {
-  if (bytes <= (48 << 10)) return;
-  const DeviceLimits& device = current_device();
-  const unsigned long long bit = 1ull << device.index;
-  if ((allowed.load(std::memory_order_relaxed) & bit) != 0) return;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             device.shared_bytes),
+inline dim3 grid_of(std::int64_t blocks) {
+  if (blocks > 0x7fffffff) throw std::runtime_error("more blocks than a launch can have");
+  return dim3(static_cast<unsigned>(blocks));
+}
+
+// The most dynamic shared memory that a block of a kernel can have on the current device: what its
+// static variables leave.
+template <auto kKernel>
+int most_shared_memory() {
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, kKernel), "cudaFuncGetAttributes");
+  return current_device().shared_bytes - static_cast<int>(attributes.sharedSizeBytes);
+}
+
+// Allows a kernel all the dynamic shared memory that it can have, once on every device: without,
+// static and dynamic memory together end at 48 KB. All threads that come here set the same.
+template <auto kKernel>
+void allow_shared_memory(const char* name) {
+  static std::atomic<bool> allowed[kMostDevices];
+  std::atomic<bool>& here = allowed[current_device().index];
+  if (here.load(std::memory_order_relaxed)) return;
+  check(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             most_shared_memory<kKernel>()),
         name);
-  allowed.fetch_or(bit, std::memory_order_relaxed);
+  here.store(true, std::memory_order_relaxed);
 }
 
 // `cluster` blocks each are started together, on multiprocessors that reach each other's shared
 // memory; 1 where they need not.
-template <class... Parameters>
-void launch(const char* name, std::atomic<unsigned long long>& allowed, int cluster,
-            void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared, void* stream,
-            Parameters... arguments) {
-  allow_shared_memory(name, reinterpret_cast<const void*>(kernel), shared, allowed);
+template <auto kKernel, class... Arguments>
+void launch(const char* name, int cluster, dim3 grid, dim3 block, std::size_t shared, void* stream,
+            const Arguments&... arguments) {
+  if (shared > 0) allow_shared_memory<kKernel>(name);
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
@@ -93,13 +98,7 @@ void launch(const char* name, std::atomic<unsigned long long>& allowed, int clus
   attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
   config.attrs = &attribute;
   config.numAttrs = cluster > 1 ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, kernel, arguments...), name);
-}
-
-// The block's dynamic shared memory.
-__device__ inline unsigned char* shared_memory() {
-  extern __shared__ __align__(128) unsigned char memory[];
-  return memory;
+  check(cudaLaunchKernelEx(&config, kKernel, arguments...), name);
 }
 
 }  // namespace fbp::cuda
@@ -109,9 +108,5 @@ __device__ inline unsigned char* shared_memory() {
 #define FBP_LAUNCH(kernel, grid, block, shared, stream, ...) \
   FBP_LAUNCH_CLUSTERS(1, kernel, grid, block, shared, stream, __VA_ARGS__)
 
-#define FBP_LAUNCH_CLUSTERS(cluster, kernel, grid, block, shared, stream, ...)          \
-  do {                                                                                  \
-    static std::atomic<unsigned long long> allowed{0};                                  \
-    ::fbp::cuda::launch(#kernel, allowed, cluster, kernel, grid, block, shared, stream, \
-                        __VA_ARGS__);                                                   \
-  } while (false)
+#define FBP_LAUNCH_CLUSTERS(cluster, kernel, grid, block, shared, stream, ...) \
+  ::fbp::cuda::launch<(kernel)>(#kernel, cluster, grid, block, shared, stream, __VA_ARGS__)

@@ -309,9 +309,10 @@ void run(const LrnProblem& problem, const Context& context) {
   i64 shared = 0;
   if (!usual) {
     const i64 per_thread = i64{4} * (kBackward ? 3 : 1) * (lrn.below + lrn.above + 1);
-    while (threads > 1 && threads * per_thread > device.shared_bytes) threads /= 2;
+    const int most = most_shared_memory<lrn_columns_kernel<T, 0, kBackward>>();
+    while (threads > 1 && threads * per_thread > most) threads /= 2;
     shared = threads * per_thread;
-    if (shared > device.shared_bytes)
+    if (shared > most)
       throw std::runtime_error("local_response_norm: a window of " + std::to_string(problem.size) +
                                " channels does not fit the shared memory of a block");
   }
@@ -325,7 +326,7 @@ void run(const LrnProblem& problem, const Context& context) {
   // Fewer channels for a thread where there would be too few threads.
   while (!tile && lrn.own > 8 && blocks() < 8 * device.multiprocessors) lrn.own /= 2;
   lrn.channel_blocks = static_cast<int>(ceil_div(lrn.channels, lrn.own));
-  const dim3 grid(static_cast<unsigned>(blocks()));
+  const dim3 grid = grid_of(blocks());
   if (tile) {
     FBP_LAUNCH((lrn_tile_kernel<T, kBackward>), grid, threads, sizeof(Tiles<kBackward>),
                context.stream, lrn);

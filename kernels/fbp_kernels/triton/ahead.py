@@ -11,10 +11,9 @@ from triton.runtime import driver
 
 from .. import tf32
 from . import launch, tuning
-from .tuning import Config, Key
+from .tuning import DTYPES, Config, Key
 
 CAPABILITIES = {"sm80": 80, "sm90": 90, "sm100": 100}
-DTYPES = {"half": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}  # by class
 
 
 @dataclass(frozen=True)

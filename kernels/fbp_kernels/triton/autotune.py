@@ -27,7 +27,8 @@ _GAIN = 0.98  # of the table's time, which a better one has to beat: less is wit
 def choose(key: Key, default: Config, call: Call, device: torch.device | None) -> Config:
     """The configuration that a search finds, or has found in an earlier process.
 
-    While a stream captures nothing can be timed, and what was not found before is the table's.
+    Only what is right by float64 at a sample of the kernel's class of size, and gives the same bits twice, is timed
+    (`judge`). While a stream captures nothing can be timed, and what was not found before is the table's.
 
     Args:
         key: of the kernel.
@@ -45,22 +46,50 @@ def choose(key: Key, default: Config, call: Call, device: torch.device | None) -
             return found
         if torch.cuda.is_current_stream_capturing():
             return default
-        return kept.put(key, fastest(default, candidates, lambda c: _milliseconds(call, c)), found)
+        place = device or torch.device("cuda", torch.cuda.current_device())
+        right = _right(key, default, candidates, place)
+        return kept.put(key, fastest(default, right, lambda c: _milliseconds(call, c)), found)
+
+
+def _right(
+    key: Key, default: Config, candidates: list[Config], device: torch.device
+) -> list[Config]:
+    """The table's configuration and the candidates, without those that are wrong; of the table's that is told."""
+    from . import judge
+
+    configs = [default, *(config for config in candidates if config != default)]
+    reasons = judge.verdicts(key, configs, tuning.chosen, device)
+    right = [config for config, why in zip(configs, reasons, strict=True) if not why]
+    if reasons[0]:
+        what = "another is taken" if right else "and so is every other that was tried"
+        warnings.warn(
+            f"the table's configuration for {key} is wrong on {device}, {what}: {reasons[0]}",
+            stacklevel=2,
+        )
+    return right or [default]
 
 
 def fastest(
-    default: Config, candidates: list[Config], milliseconds: Callable[[Config], float]
+    default: Config, right: list[Config], milliseconds: Callable[[Config], float]
 ) -> Config:
-    """The fastest of some configurations; those that cannot run are passed over, the default has to."""
-    times = [(milliseconds(default) * _GAIN, default)]
-    for config in candidates:
-        if config != default:
-            try:
-                times.append((milliseconds(config), config))
-            except torch.AcceleratorError:  # the device is gone for all that comes after
-                raise
-            except Exception:  # does not compile, or wants more than the device has
-                continue
+    """The fastest of some configurations.
+
+    Args:
+        default: the table's, which stays unless it is beaten, where it is one of them.
+        right: those that are right; what cannot run at this call's sizes is passed over, unless nothing can.
+        milliseconds: times one.
+    """
+    times: list[tuple[float, Config]] = []
+    failed: list[Exception] = []
+    for config in right:
+        try:
+            times.append((milliseconds(config) * (_GAIN if config == default else 1), config))
+        except torch.AcceleratorError:  # the device is gone for all that comes after
+            raise
+        except Exception as error:  # wants more than the device has
+            failed.append(error)
+    if not times:
+        raise failed[0]
     return min(times, key=lambda timed: timed[0])[1]
 
 

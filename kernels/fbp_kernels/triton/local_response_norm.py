@@ -247,7 +247,7 @@ def _size(x: Tensor) -> str:
     return "small" if x.numel() < 1 << 18 else "medium" if x.numel() < 1 << 22 else "large"
 
 
-_SAMPLES = {"small": (2, 64, 12, 37), "medium": (8, 256, 24, 74), "large": (8, 96, 50, 150)}
+SAMPLES = {"small": (2, 64, 12, 37), "medium": (8, 256, 24, 74), "large": (8, 96, 50, 150)}
 
 
 def samples(size: str, dtype: torch.dtype, device: torch.device | str) -> list[Callable[[], Any]]:
@@ -256,7 +256,7 @@ def samples(size: str, dtype: torch.dtype, device: torch.device | str) -> list[C
     calls: list[Callable[[], Any]] = []
     for layout in (torch.contiguous_format, torch.channels_last):
         x, dy = (
-            torch.rand(_SAMPLES[size], device=device).to(dtype).contiguous(memory_format=layout)
+            torch.rand(SAMPLES[size], device=device).to(dtype).contiguous(memory_format=layout)
             for _ in range(2)
         )
         calls += [partial(forward, x, *options), partial(backward, dy, x, *options, 1)]

@@ -163,12 +163,12 @@ def _size(columns: int) -> str:
     return "small" if columns <= 64 else "medium" if columns <= 1024 else "large"
 
 
-_SAMPLES = {"small": (512, 64), "medium": (512, 1000), "large": (512, 5000)}
+SAMPLES = {"small": (512, 64), "medium": (512, 1000), "large": (512, 5000)}
 
 
 def samples(size: str, dtype: torch.dtype, device: torch.device | str) -> list[Callable[[], Any]]:
     """Calls that launch every kernel at a shape of a class of size, for the compiler and for tuning."""
-    z, dy = (torch.rand(_SAMPLES[size], device=device).to(dtype) for _ in range(2))
+    z, dy = (torch.rand(SAMPLES[size], device=device).to(dtype) for _ in range(2))
     return [lambda: forward(z, 1e-12), lambda: backward(dy, z, 1e-12, 1)]
 
 

@@ -25,6 +25,7 @@ MODULES = tuple(
     for name in ("bilinear", "attention_pool", "local_response_norm", "power_normalize")
 )
 SIZES = ("small", "medium", "large")
+DTYPES = {"half": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}  # by class
 ENVIRONMENT = "FBP_AUTOTUNE"
 
 TABLE = Path(__file__).with_name("table.json")
@@ -77,7 +78,16 @@ Call = Callable[[Config], Any]
 """Launches a kernel with a configuration. It can be repeated: what it writes does not depend on what was there."""
 
 Chooser = Callable[[Key, str, Call], Any]
-_choosers: list[Chooser] = []
+
+
+class _Here(threading.local):
+    """What a thread has of its own: others launch as the table says while one of them tries configurations."""
+
+    def __init__(self) -> None:
+        self.choosers: list[Chooser] = []
+
+
+_here = _Here()
 _chosen: dict[tuple[Key, str, torch.device | None], Config] = {}
 _searching = threading.RLock()
 
@@ -93,8 +103,8 @@ def run(key: Key, architecture: str, call: Call, device: torch.device | None = N
         call: launches the kernel, and may be called several times.
         device: where its tensors are; by default CUDA's current device.
     """
-    if _choosers:
-        return _choosers[-1](key, architecture, call)
+    if _here.choosers:
+        return _here.choosers[-1](key, architecture, call)
     place = (key, architecture, device)
     config = _chosen.get(place)
     if config is None:
@@ -114,6 +124,12 @@ def _choose(key: Key, architecture: str, call: Call, device: torch.device | None
     return autotune.choose(key, config, call, device)
 
 
+def chosen(key: Key, architecture: str) -> Config:
+    """What this process runs a key with on any device, or the table's configuration."""
+    found = (config for (k, a, _), config in list(_chosen.items()) if (k, a) == (key, architecture))
+    return next(found, None) or lookup(key, architecture)
+
+
 def autotuning() -> bool:
     """Whether configurations are searched for at a kernel's first call.
 
@@ -128,12 +144,12 @@ def autotuning() -> bool:
 
 @contextmanager
 def choosing(chooser: Chooser) -> Iterator[None]:
-    """Within it, `chooser` is called in place of `run` and does what it likes with the call."""
-    _choosers.append(chooser)
+    """Within it, `chooser` is called in place of `run` in this thread and does what it likes with the call."""
+    _here.choosers.append(chooser)
     try:
         yield
     finally:
-        _choosers.pop()
+        _here.choosers.pop()
 
 
 @functools.cache
@@ -176,12 +192,20 @@ def candidates(key: Key) -> list[Config]:
     Raises:
         LookupError: no module knows the kernel.
     """
+    found = importlib.import_module(module_of(key.kernel)).CANDIDATES[key.kernel]
+    return list(found(key) if callable(found) else found)
+
+
+def module_of(kernel: str) -> str:
+    """The module of a kernel.
+
+    Raises:
+        LookupError: no module knows it.
+    """
     for module in MODULES:
-        known = importlib.import_module(module).CANDIDATES
-        if key.kernel in known:
-            found = known[key.kernel]
-            return list(found(key) if callable(found) else found)
-    raise LookupError(f"no module of {', '.join(MODULES)} has candidates for {key.kernel!r}")
+        if kernel in importlib.import_module(module).CANDIDATES:
+            return module
+    raise LookupError(f"no module of {', '.join(MODULES)} has candidates for {kernel!r}")
 
 
 @functools.cache

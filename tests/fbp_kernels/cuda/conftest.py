@@ -21,8 +21,9 @@ def shim(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shim]:
     torch.set_num_threads(1)  # the reference's tensors are small, and others test beside
     yield shim
     torch.set_num_threads(threads)
-    shim.multiprocessors(4)
     shim.tf32(False)
-    shim.fixed_order = None
+    shim.fixed_order = shim.fixed_capability = None
+    shim.multiprocessors(4)
+    shim.fail_launch(-1)
     assert shim.calls > calls, "the test did not run the CUDA kernels"
     assert shim.spoiled() == 0, "memory around a tensor was written to"

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,28 @@ from torch import Tensor
 ROOT = Path(__file__).parents[3]
 BUILD = ROOT / "build" / "cuda_shim"
 ORDERS = ("forward", "reverse", "shuffled")
+CAPABILITIES = (9, 8)  # with clusters, without
+SHARED_BYTES = 227 << 10
+
+
+class Graph:
+    """Launches that were captured.
+
+    Attributes:
+        number: the library's.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        self.number = -1
+
+    def __len__(self) -> int:
+        return int(self._library.fbp_shim_nodes(self.number))
+
+    def replay(self) -> None:
+        """Runs them in their order."""
+        said = self._library.fbp_shim_replay(self.number).decode()
+        assert not said, said
 
 
 class Shim:
@@ -27,6 +49,7 @@ class Shim:
     Attributes:
         calls: how many raw operators ran.
         fixed_order: the order and the seed of all of them, or None where each has another.
+        fixed_capability: the device's, or None where calls take turns with clusters and without.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,12 +58,20 @@ class Shim:
         self._library.fbp_shim_order.argtypes = (ctypes.c_int, ctypes.c_uint64)
         self._library.fbp_shim_guard.argtypes = (ctypes.c_bool,)
         self._library.fbp_shim_tf32.argtypes = (ctypes.c_bool,)
-        for counter in ("launches", "blocks", "spoiled"):
+        self._library.fbp_shim_start.argtypes = (
+            *(ctypes.POINTER(ctypes.c_uint) for _ in range(2)),
+            ctypes.c_uint, ctypes.c_size_t, ctypes.c_int, ctypes.c_bool,
+        )  # fmt: skip
+        for text in ("start", "replay"):
+            getattr(self._library, f"fbp_shim_{text}").restype = ctypes.c_char_p
+        for counter in ("launches", "blocks", "spoiled", "static_bytes", "nodes"):
             getattr(self._library, f"fbp_shim_{counter}").restype = ctypes.c_int64
         self._library.fbp_shim_probe.restype = ctypes.c_char_p
         self._library.fbp_shim_probe.argtypes = (ctypes.c_char_p,)
         self.calls = 0
         self.fixed_order: tuple[str, int] | None = None
+        self.fixed_capability: int | None = None
+        self._multiprocessors = 4
 
     def order(self, name: str, seed: int = 0) -> None:
         """In which order blocks, and the threads of a block, run from now on."""
@@ -48,7 +79,72 @@ class Shim:
 
     def multiprocessors(self, count: int) -> None:
         """How many the device says it has."""
-        self._library.fbp_shim_multiprocessors(count)
+        self._multiprocessors = count
+        self.device(self.fixed_capability or 9, count)
+
+    def device(
+        self, capability: int, multiprocessors: int, shared_bytes: int = SHARED_BYTES
+    ) -> None:
+        """Makes a device the current one.
+
+        Args:
+            capability: the major number; clusters come with 9.
+            multiprocessors: how many.
+            shared_bytes: that a block may ask for.
+        """
+        self._library.fbp_shim_device(multiprocessors, capability, shared_bytes)
+
+    @property
+    def static_bytes(self) -> int:
+        """A bound of the static shared memory of every kernel."""
+        return int(self._library.fbp_shim_static_bytes())
+
+    def fail_launch(self, number: int) -> None:
+        """Refuses a launch, the next one where `number` is 0; none where it is negative."""
+        self._library.fbp_shim_fail_launch(number)
+
+    def last_error(self) -> int:
+        """The error that the runtime keeps for whoever asks next, which it forgets then; 0 where there is none."""
+        return int(self._library.fbp_shim_last_error())
+
+    def start(
+        self,
+        grid: Sequence[int] = (1, 1, 1),
+        block: Sequence[int] = (1, 1, 1),
+        *,
+        cluster: int = 0,
+        shared: int = 0,
+        allowed: int = -1,
+        to_another: bool = False,
+    ) -> str:
+        """What the runtime says when a kernel is started that does nothing.
+
+        Args:
+            grid: in blocks.
+            block: in threads.
+            cluster: blocks of each, or 0 where none are asked for.
+            shared: bytes of dynamic shared memory.
+            allowed: bytes that are allowed before, or less than 0.
+            to_another: allow them to another kernel.
+        """
+        sizes = [(ctypes.c_uint * 3)(*size) for size in (grid, block)]
+        said = self._library.fbp_shim_start(*sizes, cluster, shared, allowed, to_another)
+        return str(said.decode())
+
+    @contextmanager
+    def captured(self) -> Iterator["Graph"]:
+        """Within it, launches are noted and not run; new tensors are guarded, and stay until `forget_graphs`."""
+        graph = Graph(self._library)
+        self._library.fbp_shim_begin_capture()
+        try:
+            with self.guarded():
+                yield graph
+        finally:
+            graph.number = self._library.fbp_shim_end_capture()
+
+    def forget_graphs(self) -> None:
+        """Frees what graphs kept."""
+        self._library.fbp_shim_forget_graphs()
 
     def tf32(self, allowed: bool) -> None:
         """Whether float32 may be multiplied as TF32."""
@@ -59,6 +155,12 @@ class Shim:
         before = self._library.fbp_shim_launches()
         call()
         return int(self._library.fbp_shim_launches() - before)
+
+    def blocks(self, call: Callable[[], Any]) -> int:
+        """How many blocks the kernels have that a call starts."""
+        before = self._library.fbp_shim_blocks()
+        call()
+        return int(self._library.fbp_shim_blocks() - before)
 
     def probe(self, name: str) -> str:
         """What the shim says of one of the kernels of `probes.cpp`: an error, or nothing."""
@@ -85,6 +187,9 @@ class Shim:
         """A raw operator on copies of its tensors, everything guarded, blocks in another order each time."""
         self.calls += 1
         self.order(*(self.fixed_order or (ORDERS[self.calls % 3], self.calls)))
+        self.device(
+            self.fixed_capability or CAPABILITIES[self.calls // 2 % 2], self._multiprocessors
+        )
         with self.guarded(end=self.calls % 2 == 0):
             copies = [embed(a) if isinstance(a, Tensor) else a for a in arguments]
             return getattr(torch.ops.fbp_shim, name)(*copies)

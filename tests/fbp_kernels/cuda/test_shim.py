@@ -9,9 +9,11 @@ import torch
 from .shim import ORDERS, Shim, load
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def library() -> Shim:
-    return load()
+    library = load()
+    library.device(9, 4)
+    return library
 
 
 @pytest.mark.parametrize(
@@ -24,21 +26,36 @@ def library() -> Shim:
         ("beyond_shared_memory", "outside of all memory that there is"),
         ("a_little_beyond_shared_memory", "dynamic shared memory was written beyond its end"),
         ("misaligned", "an access that is not aligned"),
+        ("misaligned_in_shared_memory", "an access that is not aligned"),
+        ("a_copy_from_a_misaligned_place", "copy that is not aligned"),
+        ("a_copy_to_a_misaligned_place", "copy that is not aligned"),
         ("beyond_an_array", "not within an array"),
         ("a_copy_that_nobody_waits_for", "ends before it has waited for its copies"),
         ("a_fragment_that_is_not_aligned", "not a multiple of 32 bytes"),
         ("nobody", "a trap"),
+        ("a_block_skips_the_barrier_of_its_cluster", "32 wait at the cluster's barrier probes.cpp"),
+        ("a_block_that_the_cluster_lacks", "the cluster has no block"),
+        ("static_memory_of_another_block", "not in dynamic shared memory"),
     ],
 )
 def test_mistakes_are_errors(library: Shim, kernel: str, said: str) -> None:
     for order in ORDERS:
         library.order(order, 3)
         found = library.probe(kernel)
-        assert found.startswith(f"{kernel}, block (0, 0, 0), thread (") or "beyond its end" in found
+        assert found.startswith(f"{kernel}: block (") or "beyond its end" in found
         assert said in found
 
 
-@pytest.mark.parametrize("kernel", ["no_barrier", "not_written", "not_waited_for"])
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        "no_barrier",
+        "not_written",
+        "not_waited_for",
+        "no_barrier_before_a_neighbour_is_read",
+        "no_barrier_after_a_neighbour_was_read",
+    ],
+)
 def test_mistakes_of_order_spoil_results(library: Shim, kernel: str) -> None:
     for order in ORDERS:
         library.order(order, 3)
@@ -54,8 +71,11 @@ def test_results_that_depend_on_the_order_of_blocks_differ(library: Shim) -> Non
 
 
 @pytest.mark.parametrize(
-    "kernel", ["barriers", "warps", "half_product", "bfloat16_product", "tf32_product", "rounding"]
-)
+    "kernel",
+    [
+        "barriers", "clusters", "warps", "half_product", "bfloat16_product", "tf32_product", "rounding",
+    ],
+)  # fmt: skip
 def test_right_kernels_have_right_results(library: Shim, kernel: str) -> None:
     for order in ORDERS:
         library.order(order, 7)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fbp_kernels import tf32, tune
-from fbp_kernels.triton import autotune, tuning
+from fbp_kernels.triton import autotune, judge, tuning
 from fbp_kernels.triton.tuning import Config, Key
 
 KEY = Key("made_up", "half", "small")
@@ -53,6 +53,13 @@ class Gpu:
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Made Up (R) 9000")
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.capturing)
         monkeypatch.setattr(autotune, "_milliseconds", self.milliseconds)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        self.wrong: dict[int, str] = {}
+        monkeypatch.setattr(
+            judge,
+            "verdicts",
+            lambda key, configs, choose, device: [self.wrong.get(_block(c), "") for c in configs],
+        )
         monkeypatch.setenv(tuning.ENVIRONMENT, "1")
 
     def milliseconds(self, call: Callable[[Config], object], config: Config) -> float:
@@ -136,6 +143,33 @@ def test_the_first_call_searches_and_the_choice_holds(gpu: Gpu) -> None:
         tuning.run(KEY, "sm90", lambda config: launched.append(_block(config)))
     assert gpu.timed == [16, 32, 64, 128]  # once each
     assert launched == [16, 32, 64, 64, 64, 64]  # the search, then three calls
+
+
+def test_what_is_wrong_is_not_chosen_however_fast(gpu: Gpu) -> None:
+    gpu.wrong = {64: "result 0 has other bits the second time"}
+    assert tuning.run(KEY, "sm90", _block) == 32
+    assert gpu.timed == [16, 32, 128]
+
+
+def test_a_wrong_entry_of_the_table_is_told_and_not_taken(gpu: Gpu) -> None:
+    gpu.wrong = {16: "result 0 is off by 1", 64: "result 0 is off by 2"}
+    with pytest.warns(UserWarning, match=r"for made_up half small is wrong .*another is taken: re"):
+        assert tuning.run(KEY, "sm90", _block) == 32
+    tuning._chosen.clear()
+    assert tuning.run(KEY, "sm90", _block) == 32
+    next(autotune.folder().glob("*.json")).unlink()
+    tuning._chosen.clear()
+    gpu.wrong = dict.fromkeys((16, 32, 64, 128), "result 0 is off by 1")
+    with pytest.warns(UserWarning, match="and so is every other that was tried"):
+        assert tuning.run(KEY, "sm90", _block) == 16
+
+
+def test_where_nothing_runs_that_is_said() -> None:
+    def fails(config: Config) -> float:
+        raise RuntimeError(f"out of resource: {_block(config)}")
+
+    with pytest.raises(RuntimeError, match="out of resource: 16"):
+        autotune.fastest(SLOW, [SLOW, FAST], fails)
 
 
 def test_another_process_takes_the_choice_from_disk(gpu: Gpu, tmp_path: Path) -> None:
@@ -265,25 +299,41 @@ def test_choices_are_kept_where_the_platform_keeps_caches(monkeypatch: pytest.Mo
 # The search that writes a table.
 
 X = torch.linspace(-3, 3, 50, dtype=torch.bfloat16)
+RACY = Config({"BLOCK": 256}, 4, 2)
+OTHER = Key("another", "half", "small")
 _launched: list[Config] = []
 
 
-def _sample() -> Tensor:
-    """Right for every configuration but two: one forgets the last element, one cannot run."""
-    z = torch.empty_like(X)
+def _double(key: Key, x: Tensor) -> Tensor:
+    """Twice x, by every configuration but three: one forgets the last element, one cannot run, one gives other bits."""
+    z = torch.empty_like(x)
 
     def call(config: Config) -> None:
         if config == BROKEN:
             raise RuntimeError("out of resource: shared memory")
         _launched.append(config)
-        count = len(X) - (config == WRONG)
-        z[:count] = 2 * X[:count]
+        count = len(x) - (config == WRONG)
+        z[:count] = 2 * x[:count]
+        if config == RACY and _launched.count(RACY) % 2:
+            z[0] = z[0] * (1 + 2**-7)  # right by the rule
 
-    tuning.run(KEY, "sm90", call)
+    tuning.run(key, "sm90", call)
     return z
 
 
-def _bench(seconds_left: float = 1.0) -> tune.Bench:
+def _reference(seed: int, dtype: torch.dtype) -> list[Tensor]:
+    return [2 * X.to(dtype)]
+
+
+SAMPLE = judge.Sample(lambda seed: [_double(KEY, X)], _reference, X.dtype)
+BOTH = judge.Sample(
+    lambda seed: [_double(OTHER, _double(KEY, X))],
+    lambda seed, dtype: [4 * X.to(dtype)],
+    X.dtype,
+)
+
+
+def _bench(seconds_left: Callable[[], float] = lambda: 1.0) -> tune.Bench:
     """Times a call by the configuration that it launches."""
 
     def time(call: Callable[[], object], milliseconds: float) -> tune.Timing:
@@ -291,22 +341,35 @@ def _bench(seconds_left: float = 1.0) -> tune.Bench:
         seconds = SECONDS[_block(_launched[-1])]
         return tune.Timing(0.9 * seconds, seconds, 1.1 * seconds)
 
-    return tune.Bench(time, lambda dtype: 2**-9, lambda: seconds_left)
+    return tune.Bench(time, seconds_left)
+
+
+def _among(
+    *samples: judge.Sample, kernels: tuple[str, ...] = ("made_up", "another")
+) -> list[tune.Found]:
+    return list(tune.Search(kernels, _bench()).among(samples, "sm90"))
+
+
+def _tabled(table: dict[str, Any], **entries: Config) -> None:
+    table["sm90"] = {name: {"half": {"small": c.entry()}} for name, c in entries.items()}
+    tuning.TABLE.write_text(tuning.text(table))
+    _forget_table()
 
 
 def test_the_fastest_that_is_right_wins(table: dict[str, Any]) -> None:
-    done: set[Key] = set()
-    (found,) = tune.searches(_sample, "sm90", done, ["made_up"], _bench())
+    search = tune.Search(["made_up"], _bench())
+    (found,) = search.among([SAMPLE], "sm90")
     assert found.table == (SLOW, tune.Timing(7.2, 8.0, 8.8))
     assert found.best == (FAST, tune.Timing(1.8, 2.0, 2.2))
     assert found.tried == 2
     (wrong, why_wrong), (broken, why_broken) = found.left_out
     assert (wrong, broken) == (WRONG, BROKEN)
-    assert "result 0 differs by nan" in why_wrong
+    assert why_wrong == "result 0 is not finite everywhere"
     assert why_broken == "does not run: RuntimeError: out of resource: shared memory"
     assert "table 8000.0 (7200.0 to 8800.0) us, best of 2: 2000.0" in str(found)
     assert "(4.00 times as fast)" in str(found)
-    assert done == {KEY}
+    assert "WRONG" not in str(found)
+    assert search.done == {KEY: found}
     table["sm80"] = json.loads(json.dumps(table["sm90"]))
     new = tune.merged(table, "sm90", [found])
     assert new["sm90"]["made_up"]["half"]["small"] == FAST.entry()
@@ -316,42 +379,115 @@ def test_the_fastest_that_is_right_wins(table: dict[str, Any]) -> None:
 
 def test_the_tables_choice_stays_unless_beaten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SECONDS, 32, 7.9)
-    (found,) = tune.searches(_sample, "sm90", set(), ["made_up"], _bench())
+    (found,) = _among(SAMPLE)
     assert found.best == found.table == (SLOW, tune.Timing(7.2, 8.0, 8.8))
 
 
-@pytest.mark.parametrize(
-    ("done", "kernels", "seconds"),
-    [({KEY}, ["made_up"], 1.0), (set(), ["other"], 1.0), (set(), ["made_up"], 0.0)],
-)
-def test_what_is_done_or_not_asked_for_or_late_is_left(
-    done: set[Key], kernels: list[str], seconds: float
+def test_a_configuration_that_gives_other_bits_the_second_time_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert not list(tune.searches(_sample, "sm90", done, kernels, _bench(seconds)))
+    monkeypatch.setattr(tuning, "candidates", lambda key: [RACY, FAST])
+    (found,) = _among(SAMPLE)
+    assert found.left_out == [(RACY, "result 0 has other bits the second time")]
+    assert found.best is not None
+    assert found.best[0] == FAST
 
 
-def test_a_sample_without_results_proves_nothing() -> None:
-    with pytest.raises(ValueError, match="no candidate can be compared"):
-        list(tune.searches(lambda: None, "sm90", set(), ["made_up"], _bench()))
+@pytest.mark.parametrize("entry", [WRONG, RACY, BROKEN])
+def test_a_wrong_entry_of_the_table_is_reported_and_replaced(
+    entry: Config, table: dict[str, Any]
+) -> None:
+    """Though nothing of what is right is faster than it."""
+    _tabled(table, made_up=entry)
+    (found,) = _among(SAMPLE)
+    assert found.table == (entry, None)
+    assert found.best == (FAST, tune.Timing(1.8, 2.0, 2.2))
+    assert found.table_wrong
+    assert f"THE TABLE'S ENTRY IS WRONG and is replaced: {found.table_wrong}" in str(found)
+    assert tune.merged(table, "sm90", [found])["sm90"]["made_up"]["half"]["small"] == FAST.entry()
 
 
-def test_results_differ_by_the_rule_of_correctness() -> None:
-    wanted = torch.tensor([1.0, -4.0], dtype=torch.bfloat16)
-    error = 2**-9  # of PyTorch; one unit in the last place is 2**-7
-    allowed = 2 * (2 * error + 2**-7) * 4.0
-    assert allowed == 0.09375
-    for apart, right in ((0.0625, True), (0.09375, True), (0.125, False), (float("nan"), False)):
-        got = wanted + torch.tensor([apart, 0.0])
-        assert (tune.differs([got.bfloat16()], [wanted], error) == "") is right, apart
-    counts = torch.tensor([1, 2])
-    assert tune.differs([counts], [counts.clone()], error) == ""
-    assert tune.differs([counts], [counts + 1], error) == "result 0 differs"
+def test_a_wrong_entry_of_another_kernel_is_found_out_first(table: dict[str, Any]) -> None:
+    """Nothing of the first kernel is right before the second one's entry is replaced."""
+    _tabled(table, made_up=SLOW, another=WRONG)
+    other, first = _among(BOTH)
+    assert (other.key, first.key) == (OTHER, KEY)
+    assert other.table_wrong
+    assert not first.table_wrong
+    assert [found.best and found.best[0] for found in (other, first)] == [FAST, FAST]
 
 
-def test_results_are_found_however_they_are_nested() -> None:
-    a, b = torch.ones(2), torch.zeros(1)
-    assert [t is u for t, u in zip(tune.tensors((a, [None, (b,)])), (a, b), strict=True)]
-    assert tune.tensors((None, torch.empty(0))) == []
+def test_where_nothing_is_right_the_entry_stays_and_that_is_told(
+    monkeypatch: pytest.MonkeyPatch, table: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(tuning, "candidates", lambda key: [RACY, BROKEN])
+    _tabled(table, made_up=WRONG)
+    (found,) = _among(SAMPLE)
+    assert (found.best, found.tried) == (None, 0)
+    assert "no configuration is right" in str(found)
+    assert "THE TABLE'S ENTRY IS WRONG and stays, for there is no other" in str(found)
+    assert tune.merged(table, "sm90", [found]) == table
+    assert not tune.Tuned([found], []).whole
+
+
+def test_every_sample_that_comes_to_a_kernel_judges_it() -> None:
+    """A configuration may be right in one and wrong in another, as with biases alone."""
+
+    def doubled(seed: int) -> list[Tensor]:
+        z = _double(KEY, X)
+        return [z + (_launched[-1] == FAST)]
+
+    picky = judge.Sample(doubled, _reference, X.dtype)
+    (found,) = _among(SAMPLE, picky)
+    assert found.best == found.table
+    assert (FAST, "result 0 is off by") in [(c, why[:18]) for c, why in found.left_out]
+
+
+@pytest.mark.parametrize(("kernels", "seconds"), [(("other",), 1.0), (("made_up",), 0.0)])
+def test_what_is_done_or_not_asked_for_or_late_is_left(
+    kernels: tuple[str, ...], seconds: float
+) -> None:
+    search = tune.Search(kernels, _bench(lambda: seconds))
+    assert not list(search.among([SAMPLE], "sm90"))
+    again = tune.Search(["made_up"], _bench())
+    assert len(list(again.among([SAMPLE], "sm90"))) == 1
+    assert not list(again.among([SAMPLE], "sm90"))
+
+
+def test_a_kernel_is_not_called_wrong_because_the_time_was_up(table: dict[str, Any]) -> None:
+    _tabled(table, made_up=WRONG)
+    left = iter([1.0, 1.0, 0.0, 0.0])
+    assert not list(tune.Search(["made_up"], _bench(lambda: next(left))).among([SAMPLE], "sm90"))
+
+
+@pytest.mark.parametrize(("units", "right"), [(6, True), (7, False)])
+def test_results_are_judged_by_the_rule_of_correctness(units: int, right: bool) -> None:
+    """Twice the reference's error, which is one unit here, and one unit at the scale of 4."""
+    truth, unit = torch.tensor([1.0, -4.0]), 2**-7
+
+    def off(units: int) -> list[Tensor]:
+        return [(truth + torch.tensor([units * unit, 0.0])).bfloat16()]
+
+    def reference(seed: int, dtype: torch.dtype) -> list[Tensor]:
+        return [truth.double()] if dtype == torch.float64 else off(1)
+
+    sample = judge.Sample(lambda seed: off(units), reference, torch.bfloat16)
+    why = judge.Judge(sample).why_wrong(KEY, SLOW)
+    assert why == ("" if right else "result 0 is off by 5.469e-02, allowed are 4.688e-02")
+
+
+def test_every_draw_of_few_numbers_is_judged() -> None:
+    seen: set[int] = set()
+
+    def ours(seed: int) -> list[Tensor]:
+        seen.add(seed)
+        return [torch.full((2,), float(seed))]
+
+    def reference(seed: int, dtype: torch.dtype) -> list[Tensor]:
+        return [torch.full((2,), float(seed), dtype=dtype)]
+
+    assert judge.Judge(judge.Sample(ours, reference, torch.float32)).why_wrong(KEY, SLOW) == ""
+    assert len(seen) > 1
 
 
 class Pool:
@@ -377,6 +513,21 @@ class Pool:
         assert seconds >= 0
 
 
+def _products(
+    module: str, size: str, dtype: torch.dtype, device: torch.device
+) -> list[judge.Sample]:
+    """The small family's product, which runs in the interpreter."""
+    small = importlib.import_module(module)
+    generator = torch.Generator().manual_seed(0)
+    a, p = (torch.randn(s, generator=generator).to(dtype) for s in ((32, 256), (256, 128)))
+
+    def reference(seed: int, wide: torch.dtype) -> list[Tensor]:
+        return [a.to(wide) @ p.to(wide)]
+
+    made = judge.Sample(lambda seed: [small.forward(a, p)], reference, dtype)
+    return [made] if size == "small" else []
+
+
 def test_a_whole_search_writes_a_table(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -392,17 +543,11 @@ def test_a_whole_search_writes_a_table(
     _forget_table()
     monkeypatch.setattr(tuning, "MODULES", (name,))
     monkeypatch.setattr(tuning, "candidates", lambda key: [first, second])
-    samples = small.samples
-    monkeypatch.setattr(
-        small,
-        "samples",
-        lambda size, dtype, device: samples(size, dtype, "cpu") if size == "small" else [],
-    )
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Made Up 9000")
     monkeypatch.setattr(tune, "get_context", lambda method: SimpleNamespace(Pool=Pool))
-    monkeypatch.setattr(tune, "_product_error", lambda dtype: 1e-3)
+    monkeypatch.setattr(judge, "samples", _products)
     # The table's, the first and the second candidate; then, the fastest first, the three once more.
     times = iter([3.0, 2.0, 1.0, 1.5, 2.5, 3.5] * 3)
 
@@ -413,7 +558,9 @@ def test_a_whole_search_writes_a_table(
 
     monkeypatch.setattr(tune, "_time", time)
     out = tmp_path / "new.json"
-    found = tune.tune(["small_product"], 60, out, 2)
+    tuned = tune.tune(["small_product"], 60, out, 2)
+    assert tuned.whole
+    found = tuned.found
     assert [one.key.dtype for one in found] == ["half", "tf32", "float32"]
     assert all(one.tried == 3 and not one.left_out for one in found)
     assert len(Pool.asked) == 3 * 3 * 2  # sizes, dtypes, candidates
@@ -424,8 +571,8 @@ def test_a_whole_search_writes_a_table(
     assert best == [second.entry()] * 3
     assert {(one.table[1].median, one.best[1].median) for one in found} == {(3.5, 1.5)}
     assert "3 searched for on Made Up 9000, 0 left" in capsys.readouterr().out
-    found = tune.tune(["small_product"], 0, out, 2)
-    assert found == []
+    tuned = tune.tune(["small_product"], 0, out, 2)
+    assert (tuned.found, tuned.whole) == ([], False)
     assert "left: small_product half small" in capsys.readouterr().out
 
 
