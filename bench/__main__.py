@@ -1,8 +1,12 @@
-"""The command line: `python -m bench run`, `parity`, `compare OLD NEW`, `goals`, `report`."""
+"""The command line: `python -m bench run`, `parity`, `warm`, `merge`, `compare OLD NEW`, `goals`, `report`."""
 
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .suite import Choice
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
@@ -14,6 +18,8 @@ def main(arguments: list[str] | None = None) -> int:
     commands = {
         "run": _run,
         "parity": _parity,
+        "warm": _warm,
+        "merge": _merge,
         "compare": _compare,
         "goals": _goals,
         "report": _report,
@@ -36,6 +42,24 @@ def _parser() -> argparse.ArgumentParser:
     peers = [*PEERS, COPY]
     _add_choice(run, [*labels, *shapes.STEPS], list(shapes.USUAL), [*OPERATORS, "training_step"])
     _add_choice(parity, labels, ["clip", "batch", *shapes.MAPS], list(SUBJECTS))
+    parity.add_argument("--out", type=Path, help="file or folder of the verdicts, default none")
+    parity.add_argument(
+        "--resume", action="store_true", help="keep the verdicts that the file has, find the others"
+    )
+    parity.add_argument(
+        "--processes",
+        type=int,
+        default=0,
+        help="at a time, each with an operator, watched, and begun again where one ends it; needs --out;"
+        " 0: all in this process",
+    )
+    warm = commands.add_parser("warm", help="compile peers ahead, for a run that finds them")
+    _add_choice(warm, labels, ["clip"], list(OPERATORS))
+    warm.add_argument("--peers", nargs="+", choices=PEERS, default=["compile", "max-autotune"])
+    warm.add_argument("--processes", type=int, default=8, help="at a time (%(default)s)")
+    merge = commands.add_parser("merge", help="put results of one machine and commit into one file")
+    merge.add_argument("results", type=Path, nargs="+", help="of `run`, or of `parity`")
+    merge.add_argument("--out", type=Path, required=True)
     run.add_argument("--peers", nargs="*", choices=peers, default=peers)
     run.add_argument("--curves", nargs="*", choices=shapes.CURVES, default=[], help="sizes to vary")
     run.add_argument("--seconds", type=float, default=0.5, help="for the turns of one case")
@@ -102,9 +126,8 @@ def _missing_device(device: str) -> bool:
 
 
 def _run(options: argparse.Namespace) -> int:
-    import pytest
-
     from . import machine
+    from .watch import stoppable, watched
 
     if _missing_device(options.device):
         return 2
@@ -136,31 +159,86 @@ def _run(options: argparse.Namespace) -> int:
         "--benchmark-sort=name",
         "--benchmark-quiet",
     ]
-    status = int(pytest.main(arguments))
+    with stoppable():
+        command = [sys.executable, "-m", "pytest", *arguments]
+        status = watched(command, out.resolve(), _patience(options.device))
     if out.is_file():
         print(f"written to {out}")
     return status
 
 
-def _parity(options: argparse.Namespace) -> int:
-    import torch
+def _patience(device: str) -> float | None:
+    """Seconds after which a contender that does not end is given up; a processor may be as slow as it likes."""
+    return 150.0 if device == "cuda" else None
 
-    from .parity import run_parity
+
+def _choice(options: argparse.Namespace) -> "Choice":
     from .suite import Choice
 
-    if _missing_device(options.device):
-        return 2
-    torch.set_num_threads(options.threads)
-    choice = Choice(
+    return Choice(
         labels=options.shapes,
         curves=(),
         dtypes=options.dtypes,
         modes=options.modes,
         backends=options.backends,
-        peers=(),
+        peers=getattr(options, "peers", ()),
         device=options.device,
     )
-    return run_parity(choice, options.operators)
+
+
+def _parity(options: argparse.Namespace) -> int:
+    import torch
+
+    from . import machine
+    from .parity import run_parity, share_out
+
+    if _missing_device(options.device):
+        return 2
+    if options.processes and options.out is None:
+        print("--processes needs --out", file=sys.stderr)
+        return 2
+    torch.set_num_threads(options.threads)
+    out = options.out
+    if out is not None and out.is_dir():
+        out = out / machine.result_name(options.device, "parity")
+    try:
+        if not options.processes:
+            return run_parity(_choice(options), options.operators, out, options.resume)
+        return share_out(
+            lambda operator, part: _parity_of(options, operator, part),
+            options.operators,
+            out,
+            machine.describe(options.device),
+            resume=options.resume,
+            processes=options.processes,
+            patience=_patience(options.device),
+        )
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _parity_of(options: argparse.Namespace, operator: str, part: Path) -> list[str]:
+    """The command of a process that compares one operator."""
+    lists = ("shapes", "backends", "dtypes", "modes")
+    words = [word for name in lists for word in (f"--{name}", *getattr(options, name))]
+    given = ["--device", options.device, "--threads", str(options.threads)]
+    where = ["--operators", operator, "--out", str(part), "--resume"]
+    return [sys.executable, "-m", "bench", "parity", *words, *given, *where]
+
+
+def _warm(options: argparse.Namespace) -> int:
+    from .warm import run_warm
+
+    if _missing_device(options.device):
+        return 2
+    return run_warm(_choice(options), options.operators, options.processes)
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from .merge import run_merge
+
+    return run_merge(options.results, options.out)
 
 
 def _compare(options: argparse.Namespace) -> int:

@@ -62,6 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
         option.seconds,
         option.out,
         _earlier(option.out, option.device) if resumed else None,
+        option.resume,
     )
 
 
@@ -72,10 +73,10 @@ def _earlier(path: Path, device: str) -> Run:
         pytest.UsageError: it is of another machine, software or commit.
     """
     run = Run.load(path)
-    here = machine.describe(device) | {"date": run.machine["date"]}
-    other = [name for name, value in here.items() if run.machine.get(name) != value]
-    if other:
-        raise pytest.UsageError(f"{path} cannot be resumed: {', '.join(other)} differ")
+    try:
+        machine.require_same(run.machine, machine.describe(device), f"{path} cannot be resumed")
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
     return run
 
 
@@ -102,6 +103,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         parameters: dict[str, Any] = item.callspec.params  # type: ignore[attr-defined]
         config.stash[_SESSION].choose(parameters["plan"], parameters["contender"])
+    print(config.stash[_SESSION].to_do, flush=True)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Who is compared: our backends, plain PyTorch, its compiler, bare products, other people's code."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -130,22 +131,42 @@ def _run(
 
 
 def _replayed(run: Thunk) -> Thunk:
-    """Captures a call as a CUDA graph."""
+    """Captures a call as a CUDA graph.
+
+    Raises:
+        Exception: the call fails, by itself or while it is captured; nothing of the capture is left.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             run()
     torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            results = run()
-    except RuntimeError as error:
-        raise UnavailableError(f"cannot be captured: {error}") from error
+    graph, results = _captured(run)
 
     def replay() -> tuple[Tensor, ...]:
         graph.replay()
         return results
 
     return replay
+
+
+def _captured(run: Thunk) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
+    before = torch.cuda.current_stream()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            results = run()
+    except BaseException:
+        # Where the capture cannot be ended, PyTorch stays on the stream that captured.
+        torch.cuda.set_stream(before)
+        _dropped(graph)
+        raise
+    return graph, results
+
+
+def _dropped(graph: torch.cuda.CUDAGraph) -> None:
+    """Gives up a graph that was not captured to its end, the memory that it drew from, and errors that it left."""
+    for step in (graph.reset, torch.cuda.synchronize, torch.cuda.empty_cache):
+        with suppress(RuntimeError):  # the error to be told is the one that ended the capture
+            step()

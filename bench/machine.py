@@ -35,6 +35,21 @@ def describe(device: str) -> dict[str, Any]:
     }
 
 
+def require_same(there: dict[str, Any], here: dict[str, Any], what: str) -> None:
+    """Makes sure that two runs are of one machine, software and commit, on whatever day.
+
+    Raises:
+        ValueError: they are not; the message begins with `what` and says how.
+    """
+    other = [
+        f"{name} is {there.get(name)!r} there, {here.get(name)!r} here"
+        for name in here
+        if name != "date" and there.get(name) != here[name]
+    ]
+    if other:
+        raise ValueError(f"{what}: {'; '.join(other)}")
+
+
 def result_name(device: str, kind: str = "bench") -> str:
     """Name of a run's file among the committed results; of `python -m bench goals`, where `kind` is "goals"."""
     machine = describe(device)

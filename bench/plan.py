@@ -14,7 +14,11 @@ from .names import is_ours
 from .operators import SUBJECTS
 from .operators.call import Call, Draw, arithmetic, cotangents, leaves, moved_bytes, rounding
 from .records import Case, Measurement, Spread, case_name
-from .timing import Clock, interleave, ratio
+from .timing import Clock, Note, interleave, ratio
+
+
+def _unheard(contender: str, doing: str) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -25,11 +29,13 @@ class Settings:
         device: "cpu" or "cuda".
         seconds: for the turns of one case.
         clock: of the device.
+        note: told who is at work.
     """
 
     device: str
     seconds: float
     clock: Clock
+    note: Note = _unheard
 
 
 @dataclass(frozen=True)
@@ -70,10 +76,11 @@ class Trial:
     Args:
         names: of the contenders.
         device: "cpu" or "cuda".
+        note: told who is at work.
     """
 
-    def __init__(self, names: list[str], device: str) -> None:
-        self._names, self._device = names, device
+    def __init__(self, names: list[str], device: str, note: Note) -> None:
+        self._names, self._device, self._note = names, device, note
         self.ready: dict[str, Contender] = {}
         self._errors: dict[str, verify.Errors] = {}
         self._left_out: dict[str, str] = {}
@@ -95,6 +102,7 @@ class Trial:
         Raises:
             DeviceLostError: the device takes no more work.
         """
+        self._note(name, "compared with float64")
         try:
             yield
         except UnavailableError as error:
@@ -111,6 +119,7 @@ class Trial:
         Raises:
             DeviceLostError: the device takes no more work.
         """
+        self._note("", "computed by the reference")
         try:
             yield
         except Exception as error:
@@ -197,17 +206,22 @@ class OperatorPlan:
 
     def measure(self, names: list[str], settings: Settings) -> Outcome:
         with rounding(self.dtype):
+            settings.note("", "given its inputs")
             call, _ = self._inputs(seed=0)
             flops, moved = arithmetic(call, self.mode), moved_bytes(call, self.mode)
-            checked = self.check(names)
+            checked = self.check(names, settings.note)
             ready, wrong = checked.ready, checked.wrong
             left_out = checked.left_out | {n: f"wrong: {why}" for n, why in wrong.items()}
             runs = {name: contender.run for name, contender in ready.items()}
-            samples = interleave(runs, settings.seconds, settings.clock) if runs else {}
-            measured = {
-                name: _measurement(name, samples, contender, self.mode, settings.device)
-                for name, contender in ready.items()
-            }
+            samples = (
+                interleave(runs, settings.seconds, settings.clock, note=settings.note)
+                if runs
+                else {}
+            )
+            measured = {}
+            for name, contender in ready.items():
+                settings.note(name, "looked at for its memory")
+                measured[name] = _measurement(name, samples, contender, self.mode, settings.device)
         case = Case(
             self.operator, self.label, self.curve, self.sizes, self.dtype, self.mode,
             flops, moved, 0.0, measured, left_out,
@@ -219,9 +233,20 @@ class OperatorPlan:
         call = SUBJECTS[self.operator].make(self.sizes, draw)
         return call, cotangents(call, draw)
 
-    def check(self, names: list[str]) -> Checked:
-        """Compares the results of the contenders named with float64, under the rounding of the case's dtype."""
-        trial = Trial(names, self.device)
+    def call_once(self, name: str) -> None:
+        """Runs one contender, for what that leaves in caches."""
+        with rounding(self.dtype):
+            call, cot = self._inputs(seed=0)
+            contenders.prepare(name, call, self.mode, cot, dynamic=bool(self.curve)).run()
+            device.wait(self.device)
+
+    def check(self, names: list[str], note: Note = _unheard) -> Checked:
+        """Compares the results of the contenders named with float64, under the rounding of the case's dtype.
+
+        Raises:
+            DeviceLostError: the device takes no more work.
+        """
+        trial = Trial(names, self.device, note)
         with rounding(self.dtype):
             first = self._inputs(seed=0)
             numbers = sum(t.numel() for t in first[0].tensors)

@@ -3,12 +3,14 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch._inductor.config as inductor_config
 
-from . import ceilings, machine
+from . import ceilings, device, machine, watch
+from .journal import Journal
 from .names import is_ours
 from .plan import Outcome, Plan, Settings
 from .records import Case, Ceilings, Run
@@ -24,6 +26,7 @@ class Session:
         seconds: for the turns of one case.
         out: where all that is measured is written after every case, so that nothing is lost with what comes next.
         earlier: a run on the same machine, which this one goes on with.
+        resume: whether it goes on with anything, be it only with what ended the run before.
         timer: times the turns; default the device's clock.
     """
 
@@ -33,6 +36,7 @@ class Session:
         seconds: float,
         out: Path | None = None,
         earlier: Run | None = None,
+        resume: bool = False,
         timer: Clock | None = None,
     ) -> None:
         self.choice, self.seconds, self.out = choice, seconds, out
@@ -42,6 +46,11 @@ class Session:
         self._clock = timer or clock(choice.device)
         self._first: Ceilings | None = None
         self._family = ("", "", "")
+        self._journal = Journal(out)
+        if not resume:
+            self._journal.forget()
+        elif (now := self._journal.blame("the run ended without a word")) is not None:
+            print(f"the run before ended without a word: {now}; it is left out as failed")
         # Graph breaks of the peers are theirs; a failure to compile is an error still.
         torch._logging.set_logs(dynamo=logging.ERROR, inductor=logging.ERROR)
         inductor_config.autotune_num_choices_displayed = 0
@@ -55,13 +64,34 @@ class Session:
         if plan.name not in self.outcomes:
             self._forget_compiled(plan)
             self._ceilings()
-            settings = Settings(self.choice.device, self.seconds, self._clock)
-            outcome = plan.measure(self._chosen[plan.name], settings)
+            outcome = self._measured(plan)
             self.outcomes[plan.name] = outcome
             if self.out is not None:
                 self.run(self._ceilings()).save(self.out)
+            self._journal.settle(plan.name)
             print("\n" + "\n".join(summary(outcome.case)), flush=True)
         return self.outcomes[plan.name]
+
+    def _measured(self, plan: Plan) -> Outcome:
+        """What came of a case, without those who failed in its midst, here or in a process that they ended."""
+        names = self._chosen[plan.name]
+        note = partial(self._journal.note, plan.name)
+        settings = Settings(self.choice.device, self.seconds, self._clock, note)
+        while True:
+            failed = self._journal.failed(plan.name, names)
+            try:
+                outcome = plan.measure([name for name in names if name not in failed], settings)
+            except Exception as error:
+                why = device.reason(error)
+                if isinstance(error, device.DeviceLostError) or not device.answers(
+                    self.choice.device
+                ):
+                    watch.lost(f"{self._journal.now}: {why}")
+                now = self._journal.blame(f"fails: {why}")
+                if now is None or len(failed) == len(names):
+                    raise
+                continue
+            return with_failed(outcome, failed)
 
     def finish(self) -> None:
         """Measures the ceilings once more, of which the higher count, and writes the run."""
@@ -78,6 +108,12 @@ class Session:
         floors = [with_floor(case, top) for case in cases]
         return Run(machine.describe(self.choice.device), top, floors)
 
+    @property
+    def to_do(self) -> str:
+        """How much there is to measure, as a sentence."""
+        there = f", {len(self._earlier.cases)} are in the file" if self._earlier else ""
+        return f"{len(self._chosen)} cases to measure{there}"
+
     def has(self, plan: Plan) -> bool:
         """Whether the earlier run measured a case."""
         return self._earlier is not None and any(c.name == plan.name for c in self._earlier.cases)
@@ -92,6 +128,14 @@ class Session:
         if plan.family != self._family or not plan.family[1]:
             torch.compiler.reset()
         self._family = plan.family
+
+
+def with_failed(outcome: Outcome, failed: dict[str, str]) -> Outcome:
+    """The outcome with contenders that failed beside the others."""
+    ours = {name: why for name, why in failed.items() if is_ours(name)}
+    left_out = {name: f"wrong: {why}" if name in ours else why for name, why in failed.items()}
+    case = replace(outcome.case, left_out=outcome.case.left_out | left_out)
+    return replace(outcome, case=case, wrong=outcome.wrong | ours)
 
 
 class Replay:

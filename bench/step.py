@@ -27,7 +27,7 @@ from . import memory, verify
 from .names import ACCELERATED
 from .plan import Outcome, Settings, ratios
 from .records import Case, Measurement, Spread, case_name
-from .timing import interleave
+from .timing import Note, interleave
 
 LEAST_TURNS = 5
 _CLASSES = 7
@@ -114,12 +114,18 @@ class StepPlan:
     def measure(self, names: list[str], settings: Settings) -> Outcome:
         if STEPS[self.label].keep_memory and (reason := keep_freed_memory()):
             return Outcome(self._case({}, dict.fromkeys(names, reason)), {}, {})
+        note = settings.note
         sides = {name: self._side(name) for name in names}
-        wrong = self._wrong(sides)
+        wrong = self._wrong(sides, note)
         left_out = {name: f"wrong: {why}" for name, why in wrong.items()}
         runs = {n: _bound(side, self._batch) for n, side in sides.items() if n not in wrong}
-        samples = interleave(runs, settings.seconds, settings.clock, LEAST_TURNS)
-        measured = {n: self._measurement(n, sides[n], runs[n], samples) for n in runs}
+        samples = (
+            interleave(runs, settings.seconds, settings.clock, LEAST_TURNS, note) if runs else {}
+        )
+        measured = {}
+        for name, run in runs.items():
+            note(name, "looked at for its memory")
+            measured[name] = self._measurement(name, sides[name], run, samples)
         return Outcome(self._case(measured, left_out), samples, wrong)
 
     def _case(self, measured: dict[str, Measurement], left_out: dict[str, str]) -> Case:
@@ -145,16 +151,18 @@ class StepPlan:
             called = cast(nn.Module, torch.compile(model, options={"fallback_random": True}))
         return _stepping(called)
 
-    def _wrong(self, sides: dict[str, TrainingStep]) -> dict[str, str]:
+    def _wrong(self, sides: dict[str, TrainingStep], note: Note) -> dict[str, str]:
         """Sides whose gradient in the first step is off by more than the rule allows.
 
         Errors are of all gradients together, in the Euclidean norm, since the worst of millions says more of luck
         than of code.
         """
+        note("", "computed by the reference")
         truth, plain = _truth_of_step(STEPS[self.label].name, self.device)
         scale, eps = truth.norm().item(), torch.finfo(torch.float32).eps
         wrong = {}
         for name, side in sides.items():
+            note(name, "compared with float64")
             rule = verify.correct if name == ACCELERATED else verify.alike
             error = _distance(_gradient(side, self._batch), truth)
             allowed = rule(plain, scale, eps)

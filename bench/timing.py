@@ -12,6 +12,9 @@ from .records import Spread
 
 Run = Callable[[], object]
 
+Note = Callable[[str, str], None]
+"""Told who is at work and what it is being, such as ("native", "timed"); "" for all of a case."""
+
 LEAST, MOST = 11, 400  # turns
 _WARM_UP = 2
 
@@ -62,7 +65,11 @@ def clock(device: str) -> Clock:
 
 
 def interleave(
-    runs: Mapping[str, Run], seconds: float, clock: Clock, least: int = LEAST
+    runs: Mapping[str, Run],
+    seconds: float,
+    clock: Clock,
+    least: int = LEAST,
+    note: Note = lambda contender, doing: None,
 ) -> dict[str, list[float]]:
     """Times runs in turn; each turn begins with another one, since a run finds the caches as its predecessor left them.
 
@@ -71,6 +78,7 @@ def interleave(
         seconds: for all turns together.
         clock: of the device.
         least: turns that are taken however long it takes.
+        note: told who is at work.
 
     Returns:
         Seconds by name, in the order of the turns.
@@ -78,7 +86,10 @@ def interleave(
     names = list(runs)
     samples: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(_WARM_UP):
-        clock.turn(list(runs.values()))
+        for name, run in runs.items():
+            note(name, "called once")
+            clock.turn([run])
+    note("", "timed in turn")
     end = time.perf_counter() + seconds
     with _no_collection():
         for number in range(MOST):

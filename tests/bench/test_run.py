@@ -1,7 +1,10 @@
 """A run from end to end: what is measured lands in the file, and a slower kernel is found by `compare`."""
 
+import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd.profiler import profile
 
-from bench import ceilings, timing
+from bench import ceilings, timing, warm
 from bench.__main__ import main
 from bench.operators import OPERATORS
+from bench.parity import RIGHT, WRONG, Found, Verdict
 from bench.plan import OperatorPlan, Settings
 from bench.records import Ceilings, Run
 from bench.session import Replay, Session, with_floor
@@ -20,7 +24,8 @@ from bench.suite import Choice
 from bench.timing import CpuClock
 from fbp_kernels import backends, reference
 
-from .made_up import CEILINGS
+from .made_up import CEILINGS, MACHINE, case
+from .made_up import run as made_up_run
 
 ROOT = Path(__file__).parents[2]
 CHOICE = Choice(
@@ -225,6 +230,106 @@ def test_parity_in_tf32_runs_in_tf32(
 
 
 @pytest.mark.slow
+def test_parity_goes_on_and_shares_its_work_out(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "parity.json"
+    arguments = ["parity", "--shapes", "tiny", "--backends", "native", "--processes", "2"]
+    arguments += ["--operators", "fbp", "power_normalize", "--out", str(out), "--modes"]
+    assert main([*arguments, "forward"]) == 0
+    assert "in the file: 2 asked for: 2 right, 0 wrong, 0 left out" in capfd.readouterr().out
+    first = Found.load(out)
+    assert set(first.cases) == {f"{o} tiny float32 forward" for o in ("fbp", "power_normalize")}
+    # Known ones are not compared again, whatever has become of them.
+    name = "fbp tiny float32 forward"
+    wrong = Found(first.machine, first.cases | {name: {"native": Verdict(WRONG, 3.0, "off by 3")}})
+    wrong.save(out)
+    assert main([*arguments, "forward", "training", "--resume"]) == 1
+    printed = capfd.readouterr().out
+    assert "300%  WRONG: off by 3  (known)" in printed
+    assert f"WRONG: native in {name}: off by 3" in printed
+    assert "in the file: 4 asked for: 3 right, 1 wrong, 0 left out" in printed
+    second = Found.load(out)
+    assert second.cases[name] == {"native": Verdict(WRONG, 3.0, "off by 3")}
+    assert os.listdir(tmp_path) == ["parity.json"]
+    Found(first.machine | {"commit": "another"}, first.cases).save(out)
+    assert main([*arguments, "forward", "--resume"]) == 2
+    assert "parity.json cannot be resumed: commit is 'another' there" in capfd.readouterr().err
+
+
+def test_parity_is_merged_and_what_differs_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right, wrong = Verdict(RIGHT, 0.5), Verdict(WRONG, 2.0, "off")
+    paths = [tmp_path / name for name in ("a.json", "b.json", "c.json")]
+    Found(MACHINE, {"one": {"native": right}}).save(paths[0])
+    other = {"one": {"native": wrong, "triton": right}, "two": {"native": wrong}}
+    Found(MACHINE | {"date": "2026-03-04"}, other).save(paths[1])
+    assert main(["merge", *map(str, paths[:2]), "--out", str(paths[2])]) == 0
+    assert "one of native is in" in capsys.readouterr().out
+    merged = Found.load(paths[2])
+    assert merged.cases["one"] == {"native": right, "triton": right}
+    assert merged.cases["two"] == {"native": wrong}
+    made_up_run(case()).save(paths[2])
+    assert main(["merge", str(paths[0]), str(paths[2]), "--out", str(paths[2])]) == 2
+    assert "c.json is of another kind than" in capsys.readouterr().err
+
+
+def test_runs_are_merged_and_what_differs_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [str(tmp_path / name) for name in ("a.json", "b.json", "c.json")]
+    first = made_up_run(case(native=2.0))
+    first.save(Path(paths[0]))
+    faster = Ceilings({"float32": 4e11, "tf32": 1e12}, 1e10, {"float32": "a", "tf32": "b"})
+    second = made_up_run(case(native=3.0), case("am_fbp", dtype="tf32"), date="2026-03-04")
+    replace(second, ceilings=faster).save(Path(paths[1]))
+    assert main(["merge", *paths[:2], "--out", paths[2]]) == 0
+    assert f"fbp clip float32 forward is in {paths[1]}, too" in capsys.readouterr().out
+    merged = Run.load(Path(paths[2]))
+    assert [c.name for c in merged.cases] == [
+        "fbp clip float32 forward",
+        "am_fbp clip tf32 forward",
+    ]
+    assert merged.cases[0].contenders == first.cases[0].contenders
+    assert merged.ceilings.flops == faster.flops
+    # The floors are those of the ceilings that both measured together.
+    assert merged.cases[0].floor_seconds == max(1e8 / 4e11, 1e7 / 2e10)
+    for other in ({"commit": "another"}, {"torch": "2.12.0"}, {"device": "nvidia-h100"}):
+        made_up_run(case(), **other).save(Path(paths[1]))
+        assert main(["merge", *paths[:2], "--out", paths[2]]) == 2
+        (name,) = other
+        assert f"cannot be merged with {paths[0]}: {name} is {other[name]!r} there" in (
+            capsys.readouterr().err
+        )
+
+
+@pytest.mark.slow
+def test_peers_are_compiled_by_processes_of_their_own(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["warm", "--shapes", "tiny", "--operators", "power_normalize", "--modes", "forward"]
+    assert main([*arguments, "--peers", "eager", "products", "--processes", "1"]) == 0
+    printed = capfd.readouterr().out
+    assert re.search(r"power_normalize tiny float32 forward: eager: \d+ s", printed)
+    assert "0 failed" in printed
+
+
+def test_what_takes_longest_is_compiled_first_and_no_graph() -> None:
+    choice = replace(CHOICE, peers=("compile", "max-autotune"), device="cuda")
+    found = [(plan.label, name) for plan, name in warm.jobs(choice, ["fbp"])]
+    assert found == [("clip", "max-autotune"), ("clip", "compile")]
+
+
+def test_nothing_is_compiled_where_nobody_would_find_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    assert warm.run_warm(replace(CHOICE, device="cuda"), ["fbp"], 1) == 2
+    assert "TRITON_CACHE_DIR is not set" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_run_is_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run.json"
     arguments = ["run", "--shapes", "tiny", "--operators", "fbp", "--modes", "forward"]
@@ -248,7 +353,7 @@ def test_a_run_is_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     Run(first.machine | {"commit": "another"}, first.ceilings, first.cases).save(out)
     done = _bench(*arguments, "--resume")
     assert done.returncode != 0
-    assert "run.json cannot be resumed: commit differ" in done.stdout + done.stderr
+    assert "run.json cannot be resumed: commit is 'another' there" in done.stdout + done.stderr
 
 
 def test_a_replayed_timer_gives_the_durations_that_were_measured() -> None:
