@@ -1,4 +1,4 @@
-"""The command line: `python -m bench run`, `parity`, `warm`, `merge`, `compare OLD NEW`, `goals`, `report`."""
+"""The command line: `run`, `parity`, `warm`, `merge`, `compare OLD NEW`, `goals`, `choice`, `report`."""
 
 import argparse
 import sys
@@ -22,6 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
         "merge": _merge,
         "compare": _compare,
         "goals": _goals,
+        "choice": _enter,
         "report": _report,
     }
     command = commands[options.command]
@@ -87,6 +88,11 @@ def _parser() -> argparse.ArgumentParser:
     goals.add_argument(
         "--out", type=Path, help="file or folder; there it is goals-DEVICE-DATE.json; default none"
     )
+
+    choice = commands.add_parser(
+        "choice", help="enter what GPUs measured into the table by which backends are chosen there"
+    )
+    choice.add_argument("results", nargs="+", type=Path, help="files that `run` has written")
 
     report = commands.add_parser("report", help="write docs/benchmarks.md and the README's figures")
     report.add_argument("--check", action="store_true", help="write nothing, exit 1 if they differ")
@@ -258,6 +264,12 @@ def _goals(options: argparse.Namespace) -> int:
     if out is not None and out.is_dir():
         out = out / machine.result_name("cpu", "goals")
     return run_goals(options.patterns, options.seconds, out)
+
+
+def _enter(options: argparse.Namespace) -> int:
+    from .choice import run_choice
+
+    return run_choice(options.results)
 
 
 def _report(options: argparse.Namespace) -> int:

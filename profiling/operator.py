@@ -143,7 +143,9 @@ def _run(options: argparse.Namespace, given: list[str], device: torch.device) ->
         )
     draw = Draw(options.dtype, device.type)
     call = OPERATORS[options.operator].make(shapes[label], draw)
-    backend = backends.resolve(call.operator, options.backend, device.type)
+    backend = backends.resolve(
+        call.operator, options.backend, device.type, call.tensors[0].dtype, call.tensors
+    )
     calls = Calls(call, options.mode, backend, cotangents(call, draw))
     if options.external:
         commands.watch(lambda: one_step(calls, device), options.steps, device)

@@ -4,22 +4,19 @@ An operator's file registers itself with `register`; a backend's module (`native
 cannot run at all, if so.
 """
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from . import native, triton
+from . import choice, native, triton
 
 BACKENDS = ("native", "triton", "reference")  # in order of preference on the CPU
 ENVIRONMENT = "FBP_BACKEND"
 _ENTRIES, _ENTRY = os.environ._data, os.environ.encodekey(ENVIRONMENT)  # type: ignore[attr-defined]
-
-# Up to how many rows of the batch the native CUDA kernels of an operator go before Triton's. It takes a measurement on
-# a GPU to enter an operator, and there is none yet: native is what runs where Triton is not there, or by name.
-NATIVE_ROWS_ON_CUDA: dict[str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -32,20 +29,39 @@ class Kernel:
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """Whether one backend runs one operator on one kind of device; `reason` says why not."""
+    """Whether one backend runs one operator on one kind of device.
+
+    Attributes:
+        operator: its name.
+        backend: likewise.
+        available: whether it runs there.
+        reason: why not, if so.
+        first: on a GPU, where it is the first choice: "" where it is nowhere.
+    """
 
     operator: str
     backend: str
     available: bool
     reason: str = ""
+    first: str = ""
 
 
 _kernels: dict[str, dict[str, Kernel]] = {}
+_work: dict[str, Callable[..., int]] = {}
+_steps: dict[str, dict[str, tuple[choice.Step, ...]]] = {}  # by operator and class of dtype
 
 
-def register(operator: str, **kernels: Kernel) -> None:
-    """Enters an operator and its fused kernels by backend name; the reference runs every operator."""
+def register(operator: str, work: Callable[..., int], **kernels: Kernel) -> None:
+    """Enters an operator and its fused kernels by backend name; the reference runs every operator.
+
+    Args:
+        operator: its name.
+        work: gives the multiply-adds of a forward, or what takes as long; called with the operator's inputs.
+        kernels: by backend.
+    """
     _kernels[operator] = kernels
+    _work[operator] = work
+    _steps[operator] = {dtype: choice.steps(operator, dtype) for dtype in ("half", "float32")}
 
 
 def kernel(operator: str, backend: str) -> Kernel:
@@ -60,26 +76,80 @@ def available_backends(device: torch.device | str = "cpu") -> list[BackendStatus
         device: a device or its type, such as "cpu" or "cuda".
 
     Returns:
-        One entry for each operator and backend, the preferred backend of an operator first; on a GPU, of
-        operators that prefer another one for small batches, that for large ones.
+        One entry for each operator and backend, the preferred backend of an operator first; on a GPU, where that
+        depends on the size, that of large calls in half precision.
     """
     device_type = torch.device(device).type
     return [
-        BackendStatus(operator, backend, not reason, reason)
+        BackendStatus(operator, backend, not reason, reason, _first(operator, backend, device_type))
         for operator in _kernels
-        for backend in _preferred(operator, device_type, None)
+        for backend in step(operator, device_type).order
         for reason in [_why_not(operator, backend, device_type)]
     ]
 
 
-def _preferred(operator: str, device_type: str, batch: torch.Tensor | None) -> tuple[str, ...]:
-    """The backends in order of preference."""
+def work(operator: str, inputs: Sequence[torch.Tensor | None]) -> int:
+    """The multiply-adds of an operator's forward, or what takes as long."""
+    return _work[operator](*inputs)
+
+
+def step(
+    operator: str,
+    device_type: str,
+    dtype: torch.dtype | None = None,
+    inputs: Sequence[torch.Tensor | None] = (),
+) -> choice.Step:
+    """The backends for a call in order of preference, with what decided; for a large call where no inputs are known."""
     if device_type != "cuda":
-        return BACKENDS
-    limit = NATIVE_ROWS_ON_CUDA.get(operator)
-    if limit is not None and batch is not None and batch.dim() and batch.shape[0] <= limit:
-        return BACKENDS
-    return ("triton", "native", "reference")
+        return _CPU
+    steps = _steps[operator][choice.kind(dtype)]
+    if not inputs:
+        return steps[-1]
+    try:
+        size = _work[operator](*inputs)
+    except (AttributeError, IndexError, TypeError):
+        return steps[-1]  # the operator is about to refuse these arguments
+    for one in steps:
+        if size <= one.work:
+            return one
+    raise AssertionError("the last step has no end")
+
+
+_CPU = choice.Step(math.inf, BACKENDS, "")
+
+
+def _first(operator: str, backend: str, device_type: str) -> str:
+    """Where on a GPU a backend is the first choice of an operator, in words."""
+    if device_type != "cuda":
+        return ""
+    ranges = {dtype: _ranges(steps, backend) for dtype, steps in _steps[operator].items()}
+    if len(set(ranges.values())) == 1:
+        return ranges["half"]
+    return "; ".join(f"{where} in {dtype}" for dtype, where in ranges.items() if where)
+
+
+def _ranges(steps: tuple[choice.Step, ...], backend: str) -> str:
+    """For which work a backend comes first in steps: "up to 4.8e+09 multiply-adds", or ""."""
+    found: list[list[float]] = []
+    start = 0.0
+    for one in steps:
+        if one.order[0] == backend:
+            if found and found[-1][1] == start:
+                found[-1][1] = one.work
+            else:
+                found.append([start, one.work])
+        start = one.work
+    return " and ".join(_range(*bounds) for bounds in found)
+
+
+def _range(start: float, end: float) -> str:
+    if end == math.inf:
+        return f"from {start:.2g} multiply-adds" if start else "for every size"
+    return (
+        f"from {start:.2g} to {end:.2g} multiply-adds"
+        if start
+        else f"up to {end:.2g} multiply-adds"
+    )
 
 
 def resolve(
@@ -87,7 +157,7 @@ def resolve(
     backend: str | None,
     device_type: str,
     dtype: torch.dtype | None = None,
-    batch: torch.Tensor | None = None,
+    inputs: Sequence[torch.Tensor | None] = (),
 ) -> str:
     """The backend that runs a call.
 
@@ -96,7 +166,7 @@ def resolve(
         backend: a name, or None for the one in the environment variable FBP_BACKEND, else the best.
         device_type: where the tensors are, such as "cpu".
         dtype: theirs, where it is known.
-        batch: the first of them, where it is known: the best may depend on its rows.
+        inputs: the operator's differentiable inputs, where they are known: on a GPU the best depends on the work.
 
     Raises:
         ValueError: there is no backend of that name.
@@ -104,7 +174,7 @@ def resolve(
     """
     asked = backend or asked_for()
     if not asked:
-        return _best(operator, device_type, dtype, batch)
+        return _best(operator, device_type, dtype, inputs)
     if asked not in BACKENDS:
         source = "backend" if backend else f"the environment variable {ENVIRONMENT}"
         raise ValueError(f"{source} is {asked!r}, expected one of {', '.join(sorted(BACKENDS))}")
@@ -122,9 +192,12 @@ def asked_for() -> str | None:
 
 
 def _best(
-    operator: str, device_type: str, dtype: torch.dtype | None, batch: torch.Tensor | None
+    operator: str,
+    device_type: str,
+    dtype: torch.dtype | None,
+    inputs: Sequence[torch.Tensor | None],
 ) -> str:
-    for backend in _preferred(operator, device_type, batch):
+    for backend in step(operator, device_type, dtype, inputs).order:
         # The interpreter is there to check kernels: nobody who asked for nothing wants it.
         interpreted = backend == "triton" and device_type == "cpu"
         if not interpreted and not _why_not(operator, backend, device_type, dtype):

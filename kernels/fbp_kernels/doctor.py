@@ -5,7 +5,7 @@ import platform
 
 import torch
 
-from . import backends, native, triton
+from . import backends, choice, native, triton
 from .triton import interpreted, tuning
 
 
@@ -26,7 +26,7 @@ def report() -> str:
         lines += ["", f"{device} ({name})"]
         if device == "cuda":
             lines.append(f"  Triton kernels: {_configurations()}")
-            lines.append(f"  native before Triton: {_native_first()}")
+            lines += _choice(name)
         lines += [_row(status) for status in backends.available_backends(device)]
     return "\n".join(lines)
 
@@ -59,12 +59,19 @@ def _configurations() -> str:
     )
 
 
-def _native_first() -> str:
-    """Where the native CUDA kernels are the first choice."""
-    rows = backends.NATIVE_ROWS_ON_CUDA
-    return ", ".join(f"{o} up to {n} rows" for o, n in rows.items()) or "nowhere, if not by name"
+def _choice(gpu: str) -> list[str]:
+    """What the choice of backends on GPUs was measured on."""
+    rows = choice.table()
+    sources = sorted({row.source for row in rows})
+    here = any(gpu in source for source in sources)
+    elsewhere = "" if here else f"; of a {gpu} nothing was measured"
+    return [
+        f"  the choice of backends: {len(rows)} measurements, by {'; '.join(sources)}{elsewhere}",
+        *(f"    {row}" for row in rows),
+    ]
 
 
 def _row(status: backends.BackendStatus) -> str:
     verdict = "yes" if status.available else f"no: {status.reason}"
-    return f"  {status.operator:<20} {status.backend:<10} {verdict}"
+    first = f", first {status.first}" * bool(status.available and status.first)
+    return f"  {status.operator:<20} {status.backend:<10} {verdict}{first}"

@@ -109,7 +109,7 @@ def explain(operator: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Ex
     return Explanation(
         operator=name,
         backend=call.backend,
-        because=_because(call.backend, asked),
+        because=_because(name, call, asked, tuple(tensors.values())),
         kernel=_kernel(name, call),
         device=device,
         dtype=dtype,
@@ -146,6 +146,7 @@ class _Watch(TorchDispatchMode):
     def __init__(self, operator: str, asked: str | None, tensors: dict[str, Tensor]) -> None:
         super().__init__()
         self._operator, self._asked = operator, asked
+        self._tensors = tensors
         self._names = {id(tensor): name for name, tensor in tensors.items()}
         self._first = next(iter(tensors.values()), None)
         self.copies: list[str] = []
@@ -177,7 +178,8 @@ class _Watch(TorchDispatchMode):
         if first is None:
             return
         kind, dtype = first.device.type, first.dtype
-        if backends.resolve(self._operator, self._asked, kind, dtype) == "reference":
+        inputs = tuple(self._tensors.values())
+        if backends.resolve(self._operator, self._asked, kind, dtype, inputs) == "reference":
             if torch.is_autocast_enabled(kind):
                 dtype = torch.get_autocast_dtype(kind)
             raise _StoppedError("reference", first.device, dtype, ())
@@ -192,12 +194,24 @@ def _path(tensors: tuple[Tensor, ...]) -> str:
     return "through the dispatcher: a mode, a transform, a compiler or a subclass of Tensor listens"
 
 
-def _because(backend: str, asked: str | None) -> str:
+def _because(
+    operator: str, call: _StoppedError, asked: str | None, inputs: tuple[Tensor, ...]
+) -> str:
     if asked:
         return "the argument backend asks for it"
     if backends.asked_for():
         return f"the environment variable {backends.ENVIRONMENT} asks for it"
-    return f"the first of {', '.join(backends.BACKENDS)} that can run this call"
+    step = backends.step(operator, call.device.type, call.dtype, inputs)
+    first = f"the first of {', '.join(step.order)} that can run this call"
+    if not step.why:
+        return first
+    return f"{first}; on a GPU {step.why}{_elsewhere(step.why, call.device)}"
+
+
+def _elsewhere(why: str, device: torch.device) -> str:
+    """What has to be said where a GPU is not the one that was measured."""
+    name = torch.cuda.get_device_name(device)
+    return "" if name in why else f"; this is a {name}, of which nothing was measured"
 
 
 def _kernel(operator: str, call: _StoppedError) -> str:

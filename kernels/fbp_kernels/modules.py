@@ -430,7 +430,9 @@ class BatchNorm(nn.BatchNorm2d):
                 "Expected more than 1 value per channel when training, got input of shape "
                 f"{tuple(input.shape)}"
             )
-        reference = backends.resolve("batch_norm", self.backend, input.device.type) == "reference"
+        kind, dtype = input.device.type, input.dtype
+        chosen = backends.resolve("batch_norm", self.backend, kind, dtype, (input,))
+        reference = chosen == "reference"
         if not self.training or (reference and lengths is None):
             y = super().forward(input)  # one pass, where the definition takes several
             if lengths is not None:

@@ -42,22 +42,6 @@ def test_the_build_leaves_its_reason_in_the_package(
     assert native._load("_native_cuda") == expected
 
 
-@pytest.mark.parametrize("operator", BILINEAR)
-def test_a_gpu_gets_what_has_been_measured_to_be_faster(
-    built: None, monkeypatch: pytest.MonkeyPatch, operator: str
-) -> None:
-    def best(rows: int) -> str:
-        return backends.resolve(operator, None, "cuda", torch.float32, torch.empty(rows, 3))
-
-    assert best(32) == "triton", "nothing has been measured"
-    monkeypatch.setattr(backends, "NATIVE_ROWS_ON_CUDA", {operator: 64})
-    assert [best(rows) for rows in (1, 64, 65)] == ["native", "native", "triton"]
-    assert backends.resolve(operator, None, "cuda") == "triton", "no rows are known"
-    monkeypatch.setattr(triton, "why_not", lambda *_: "Triton is not installed")
-    assert best(65) == "native"
-    assert backends.resolve(operator, "native", "cuda", torch.float16) == "native"
-
-
 def test_what_the_cuda_kernels_do_not_have_is_said_and_not_chosen(built: None) -> None:
     assert backends.resolve("fbp", None, "cuda", torch.float64) == "reference"
     with pytest.raises(RuntimeError, match="native CUDA kernels have no float64"):

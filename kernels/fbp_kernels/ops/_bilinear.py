@@ -60,7 +60,7 @@ class Pooling:
         inputs = _operator.autocast(*inputs)
         lengths = self.check(inputs, lengths, attributes)
         a: Any = inputs[0]
-        chosen = backends.resolve(self.operator.name, backend, a.device.type, a.dtype, a)
+        chosen = backends.resolve(self.operator.name, backend, a.device.type, a.dtype, inputs)
         seed = _operator.draw_seed(attributes[-1], training, a.device)
         if chosen == "reference":
             return self.reference(inputs, lengths, attributes, seed)
@@ -78,7 +78,7 @@ class Pooling:
         device = "cpu" if a.is_cpu else a.device.type
         return (
             not torch.is_autocast_enabled(device)
-            and backends.resolve(self.operator.name, backend, device, a.dtype, a) == "native"
+            and backends.resolve(self.operator.name, backend, device, a.dtype, inputs) == "native"
         )
 
     def _native(
@@ -123,6 +123,11 @@ def projections(a: Tensor, trunks: int, columns: int, keep: bool) -> tuple[Tenso
     """The two projections as the fake forward gives them: (H, B, N) each, or empty."""
     shape = (trunks, a.shape[0], columns) if keep else (0,)
     return a.new_empty(shape), a.new_empty(shape)
+
+
+def work(a: Tensor, v: Tensor, p: Tensor, *_: Any) -> int:
+    """Multiply-adds of the projections of one level: each number of a and v meets all columns of its trunk."""
+    return (a.numel() + v.numel()) * p.shape[-1]
 
 
 def add_trunk(per_row: tuple[Tensor, ...], shared: tuple[Tensor | None, ...]) -> list[Any]:

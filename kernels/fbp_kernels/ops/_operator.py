@@ -20,6 +20,8 @@ LIBRARY = torch.library.Library("fbp_kernels", "DEF")
 
 KEEP_LIMIT = 64 * 2**20  # bytes
 
+MOVED = 32  # multiply-adds that take as long, roughly, as to read a number and write one
+
 
 @dataclass(frozen=True)
 class Operator:
@@ -41,6 +43,7 @@ class Operator:
         kept: how many tensors the forward may keep, 0 where it has no `keep` argument.
         fake: shapes of the forward's results; called as a forward kernel is.
         fake_gradient: what the gradient of an input looks like, contiguous by default.
+        work: multiply-adds of a forward, or what takes as long; called with the inputs.
     """
 
     name: str
@@ -52,10 +55,11 @@ class Operator:
     reused: tuple[int, ...] = ()
     kept: int = 0
     fake_gradient: Callable[[Tensor], Tensor] = lambda t: t.new_empty(t.shape)
+    work: Callable[..., int] = lambda x, *_: MOVED * x.numel()
 
     def register(self, **kernels: backends.Kernel) -> "Registered":
         """Registers schema, fake kernels and autograd with PyTorch, and the kernels by backend."""
-        backends.register(self.name, **kernels)
+        backends.register(self.name, self.work, **kernels)
         keep = ("bool keep",) if self.kept else ()
         gradients = tuple(f"Tensor? dz{i}" for i in range(self.results))
         reused = tuple(f"Tensor z{i}" for i in self.reused)

@@ -95,6 +95,12 @@ def _elements(a: Tensor, *rest: Any) -> int:
     return a.shape[0] * (p.shape[1] + H * N)
 
 
+def _work(a: Tensor, v: Tensor, *rest: Any) -> int:
+    a_trunks, v_trunks, p, _, p_trunks, *_ = rest
+    each = (a_trunks.numel() + v_trunks.numel()) * p_trunks.shape[-1]
+    return (a.numel() + v.numel()) * p.shape[-1] + each
+
+
 def _fake(*arguments: Any) -> tuple[Tensor, ...]:
     a, _, _, _, p, _, p_trunks, _, _, _, factor, trunk_factor, _, _, keep = arguments
     N, (H, _, N_trunks) = p.shape[1], p_trunks.shape
@@ -148,6 +154,7 @@ _registered = _operator.Operator(
     attributes=("SymInt factor", "SymInt trunk_factor", "bool adaptive", "float dropout"),
     kept=4,
     fake=_fake,
+    work=_work,
 ).register(
     native=backends.Kernel(native.raw("am_fbp_forward"), native.raw("am_fbp_backward")),
     triton=backends.Kernel(_triton, _triton_backward),

@@ -61,7 +61,7 @@ def attention_pool(
         _check.shape("attention_pool", "scale", scale)
         if scale.device != x.device:
             raise ValueError(f"attention_pool: scale is on {scale.device}, expected {x.device}")
-    chosen = backends.resolve("attention_pool", backend, x.device.type, x.dtype)
+    chosen = backends.resolve("attention_pool", backend, x.device.type, x.dtype, (x, weight))
     if chosen == "reference":
         return reference.attention_pool(
             x, weight, bias, query, scale, trunks=trunks, lengths=lengths
@@ -92,6 +92,7 @@ _call = _operator.Operator(
     results=3,
     reused=(2,),  # the weights
     kept=1,  # the hidden layer
+    work=lambda x, weight, *_: x.numel() * weight.shape[1],
 ).register(
     native=backends.Kernel(
         native.raw("attention_pool_forward"), native.raw("attention_pool_backward")

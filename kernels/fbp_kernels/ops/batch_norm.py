@@ -61,7 +61,7 @@ def batch_norm(
             raise ValueError(f"batch_norm: {name} is on {parameter.device}, expected {x.device}")
     lengths = _check.lengths("batch_norm", lengths, x.shape[0], x.shape[-1], x.device)
     weight, bias = weight.to(wide), bias.to(wide)
-    chosen = backends.resolve("batch_norm", backend, x.device.type, x.dtype)
+    chosen = backends.resolve("batch_norm", backend, x.device.type, x.dtype, (x,))
     if chosen == "reference":
         return reference.batch_norm(x, weight, bias, lengths=lengths, eps=eps, relu=relu)
     y, mean, var = _call(_layout.readable(x), weight, bias, lengths, eps, relu, True, chosen)

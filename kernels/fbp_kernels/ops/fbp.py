@@ -119,6 +119,7 @@ _registered = _operator.Operator(
     attributes=("SymInt factor", "bool adaptive", "float dropout"),
     kept=2,
     fake=_fake,
+    work=_bilinear.work,
 ).register(
     native=backends.Kernel(native.raw("fbp_forward"), native.raw("fbp_backward")),
     triton=backends.Kernel(_triton, _triton_backward),

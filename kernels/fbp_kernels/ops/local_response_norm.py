@@ -51,7 +51,7 @@ def local_response_norm(
         raise ValueError(f"local_response_norm: size is {size}, expected at least 1")
     if not k > 0:
         raise ValueError(f"local_response_norm: k is {k}, expected a positive number")
-    chosen = backends.resolve("local_response_norm", backend, x.device.type, x.dtype)
+    chosen = backends.resolve("local_response_norm", backend, x.device.type, x.dtype, (x,))
     if chosen == "reference":
         return reference.local_response_norm(x, size, alpha, beta, k, relu=relu)
     y: Tensor = _call(_layout.readable(x), size, alpha, beta, k, relu, chosen)

@@ -27,7 +27,7 @@ def power_normalize(z: Tensor, eps: float = 1e-12, *, backend: str | None = None
     _check.tensors("power_normalize", z=z)
     if z.dim() < 1:
         raise ValueError("power_normalize: z is a scalar, expected at least one dimension (*, O)")
-    chosen = backends.resolve("power_normalize", backend, z.device.type, z.dtype)
+    chosen = backends.resolve("power_normalize", backend, z.device.type, z.dtype, (z,))
     if chosen == "reference":
         return reference.power_normalize(z, eps)
     y: Tensor = _call(z, eps, chosen)

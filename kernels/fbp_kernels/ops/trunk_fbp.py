@@ -117,6 +117,7 @@ _registered = _operator.Operator(
     attributes=("SymInt factor", "float dropout"),
     kept=2,
     fake=_fake,
+    work=_bilinear.work,
 ).register(
     native=backends.Kernel(native.raw("trunk_fbp_forward"), native.raw("trunk_fbp_backward")),
     triton=backends.Kernel(_triton, _triton_backward),
