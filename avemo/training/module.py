@@ -65,7 +65,8 @@ class EmotionModule(pl.LightningModule):
         return F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = build_optimizer(self.model, self.config)
+        scaled = self.trainer.precision == "16-mixed"
+        optimizer = build_optimizer(self.model, self.config, scaled=scaled)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = build_schedule(optimizer, self.config, steps)
         return {
@@ -73,14 +74,41 @@ class EmotionModule(pl.LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the norm of all gradients together.
+
+        As Lightning does, which however refuses to in mixed precision where the optimiser is a fused one, in bfloat16
+        too, where nothing is scaled.
+        """
+        if gradient_clip_val:
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
 
 def seed_step(seed: int, step: int) -> None:
     """Seeds PyTorch on all devices for one training step."""
     torch.manual_seed((seed << 32) + step)
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices and kernels, but neither biases nor normalisations."""
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig, *, scaled: bool = False
+) -> torch.optim.AdamW:
+    """AdamW that decays matrices and kernels, but neither biases nor normalisations.
+
+    On a GPU it is the fused one, which takes all weights in a few launches. On a CPU that copies whatever is not
+    contiguous, weights of convolutions first of all, and takes ten times as long as the plain loop.
+
+    Args:
+        model: on the device that it will run on.
+        config: its settings.
+        scaled: whether a loss scaler works on the gradients, as in float16. A fused optimiser takes the scale out in
+            its step alone, and so after they are clipped: then it is none.
+    """
+    fused = not scaled and all(p.device.type == "cuda" for p in model.parameters())
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     return torch.optim.AdamW(
@@ -89,6 +117,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
             {"params": others, "weight_decay": 0.0},
         ],
         lr=config.learning_rate,
+        fused=fused or None,  # None: as PyTorch likes
     )
 
 

@@ -48,7 +48,8 @@ def test_same_results_with_the_same_objects() -> None:
         torch.testing.assert_close(p.grad, other.grad)
 
 
-def test_convolutions_become_channels_last_where_native_kernels_come_in() -> None:
+@pytest.mark.parametrize("backend", ["native", "triton"])
+def test_convolutions_become_channels_last_where_fused_kernels_come_in(backend: str) -> None:
     def strides(model: Model) -> tuple[int, ...]:
         return model.features[0].weight.stride()
 
@@ -56,7 +57,7 @@ def test_convolutions_become_channels_last_where_native_kernels_come_in() -> Non
     weight, values = model.features[0].weight, model.features[0].weight.detach().clone()
     fk.accelerate(model, "reference")
     assert strides(model) == (9, 9, 3, 1)
-    fk.accelerate(model)
+    fk.accelerate(model, backend)
     assert strides(model) == (9, 1, 3, 1), "and of one channel too, so that its result is"
     assert model.features[0].weight is weight
     assert torch.equal(weight, values)

@@ -6,10 +6,13 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fbp_kernels
 from avemo.data.augment import AugmentConfig
@@ -189,6 +192,43 @@ def test_biases_and_normalisations_are_not_decayed() -> None:
     assert decay.keys() == {name for name, _ in model.named_parameters()}
     assert decay["fusion.p"] == decay["audio.encoder.conv1.weight"] == 0.5
     assert decay["norms.0.weight"] == decay["classifier.bias"] == 0.0
+
+
+def test_the_optimizer_is_fused_on_a_gpu_alone() -> None:
+    def fused(device: str, *, scaled: bool = False) -> bool:
+        model = nn.ParameterList(torch.empty(shape, device=device) for shape in ((3, 2), (3,)))
+        optimizer = build_optimizer(model, OptimizerConfig(), scaled=scaled)
+        return bool(optimizer.defaults["fused"])
+
+    with FakeTensorMode():
+        assert fused("cuda")
+        assert not fused("cuda", scaled=True)
+        assert not fused("cpu")
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_for_a_fused_optimizer_too(
+    cache: Path, tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is on a GPU; PyTorch has one for CPUs."""
+    norms: list[float] = []
+
+    class Fused(torch.optim.AdamW):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options | {"fused": True})
+
+        def step(self, closure: Any = None) -> Any:
+            loss = closure()
+            gradients = [p.grad for group in self.param_groups for p in group["params"]]
+            norms.append(torch.cat([g.flatten() for g in gradients if g is not None]).norm().item())
+            super().step()
+            return loss
+
+    monkeypatch.setattr(torch.optim, "AdamW", Fused)
+    trainer = TrainerConfig(epochs=1, accelerator="cpu", precision=precision)  # type: ignore[arg-type]
+    run(cache, tmp_path, optimizer=OptimizerConfig(gradient_clip=0.01), trainer=trainer)
+    assert norms
+    assert max(norms) == pytest.approx(0.01, rel=1e-3)
 
 
 STEPS = 200
