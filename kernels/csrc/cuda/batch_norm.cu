@@ -72,7 +72,7 @@ struct Norm {
   i64 shares;        // of a lane
 };
 
-constexpr int kForwardParameters = 3, kSlopes = 4;
+constexpr int kForwardParameters = 3, kSlopes = 3;
 
 struct Slot {
   i64 at;             // of the first number
@@ -461,14 +461,13 @@ __device__ inline void finish_backward(const Norm& norm, int c, double share, do
   const double centred = product - rest * sum, slope = centred * r * r * share;
   norm.d_bias[c] = static_cast<float>(sum);
   norm.d_weight[c] = static_cast<float>(centred * r);
-  // What is subtracted from a gradient: a constant, a slope, and what these and the mean lose when
-  // they are rounded.
+  // What is subtracted from a gradient: a constant, a slope, and what the constant and the mean
+  // lose when they are rounded.
+  const float constant = static_cast<float>(sum * share);
   float* const to = norm.slopes + c;
-  const float constant = static_cast<float>(sum * share), rounded = static_cast<float>(slope);
   to[0] = constant;
-  to[i64{1} * norm.channels] = rounded;
-  to[i64{2} * norm.channels] = static_cast<float>(slope - double{rounded});
-  to[i64{3} * norm.channels] = static_cast<float>(sum * share - double{constant} - rest * slope);
+  to[i64{1} * norm.channels] = static_cast<float>(slope);
+  to[i64{2} * norm.channels] = static_cast<float>(sum * share - double{constant} - rest * slope);
 }
 
 template <class T, bool kBackward>
@@ -522,8 +521,7 @@ __global__ __launch_bounds__(kThreads, 2) void batch_norm_write_kernel(const Nor
           const float g = norm.relu && y <= 0 ? 0.0f : widen(dy[s].of[i]);
           // Of few values the gradients nearly cancel: one fused subtraction first, then what was
           // lost.
-          const float rest = fmaf(centred, p(5, k, vector), p(6, k, vector));
-          value = scale * (fmaf(-centred, p(4, k, vector), g - p(3, k, vector)) - rest);
+          value = scale * (fmaf(-centred, p(4, k, vector), g - p(3, k, vector)) - p(5, k, vector));
         }
         x[s].of[i] = narrow<T>(Place::does_count(slots[s].counts, i) ? value : 0.0f);
       }
