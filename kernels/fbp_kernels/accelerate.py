@@ -46,12 +46,12 @@ def accelerate(model: nn.Module, backend: str | None = None) -> list[Replacement
 
     Where fused kernels come in, the weights of all `torch.nn.Conv2d` are laid out channels last as well, in place, as
     `module.to(memory_format=torch.channels_last)` does: values, shapes and state dicts stay, strides do not.
-    Convolutions are faster so on CPUs, as was measured; and on GPUs, as their makers say and nobody measured here:
-    tensor cores take channels last, in which cuDNN otherwise copies to and fro, and PyTorch uses them for float32 too
-    unless `torch.backends.cudnn` is told not to use TF32. Results, and all that follows, keep the layout, in
-    which the fused kernels read them without a copy. A model that calls `view`
-    on the result of a convolution must call `reshape` instead, and an optimiser that has taken steps already keeps
-    its state in the old layout: accelerate first.
+    Convolutions are faster so on CPUs, as was measured, and on GPUs, as their makers say and nobody measured here:
+    tensor cores take channels last, cuDNN copies to and fro where it is given anything else, and PyTorch uses them for
+    float32 too unless `torch.backends.cudnn` is told not to allow TF32. Results, and all that follows, keep the layout,
+    in which the fused kernels read them without a copy. A model that calls `view` on the result of a convolution must
+    call `reshape` instead, and an optimiser that has taken steps already keeps its state in the old layout: accelerate
+    first.
 
     Args:
         model: any module; its device decides what can run.

@@ -32,8 +32,9 @@ def drawing(
 
 
 # Shares have 4096 values of float32 at least: these have several, within a plane and over many small ones; planes that
-# begin where vectors may not; more channels than a block takes, as many as it does, and a number that fills no vector.
-SHAPES = [(2, 3, 50, 150), (70, 2, 9, 11), (3, 5, 33, 67), (2, 300, 8, 9), (2, 96, 10, 21)]
+# begin where vectors may not; more channels than a block takes, the last vector of the last block empty and the one
+# before it not full; and a number that leaves threads without work.
+SHAPES = [(2, 3, 50, 150), (70, 2, 9, 11), (3, 5, 33, 67), (2, 257, 8, 9), (2, 96, 10, 21)]
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -58,6 +58,10 @@ def test_rows_in_any_memory(shim: Shim, dtype: torch.dtype, width: int) -> None:
         dz = torch.ops.fbp_shim.power_normalize_backward(slopes, rows, 1e-12)
         want = differentiated(rows.contiguous(), slopes.contiguous(), "native")
         torch.testing.assert_close((y, dz), want)
+    # Every second column, in rows that begin where vectors may; and whole vectors, in rows that do not.
+    for spaced in (torch.randn(3, 64).to(dtype)[:, ::2], torch.randn(3, 33).to(dtype)[:, :32]):
+        got = differentiated(spaced, spaced, "native")
+        torch.testing.assert_close(got, differentiated(*[spaced.contiguous()] * 2, "native"))
     expanded = torch.ones((), dtype=dtype).expand(2, 3, width)
     torch.testing.assert_close(
         differentiated(z, expanded, "native"), differentiated(z, expanded.contiguous(), "native")
