@@ -126,8 +126,8 @@ FBP_CONTROL void fbp_shim_device(int multiprocessors, int major, int shared_byte
   shim::use_device(multiprocessors, major, shared_bytes);
 }
 
-FBP_CONTROL std::int64_t fbp_shim_static_bytes() {
-  return static_cast<std::int64_t>(shim::static_shared_bytes());
+FBP_CONTROL void fbp_shim_static_bytes(const void* kernel, int bytes) {
+  shim::set_static_bytes(kernel, bytes);
 }
 
 // The launch of that number, from now on, is refused; none where it is negative.

@@ -11,6 +11,9 @@ namespace shim {
 // kernels of its own.
 void use_device(int multiprocessors, int major, int shared_bytes);
 
+// The static shared memory of a kernel, none where nothing is said.
+void set_static_bytes(const void* kernel, int bytes);
+
 // Refuses a launch: the next one where `number` is 0.
 void fail_launch(int number);
 

@@ -311,7 +311,7 @@ namespace {
 // Two kernels whose attributes are their own.
 __global__ void first_kernel() {
   __shared__ int value;
-  value = 1;
+  static_cast<volatile int&>(value) = 1;
 }
 __global__ void second_kernel() {}
 

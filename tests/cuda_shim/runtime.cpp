@@ -26,6 +26,7 @@ struct Device {
 struct Runtime {
   std::vector<Device> devices{{4, 9, static_cast<int>(kMostShared), {}}};
   int current = 0;
+  std::map<const void*, int> statics;  // static shared memory, by kernel
   cudaError_t last = cudaSuccess;
   std::string said;   // of the last error
   int fails_in = -1;  // launches, of which the last is refused
@@ -50,6 +51,11 @@ std::string text(dim3 size) {
 }
 
 bool is_empty(dim3 size) { return size.x == 0 || size.y == 0 || size.z == 0; }
+
+int static_bytes(const void* kernel) {
+  const auto found = runtime().statics.find(kernel);
+  return found == runtime().statics.end() ? 0 : found->second;
+}
 
 // Runs it, or makes it a part of the graph that is captured.
 cudaError_t submit(Work work) {
@@ -80,6 +86,8 @@ void use_device(int multiprocessors, int major, int shared_bytes) {
   r.devices.push_back({multiprocessors, major, shared_bytes, {}});
 }
 
+void set_static_bytes(const void* kernel, int bytes) { runtime().statics[kernel] = bytes; }
+
 void fail_launch(int number) { runtime().fails_in = number; }
 
 bool capturing() { return runtime().capturing; }
@@ -99,7 +107,7 @@ const Graph& graph(int number) { return runtime().graphs.at(number); }
 cudaError_t set_attribute(const void* kernel, cudaFuncAttribute, int value) {
   Runtime& r = runtime();
   Device& device = r.devices[r.current];
-  const int most = device.shared_bytes - static_cast<int>(static_shared_bytes());
+  const int most = device.shared_bytes - static_bytes(kernel);
   if (value < 0 || value > most)
     return refuse(cudaErrorInvalidValue, "invalid argument: " + std::to_string(value) +
                                              " bytes of dynamic shared memory are asked for, " +
@@ -108,8 +116,8 @@ cudaError_t set_attribute(const void* kernel, cudaFuncAttribute, int value) {
   return cudaSuccess;
 }
 
-cudaError_t attributes_of(cudaFuncAttributes* attributes, const void*) {
-  attributes->sharedSizeBytes = static_shared_bytes();
+cudaError_t attributes_of(cudaFuncAttributes* attributes, const void* kernel) {
+  attributes->sharedSizeBytes = static_bytes(kernel);
   return cudaSuccess;
 }
 
@@ -139,7 +147,11 @@ cudaError_t start(const cudaLaunchConfig_t& config, const void* kernel,
     launch.cluster = cluster.x;
   }
   const auto found = device.allowed.find(kernel);
-  const int left = kWithoutLeave - static_cast<int>(static_shared_bytes());
+  const int left = kWithoutLeave - static_bytes(kernel);
+  if (left < 0)
+    return refuse(cudaErrorInvalidValue,
+                  "invalid argument: " + std::to_string(static_bytes(kernel)) +
+                      " bytes of static shared memory");
   const int allowed = found == device.allowed.end() ? left : std::max(left, found->second);
   if (config.dynamicSmemBytes > static_cast<std::size_t>(allowed))
     return refuse(cudaErrorInvalidValue,

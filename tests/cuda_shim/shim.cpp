@@ -410,8 +410,6 @@ void run(const Launch& launch) {
   run_grid(machine(), launch);
 }
 
-std::size_t static_shared_bytes() { return static_shared().size; }
-
 void fail(const std::string& what) {
   Machine& m = machine();
   m.error = what;

@@ -103,7 +103,4 @@ constexpr unsigned kMostThreads = 1024;  // of a block
 constexpr unsigned kMostBlocks = 8;      // of a cluster, without leave for more
 constexpr std::size_t kMostShared = 227 << 10;
 
-// All static shared variables of the library: a bound of those of each of its kernels.
-std::size_t static_shared_bytes();
-
 }  // namespace shim

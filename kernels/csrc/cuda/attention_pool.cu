@@ -172,11 +172,12 @@ struct Frames {
 template <class Number>
 using HiddenRing = Ring<Number, Tile, Along::depth, Along::other>;
 
-// The hidden layer of a tile before bias and tanh, kColumns columns at a time: finish(first column,
-// sums) for all of them.
+// The hidden layer of a frames' tile before bias and tanh, put into `tile` kColumns columns at a
+// time: finish(first column) for all of them.
 template <class Number, class Finish>
 __device__ void for_hidden(const AttentionPoolProblem& problem, const Plan& plan,
-                           const Frames& frames, HiddenRing<Number>& ring, const Finish& finish) {
+                           const Frames& frames, HiddenRing<Number>& ring, float* tile,
+                           const Finish& finish) {
   using T = typename Number::Storage;
   multiply<Number, Tile, Along::depth, Along::other>(
       static_cast<int>(ceil_div(problem.A, kColumns)), ring,
@@ -190,7 +191,7 @@ __device__ void for_hidden(const AttentionPoolProblem& problem, const Plan& plan
         factors.depth = problem.C;
         return factors;
       },
-      [](int, const T*) {}, [&](int i, auto& sums) { finish(i64{i} * kColumns, sums); });
+      [](int, const T*) {}, [&](int) { return tile; }, [&](int i) { finish(i64{i} * kColumns); });
 }
 
 // ---- forward ----
@@ -210,8 +211,7 @@ __device__ void score(const AttentionPoolProblem& problem, const Plan& plan, con
   const int thread = static_cast<int>(threadIdx.x);
   const int frame = thread / kPerFrame, own = thread % kPerFrame;
   float part = 0;
-  for_hidden<Number>(problem, plan, frames, memory.ring, [&](i64 a, auto& sums) {
-    sums.store(memory.hidden);
+  for_hidden<Number>(problem, plan, frames, memory.ring, memory.hidden, [&](i64 a) {
     __syncthreads();
     const int columns = static_cast<int>(smaller(kColumns, problem.A - a));
     for (int c = own; c < columns; c += kPerFrame) {
@@ -482,8 +482,7 @@ class InputsBackward {
       columns_out(a, columns);
     };
     if (problem_.hidden == nullptr) {
-      for_hidden<Number>(problem_, plan_, frames_, memory_.ring.hidden, [&](i64 a, auto& sums) {
-        sums.store(memory_.tile);
+      for_hidden<Number>(problem_, plan_, frames_, memory_.ring.hidden, memory_.tile, [&](i64 a) {
         differentiate(a, [&](float x, i64 i) { return Tanh(x + widen(*at<T>(problem_.bias, i))); });
       });
     } else {
@@ -557,9 +556,8 @@ class InputsBackward {
           factors.depth = problem_.A;
           return factors;
         },
-        [](int, const T*) {},
-        [&](int i, auto& sums) {
-          sums.store(memory_.tile);
+        [](int, const T*) {}, [&](int) { return memory_.tile; },
+        [&](int i) {
           __syncthreads();
           const i64 c = i64{i} * kColumns + thread_ % kColumns;
           if (c >= problem_.C) return;
@@ -629,15 +627,21 @@ __device__ void weight_gradient(const AttentionPoolProblem& problem, const Plan&
   };
   for (int i = 0; i < kStages - 1; ++i) copy();
   Product<Number, Tile, Along::other, Along::other> sums;
-  int reading = 0;
-  for (int done = 0; done < issued; ++done) {
-    __pipeline_wait_prior(kStages - 2);
-    __syncthreads();
-    copy();
-    sums.add(memory.ring.stage[reading].a, memory.ring.stage[reading].b);
-    reading = reading + 1 == kStages ? 0 : reading + 1;
-  }
-  sums.store(memory.tile);
+  constexpr int kPiece = sums.kPiece;
+  int reading = 0, done = 0;
+  bool more = false;
+  do {
+    for (int steps = 0; (kPiece == 0 || steps < kPiece) && done < issued; ++steps, ++done) {
+      __pipeline_wait_prior(kStages - 2);
+      __syncthreads();
+      copy();
+      sums.add(memory.ring.stage[reading].a, memory.ring.stage[reading].b);
+      reading = reading + 1 == kStages ? 0 : reading + 1;
+    }
+    sums.store(memory.tile, kPiece > 0 && more);
+    sums.clear();
+    more = true;
+  } while (kPiece > 0 && done < issued);
   __syncthreads();
 
   const int thread = static_cast<int>(threadIdx.x), column = thread % kColumns;
@@ -670,10 +674,9 @@ __device__ void vector_gradients(const AttentionPoolProblem& problem, const Plan
   const i64 width = 2 * problem.A + 1, column = block * kWarp + lane;
   const i64 rows = problem.B * plan.tiles;
   float sum = 0;
-  if (column < width) {
-#pragma unroll 8
-    for (i64 r = warp; r < rows; r += kWarps) sum += plan.parts[r * width + column];
-  }
+  if (column < width)
+    sum = sum_in_pieces<16>(warp, rows, kWarps,
+                            [&](i64 row) { return plan.parts[row * width + column]; });
   sums[warp][lane] = sum;
   __syncthreads();
   if (warp > 0 || column >= width) return;

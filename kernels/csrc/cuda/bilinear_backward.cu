@@ -173,9 +173,8 @@ class ProjectionGradientsBlock {
     for (int i = threadIdx.x; i < 2 * Tile::kColumns; i += kThreads) {
       const int side = i / Tile::kColumns, c = i % Tile::kColumns;
       if (c >= columns || own_.biases[side] == nullptr) continue;
-      float sum = 0;
-      for (int r = 0; r < Tile::kRows; ++r) sum += memory_.tile[side][r * kStride + c];
-      own_.biases[side][(position_.row * part_.H + h_) * part_.N + column + c] = sum;
+      own_.biases[side][(position_.row * part_.H + h_) * part_.N + column + c] = sum_in_pieces<8>(
+          0, Tile::kRows, 1, [&](i64 r) { return memory_.tile[side][r * kStride + c]; });
     }
   }
 
@@ -253,7 +252,7 @@ __device__ inline void multiply_once(const Factors<typename Number::Storage>& fa
   using T = typename Number::Storage;
   multiply<Number, Tile, A, B>(
       1, memory.ring, [&](int) { return factors; }, [](int, const T*) {},
-      [&](int, auto& sums) { sums.store(memory.tile); });
+      [&](int) { return memory.tile; }, [](int) {});
   __syncthreads();
   for (int i = threadIdx.x; i < Tile::kRows * Tile::kColumns; i += kThreads) {
     const int r = i / Tile::kColumns, c = i % Tile::kColumns;
@@ -364,9 +363,9 @@ __device__ inline void bias_gradient(const BackwardPart& part,
   using T = typename Number::Storage;
   const i64 count = part.H * part.N, i = index * kThreads + threadIdx.x;
   if (i >= count) return;
-  float sum = 0;
-  for (i64 row = 0; row < rows; ++row) sum += own.biases[job.side][row * count + i];
-  static_cast<T*>(part.d_bias[job.side])[i] = narrow<T>(sum);
+  const float* const biases = own.biases[job.side];
+  static_cast<T*>(part.d_bias[job.side])[i] =
+      narrow<T>(sum_in_pieces<16>(0, rows, 1, [&](i64 row) { return biases[row * count + i]; }));
 }
 
 template <class Number, class InputTile, class WeightTile>

@@ -115,7 +115,9 @@ class ForwardBlock {
       const float* const products = u + cell(i) % Tile::kRows * kStride;
       const int begin = cell(i) / Tile::kRows * K;
       if (begin >= columns) break;
-      for (int c = begin; c < begin + K; ++c) pooled_[i] += products[c];
+      float sum = 0;
+      for (int c = begin; c < begin + K; ++c) sum += products[c];
+      pooled_[i] += sum;
     }
   }
 

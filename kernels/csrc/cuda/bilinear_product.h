@@ -171,7 +171,8 @@ __device__ inline void copy_step(typename Number::Storage* to,
 
 // The sums of a tile in the registers of a block. Its threads are divided into groups, each with
 // the whole tile and a share of the depth of every step. `kTileStride` is that of the tile in
-// shared memory that the sums end up in.
+// shared memory that the sums end up in. `kPiece` is after how many steps they have to be put there
+// and begun anew, 0 for never: the error of one running sum grows with its length.
 template <class Tile>
 constexpr int kTileStride = Tile::kColumns + 4;
 
@@ -185,6 +186,12 @@ class Product<Number, Tile, A, B, true> {
   static constexpr int kRowFragments = Tile::kRows / 32, kColumnFragments = Tile::kColumns / 32;
   static constexpr int kShare = kDepth<Number> / kGroups;
   static_assert(kShare % Number::kFragment == 0, "groups take whole instructions");
+
+ public:
+  // Operands, or results, are rounded to far fewer digits than a sum of any length loses.
+  static constexpr int kPiece = 0;
+
+ private:
   using T = typename Number::Storage;
   using ByRows = wmma::row_major;
   using ByColumns = wmma::col_major;
@@ -229,9 +236,9 @@ class Product<Number, Tile, A, B, true> {
     }
   }
 
-  // Writes the sums to `tile` (rows, kTileStride), group upon group; they can be read after the
-  // next barrier.
-  __device__ void store(float* tile) {
+  // Puts the sums into `tile` (rows, kTileStride), group upon group, upon what is there where there
+  // is `more`; they can be read after the next barrier.
+  __device__ void store(float* tile, bool more) {
     for (int g = 0; g < kGroups; ++g) {
       if (g > 0) __syncthreads();
       if (g != group()) continue;
@@ -240,7 +247,7 @@ class Product<Number, Tile, A, B, true> {
 #pragma unroll
         for (int c = 0; c < kColumnFragments; ++c) {
           float* const to = tile + (row() + 16 * r) * kTileStride<Tile> + column() + 16 * c;
-          if (g > 0) {
+          if (g > 0 || more) {
             Sum before;
             wmma::load_matrix_sync(before, to, kTileStride<Tile>, wmma::mem_row_major);
 #pragma unroll
@@ -280,6 +287,12 @@ class Product<Number, Tile, A, B, false> {
   static constexpr int kPerGroup = kAcross * kDown, kGroups = kThreads / kPerGroup;
   static constexpr int kShare = kDepth<Number> / kGroups;
   static_assert(kThreads % kPerGroup == 0 && kShare % kOwn == 0, "groups take whole squares");
+  static constexpr int kTerms = 64;  // of a sum in a register
+
+ public:
+  static constexpr int kPiece = kTerms / kShare;
+
+ private:
   using StageA = Stage<Number, Tile::kRows, A>;
   using StageB = Stage<Number, Tile::kColumns, B>;
 
@@ -309,7 +322,7 @@ class Product<Number, Tile, A, B, false> {
     }
   }
 
-  __device__ void store(float* tile) {
+  __device__ void store(float* tile, bool more) {
     for (int g = 0; g < kGroups; ++g) {
       if (g > 0) __syncthreads();
       if (g != group()) continue;
@@ -318,7 +331,7 @@ class Product<Number, Tile, A, B, false> {
 #pragma unroll
         for (int c = 0; c < kOwn; ++c) {
           float& to = tile[row(r) * kTileStride<Tile> + column(c)];
-          to = g > 0 ? to + sum_[r][c] : sum_[r][c];
+          to = g > 0 || more ? to + sum_[r][c] : sum_[r][c];
         }
     }
   }
@@ -376,12 +389,15 @@ struct Factors {
 };
 
 // Multiplies factors(0), factors(1), ... until `count`, where
-//   look(i, a)       is called with what each step of product i reads of its left operand,
-//   finish(i, sums)  with its sums. It may use barriers, and what it leaves in shared memory lasts
-//                    at least until it is called again.
-template <class Number, class Tile, Along A, Along B, class MakeFactors, class Look, class Finish>
+//   look(i, a)  is called with what each step of product i reads of its left operand;
+//   tile(i)     says where in shared memory its sums are put, (rows, kTileStride);
+//   finish(i)   is called when they are: they can be read after a barrier. It may use barriers, and
+//               what it leaves in shared memory, or reads of any tile, lasts at least until the
+//               first step of the next product.
+template <class Number, class Tile, Along A, Along B, class MakeFactors, class Look, class TileOf,
+          class Finish>
 __device__ inline void multiply(int count, Ring<Number, Tile, A, B>& ring,
-                                const MakeFactors& factors, const Look& look,
+                                const MakeFactors& factors, const Look& look, const TileOf& tile,
                                 const Finish& finish) {
   constexpr int kStep = kDepth<Number>, kStages = Tile::kStages;
   int copied = 0, filling = 0;
@@ -410,21 +426,28 @@ __device__ inline void multiply(int count, Ring<Number, Tile, A, B>& ring,
 
   int reading = 0;
   Product<Number, Tile, A, B> product;
+  constexpr int kPiece = product.kPiece;
   for (int i = 0; i < count; ++i) {
     // A product of no depth has one step, of zeros.
     i64 left = factors(i).depth;
+    bool more = false;
     do {
-      __pipeline_wait_prior(kStages - 2);
-      __syncthreads();
-      copy();
-      const auto& stage = ring.stage[reading];
-      look(i, stage.a);
-      product.add(stage.a, stage.b);
-      reading = reading + 1 == kStages ? 0 : reading + 1;
-      left -= kStep;
-    } while (left > 0);
-    finish(i, product);
-    product.clear();
+      int steps = kPiece;
+      do {
+        __pipeline_wait_prior(kStages - 2);
+        __syncthreads();
+        copy();
+        const auto& stage = ring.stage[reading];
+        look(i, stage.a);
+        product.add(stage.a, stage.b);
+        reading = reading + 1 == kStages ? 0 : reading + 1;
+        left -= kStep;
+      } while (left > 0 && (kPiece == 0 || --steps > 0));
+      product.store(tile(i), kPiece > 0 && more);
+      product.clear();
+      more = true;
+    } while (kPiece > 0 && left > 0);
+    finish(i);
   }
 }
 

@@ -158,13 +158,15 @@ __device__ inline void project(const TileOfPart& tile, i64 first, i64 last,
   const auto look = [&](int, const T* a) {
     if (!part.adaptive) return;
     const T* const own = a + row * Stage<Number, Tile::kRows, Along::depth>::kStride + lane * kOwn;
+    float piece = 0;
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i) squares = fmaf(widen(own[i]), widen(own[i]), squares);
+    for (int i = 0; i < kOwn; ++i) piece = fmaf(widen(own[i]), widen(own[i]), piece);
+    squares += piece;
   };
   multiply<Number, Tile, Along::depth, Along::other>(
       static_cast<int>(last - first) * chunks * 2, memory.ring, factors, look,
-      [&](int i, auto& sums) {
-        sums.store(memory.tile[i % 2]);
+      [&](int i) { return memory.tile[i % 2]; },
+      [&](int i) {
         if (part.adaptive) {
           squares = sum_over_lanes<kLanes>(squares);
           if (lane == 0) memory.squares[i % 2][row] = squares;

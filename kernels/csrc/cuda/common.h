@@ -45,6 +45,21 @@ __device__ inline __half narrow<__half>(float x) {
   return __float2half(x);
 }
 
+// The sum of term(i) for i from `first` below `end`, `step` apart, in pieces: the error of one
+// running sum grows with its length.
+template <int kPiece, class Term>
+__device__ inline float sum_in_pieces(i64 first, i64 end, i64 step, const Term& term) {
+  float sum = 0;
+  while (first < end) {
+    const i64 stop = smaller(first + kPiece * step, end);
+    float piece = 0;
+#pragma unroll 8
+    for (; first < stop; first += step) piece += term(first);
+    sum += piece;
+  }
+  return sum;
+}
+
 // Calls f with a value of the storage type.
 template <class F>
 void with_type(Dtype dtype, const F& f) {
@@ -58,11 +73,6 @@ void with_type(Dtype dtype, const F& f) {
     case Dtype::float64:
       throw std::runtime_error("the CUDA kernels have no float64");
   }
-}
-
-inline dim3 grid_of(i64 blocks) {
-  if (blocks > 0x7fffffff) throw std::runtime_error("more blocks than a launch can have");
-  return dim3(static_cast<unsigned>(blocks));
 }
 
 // The last of `count` blocks to come here, all with the same counter, gets true: it then sees what

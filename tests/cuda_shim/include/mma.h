@@ -67,8 +67,11 @@ struct fragment {
 
 namespace detail {
 
-template <class Fragment>
-void gather(const void* const lanes[32], const Fragment* (*of)(const void*), float* dense);
+// Towards zero, as sums leave the tensor cores.
+inline float truncated(double x) {
+  const auto near = static_cast<float>(x);
+  return std::abs(double{near}) > std::abs(x) ? std::nextafter(near, 0.0f) : near;
+}
 
 template <class T>
 void check_address(const T* address, unsigned ld) {
@@ -158,8 +161,12 @@ void mma_sync(fragment<accumulator, M, N, K, float>& d,
                  for (int i = 0; i < C::num_elements; ++i) sum[C::place(lane, i)] = of.c->x[i];
                }
                for (int m = 0; m < M; ++m)
-                 for (int k = 0; k < K; ++k)
-                   for (int n = 0; n < N; ++n) sum[m * N + n] += left[m * K + k] * right[k * N + n];
+                 for (int n = 0; n < N; ++n) {
+                   double exact = sum[m * N + n];
+                   for (int k = 0; k < K; ++k)
+                     exact += double{left[m * K + k]} * double{right[k * N + n]};
+                   sum[m * N + n] = detail::truncated(exact);
+                 }
                for (int lane = 0; lane < 32; ++lane) {
                  const Product& of = *static_cast<const Product*>(lanes[lane]);
                  for (int i = 0; i < C::num_elements; ++i) of.d->x[i] = sum[C::place(lane, i)];

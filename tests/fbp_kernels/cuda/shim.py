@@ -16,6 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from .static_shared import ElfFile
+
 ROOT = Path(__file__).parents[3]
 BUILD = ROOT / "build" / "cuda_shim"
 ORDERS = ("forward", "reverse", "shuffled")
@@ -64,7 +66,7 @@ class Shim:
         )  # fmt: skip
         for text in ("start", "replay"):
             getattr(self._library, f"fbp_shim_{text}").restype = ctypes.c_char_p
-        for counter in ("launches", "blocks", "spoiled", "static_bytes", "nodes"):
+        for counter in ("launches", "blocks", "spoiled", "nodes"):
             getattr(self._library, f"fbp_shim_{counter}").restype = ctypes.c_int64
         self._library.fbp_shim_probe.restype = ctypes.c_char_p
         self._library.fbp_shim_probe.argtypes = (ctypes.c_char_p,)
@@ -72,6 +74,16 @@ class Shim:
         self.fixed_order: tuple[str, int] | None = None
         self.fixed_capability: int | None = None
         self._multiprocessors = 4
+        self._tell_static_bytes(ElfFile(path))
+
+    def _tell_static_bytes(self, file: ElfFile) -> None:
+        """Tells the library how much static shared memory its kernels have."""
+        tell = self._library.fbp_shim_static_bytes
+        tell.argtypes = (ctypes.c_void_p, ctypes.c_int)
+        here = ctypes.cast(tell, ctypes.c_void_p).value or 0
+        begin = here - file.address("fbp_shim_static_bytes")
+        for address, size in file.static_shared().items():
+            tell(begin + address, size)
 
     def order(self, name: str, seed: int = 0) -> None:
         """In which order blocks, and the threads of a block, run from now on."""
@@ -93,11 +105,6 @@ class Shim:
             shared_bytes: that a block may ask for.
         """
         self._library.fbp_shim_device(multiprocessors, capability, shared_bytes)
-
-    @property
-    def static_bytes(self) -> int:
-        """A bound of the static shared memory of every kernel."""
-        return int(self._library.fbp_shim_static_bytes())
 
     def fail_launch(self, number: int) -> None:
         """Refuses a launch, the next one where `number` is 0; none where it is negative."""

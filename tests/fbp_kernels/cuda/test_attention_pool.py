@@ -35,7 +35,7 @@ def test_several_tiles(shim: Shim, dtype: torch.dtype, trunks: int) -> None:
     def values(seed: int) -> Inputs:
         return draw(seed, 5, 150, 70, 67, dtype=dtype)
 
-    assert_parity(fk.attention_pool, values, arguments, "native", draws=2)
+    assert_parity(fk.attention_pool, values, arguments, "native", draws=6)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -1,0 +1,77 @@
+"""Sums as long as in real models, through the shim: float32 results and gradients of one tile or few, by the rule.
+
+One running sum over the depth would be over it: its error grows with its length. Widths that are not summed over are
+small, for the shim is slow.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fbp_kernels as fk
+
+from ..checks import Inputs, assert_parity
+from .shim import Shim
+
+
+@dataclass(frozen=True)
+class Deep:
+    """A call whose sums are long.
+
+    Attributes:
+        operator: of `fbp_kernels`.
+        shapes: of its inputs; weights are scaled by what is summed over, the one before the last size.
+        arguments: everything else.
+        weights: which inputs those are.
+    """
+
+    operator: Callable[..., Any]
+    shapes: tuple[tuple[int, ...], ...]
+    arguments: dict[str, Any]
+    weights: tuple[int, ...] = (2, 3)
+
+    def draw(self, seed: int) -> Inputs:
+        generator = torch.Generator().manual_seed(seed)
+        inputs = [torch.randn(shape, generator=generator) for shape in self.shapes]
+        for i in self.weights:
+            inputs[i] *= inputs[i].shape[-2] ** -0.5
+        return inputs
+
+
+def _fbp(batch: int, width: int, outputs: int, factor: int, **arguments: Any) -> Deep:
+    sizes = (batch, width), (batch, 5), (width, outputs * factor), (5, outputs * factor)
+    return Deep(fk.fbp, sizes, {"factor": factor, **arguments})
+
+
+def _biased(*tensors: Tensor, **arguments: Any) -> Any:
+    *inputs, p_bias, q_bias = tensors
+    return fk.fbp(*inputs, p_bias=p_bias, q_bias=q_bias, **arguments)
+
+
+_biased.__name__ = "fbp"
+
+CASES = {
+    "widths, small tiles": _fbp(5, 4096, 6, 4),
+    "widths, large tiles": _fbp(130, 4096, 6, 4),
+    "norms": _fbp(5, 8192, 6, 4, adaptive=True),
+    "outputs": _fbp(5, 6, 1000, 5),
+    "factors": _fbp(5, 6, 1, 4096),
+    "rows": Deep(_biased, ((8192, 5), (8192, 6), (5, 8), (6, 8), (8,), (8,)), {"factor": 2}),
+    "channels": Deep(
+        fk.attention_pool, ((1, 70, 2048), (2048, 9), (9,), (9,), ()), {"trunks": 2}, (1,)
+    ),
+    "frames": Deep(fk.attention_pool, ((8, 1024, 6), (6, 5), (5,), (5,), ()), {"trunks": 4}, (1,)),
+    "hidden": Deep(
+        fk.attention_pool, ((1, 70, 9), (9, 2048), (2048,), (2048,), ()), {"trunks": 2}, (1,)
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_long_sums_match_float64(shim: Shim, case: Deep) -> None:
+    shim.multiprocessors(1)  # nobody else takes a share of what is summed over
+    assert_parity(case.operator, case.draw, case.arguments, "native", draws=2)
