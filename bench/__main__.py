@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         "--processes",
         type=int,
         default=0,
-        help="at a time, each with an operator, watched, and begun again where one ends it; needs --out;"
+        help="that share the operators, watched, and begun again where a contender ends one; needs --out;"
         " 0: all in this process",
     )
     warm = commands.add_parser("warm", help="compile peers ahead, for a run that finds them")
@@ -211,7 +212,7 @@ def _parity(options: argparse.Namespace) -> int:
         if not options.processes:
             return run_parity(_choice(options), options.operators, out, options.resume)
         return share_out(
-            lambda operator, part: _parity_of(options, operator, part),
+            lambda operators, part: _parity_of(options, operators, part),
             options.operators,
             out,
             machine.describe(options.device),
@@ -224,12 +225,12 @@ def _parity(options: argparse.Namespace) -> int:
         return 2
 
 
-def _parity_of(options: argparse.Namespace, operator: str, part: Path) -> list[str]:
-    """The command of a process that compares one operator."""
+def _parity_of(options: argparse.Namespace, operators: Sequence[str], part: Path) -> list[str]:
+    """The command of a process that compares some of the operators."""
     lists = ("shapes", "backends", "dtypes", "modes")
     words = [word for name in lists for word in (f"--{name}", *getattr(options, name))]
     given = ["--device", options.device, "--threads", str(options.threads)]
-    where = ["--operators", operator, "--out", str(part), "--resume"]
+    where = ["--operators", *operators, "--out", str(part), "--resume"]
     return [sys.executable, "-m", "bench", "parity", *words, *given, *where]
 
 

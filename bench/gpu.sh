@@ -1,20 +1,22 @@
 #!/usr/bin/env bash
-# All that needs a GPU, in order of worth: build, what the compiler makes of the kernels, parity, timings, sanitizer,
-# tuning, profile, counters.
+# All that needs a GPU, in order of worth: what matters most in the first five minutes, all of it within nine.
 #
 #   bench/gpu.sh [STEP ...]          on a machine with a GPU
 #   bench/gpu.sh --dry [STEP ...]    anywhere: the same steps with interpreter and compiler in place of it, tiny sizes
 #
-# No step is needed by the next one to start, each is bounded, and all together end within nine minutes. Steps may be
-# named, by their first word, to be the only ones: those at the end may have found no time left. What ran, what failed
-# and what was left out is printed last; the exit status is 1 where a step failed. Results go to the folder $OUT
-# (default runs/gpu): a log, the timings as JSON under the name that bench/results has them by, the table of
-# configurations that tuning found, the profile in one archive. On a GPU, timings go on with the file of an earlier
-# call, if it is in $OUT: what is in it is not measured again.
+# No step is needed by the next one to start, and each is bounded. Results go to the folder $OUT (default runs/gpu): a
+# log, verdicts of parity and timings as JSON under the names that bench/results has them by, the table of configurations
+# that tuning found, one archive of profiles, and which steps are done. With the $OUT of an earlier call at the same
+# commit, on the same kind of machine, a call goes on where that one ended: steps that are done are left out, and what is
+# measured is not measured again. Steps may be named to be the only ones; those are run whether or not they are done.
+# What ran, what failed and what was left out is printed last; the exit status is 1 where a step failed.
+#
+# The extension is taken as it is in kernels/fbp_kernels, or from the folder $FBP_PREBUILT (`make prebuilt` makes one:
+# dist/prebuilt/kernels/fbp_kernels), where it is of these sources and loads; else it is built.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-steps=(machine build resources parity timings sanitizer tuning profile counters)
+steps=(machine build warm parity goals memcheck racecheck synccheck rest resources tuning profile counters)
 usage() {
   echo "usage: bench/gpu.sh [--dry] [STEP ...], steps: ${steps[*]}" >&2
   exit 2
@@ -28,17 +30,21 @@ fi
 for name in "$@"; do
   [[ " ${steps[*]} " == *" $name "* ]] || usage
 done
-(($# == 0)) || steps=("$@")
+named=("$@")
 
 python=${PYTHON:-python3}
+scratch=$(mktemp -d)
+warming=
+trap '[[ -z $warming ]] || kill "$warming" 2>/dev/null; rm -rf "$scratch"' EXIT
+
+# A GPU machine has no installed package: the checkout is what runs.
+export PYTHONPATH=$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}
+
 out=${OUT:-runs/gpu}
 budget=${GPU_SECONDS:-530} # seconds for everything
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
-log=$out/gpu.log
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-: >"$log"
+log=$out/gpu.log done_file=$out/steps
 names=() verdicts=()
 failed=0
 
@@ -47,8 +53,17 @@ note() { # NAME VERDICT
   verdicts+=("$2")
 }
 
+word() { echo "${1%% *}"; }
+
 asked() { # NAME: whether a step is to run, by the first word of its name
-  [[ " ${steps[*]} " == *" ${1%% *} "* ]]
+  local name
+  name=$(word "$1")
+  if ((${#named[@]})); then
+    [[ " ${named[*]} " == *" $name "* ]]
+  elif grep -qxF "$1" "$done_file" 2>/dev/null; then
+    note "$1" "done by an earlier call"
+    return 1
+  fi
 }
 
 step() { # NAME SECONDS COMMAND...
@@ -62,16 +77,19 @@ step() { # NAME SECONDS COMMAND...
     return
   fi
   ((limit < left)) || limit=$left
-  printf '\n== %s (at most %s s): %s\n' "$name" "$limit" "$*" | tee -a "$log"
-  timeout --kill-after=5 "$limit" "$@" 2>&1 | tee -a "$log"
+  printf '\n== %s (at most %s s, %s s in): %s\n' "$name" "$limit" "$SECONDS" "$*" | tee -a "$log"
+  timeout --kill-after=10 "$limit" "$@" 2>&1 | tee -a "$log"
   status=${PIPESTATUS[0]}
-  local took=$((SECONDS - start))
-  case $status in
-    0) note "$name" "ran, $took s" ;;
-    124 | 137) note "$name" "FAILED: not done after $limit s" ;;
-    *) note "$name" "FAILED with status $status after $took s" ;;
+  ended "$name" "$status" $((SECONDS - start)) "$limit"
+}
+
+ended() { # NAME STATUS SECONDS LIMIT
+  case $2 in
+    0) note "$1" "ran, $3 s" && echo "$1" >>"$done_file" ;;
+    124 | 137) note "$1" "FAILED: not done after $4 s" ;;
+    *) note "$1" "FAILED with status $2 after $3 s" ;;
   esac
-  ((status == 0)) || failed=1
+  (($2 == 0)) || failed=1
 }
 
 leave_out() { # NAME WHY
@@ -86,23 +104,32 @@ if [[ $mode == gpu ]] && ! "$python" -c 'import sys, torch; sys.exit(not torch.c
   exit 1
 fi
 
-# A GPU machine has no installed package: the checkout is what runs.
-export PYTHONPATH=$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}
+bilinear=(fbp trunk_fbp am_fbp fbp_biased fbp_adaptive trunk_fbp_ragged am_fbp_ragged)
 if [[ $mode == dry ]]; then
   export TRITON_INTERPRET=1
+  cache=$scratch/cache
   prefix=$scratch/install # not into the checkout, where it would hide what is installed
-  right=(--shapes tiny --dtypes float32 bfloat16)
-  goals=(--shapes tiny --operators am_fbp fbp_biased --dtypes bfloat16 --peers eager products --seconds 0.05)
+  right=(--shapes tiny --dtypes float32 bfloat16 --processes 2)
+  right_large=()
+  goals=(--shapes tiny --operators am_fbp fbp_biased --dtypes bfloat16)
+  goal_peers=(eager products) timed=(--seconds 0.05)
+  warmed=(--shapes tiny --operators fbp_biased --modes forward --peers eager --processes 1)
   others=(--shapes tiny --dtypes float32 --peers eager products copy --seconds 0.05)
   profiled=tiny architecture=sm90 capability=
-  rm -f "$out"/bench-*.json
+  # A rehearsal measures anew, whatever an earlier one left.
+  rm -rf "$out"/bench-*.json "$out"/parity-*.json "$out"/parity-*.parts "$out"/*.journal "$done_file"
 else
   unset TRITON_INTERPRET
+  cache=${FBP_GPU_CACHE:-${TMPDIR:-/tmp}/fbp-gpu-cache} # beyond this call: a second one compiles nothing again
   prefix=$PWD/kernels
-  right=(--shapes clip vqa conv1 --dtypes bfloat16 float16 tf32 float32 --backends native triton)
-  right_large=(--shapes batch web conv2 --dtypes bfloat16 tf32 --backends native triton)
-  goals=(--shapes clip vqa web --operators am_fbp fbp fbp_biased --dtypes bfloat16
-    --peers eager compile max-autotune products --seconds 0.3)
+  right=(--shapes clip vqa batch conv1 conv2 one tiny --dtypes bfloat16 float16 tf32 float32 --backends native triton
+    --processes 8)
+  # In float64, attention over so many frames does not fit a device.
+  right_large=(--shapes web --dtypes bfloat16 float16 tf32 float32 --backends native triton --processes 3
+    --operators "${bilinear[@]}" power_normalize)
+  goals=(--shapes clip web vqa --operators am_fbp fbp_biased fbp --dtypes bfloat16)
+  goal_peers=(eager compile max-autotune products) timed=(--seconds 0.3)
+  warmed=("${goals[@]}" --peers compile max-autotune --processes 10)
   others=(--shapes clip vqa web batch conv1 one full --dtypes bfloat16 tf32 float16 float32
     --operators am_fbp fbp trunk_fbp fbp_biased attention_pool local_response_norm power_normalize batch_norm
     training_step
@@ -114,80 +141,139 @@ else
   name='import torch; a, b = torch.cuda.get_device_capability(); print(f"{a}{b}" + "a" * (a == 9) + "-real")'
   capability=$("$python" -c "$name")
 fi
+# Kernels that one process compiled are found by the next, whoever wrote them.
+export TRITON_CACHE_DIR=$cache/triton TORCHINDUCTOR_CACHE_DIR=$cache/inductor
+mkdir -p "$TRITON_CACHE_DIR" "$TORCHINDUCTOR_CACHE_DIR"
 
-build() {
-  local cuda=()
-  # For the GPU that is here alone: every further architecture is another minute.
-  if [[ -n $capability ]]; then cuda=(-DFBP_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES="$capability"); fi
-  cmake -S . -B "$scratch/build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
-    -DPython_EXECUTABLE="$(command -v "$python")" "${cuda[@]}" &&
-    cmake --build "$scratch/build" &&
-    cmake --install "$scratch/build" --prefix "$prefix"
-}
+# Which machine, software and commit the results in $OUT are of.
+state=$("$python" -c 'import sys; from bench import machine
+print({k: v for k, v in machine.describe(sys.argv[1]).items() if k not in ("date", "instruction_set")})' "$device" 2>&1)
+if [[ -f $done_file && $(head -n 1 "$done_file") != "$state" ]]; then
+  printf 'bench/gpu.sh: the results in %s are of another state; name another folder OUT\n  there: %s\n  here:  %s\n' \
+    "$out" "$(head -n 1 "$done_file")" "$state" >&2
+  exit 2
+fi
+[[ -f $done_file ]] || echo "$state" >"$done_file"
+printf '\n== a call of %s, %s\n' "$(date -u +%FT%TZ)" "$state" >>"$log"
 
 machine() {
   "$python" -m fbp_kernels doctor || return
   if command -v nvidia-smi >/dev/null; then nvidia-smi; fi
 }
 
-# Tuning checks candidates against the table's configuration; what it has chosen has to pass against float64, too.
+build() {
+  local cuda=()
+  if [[ -n $capability ]]; then cuda=(-DFBP_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES="$capability"); fi
+  cmake -S . -B "$scratch/build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
+    -DPython_EXECUTABLE="$(command -v "$python")" "${cuda[@]}" &&
+    cmake --build "$scratch/build" &&
+    cmake --install "$scratch/build" --prefix "$prefix" &&
+    "$python" kernels/sources.py >"$prefix/fbp_kernels/_native.sources"
+}
+
+loads() { # why the extension in the checkout is not to be taken, or nothing
+  local stamp=kernels/fbp_kernels/_native.sources
+  [[ -f kernels/fbp_kernels/_native.so ]] || { echo "there is none"; return; }
+  if [[ ! -f $stamp || $(<"$stamp") != "$("$python" kernels/sources.py)" ]]; then
+    echo "it is not known to be of these sources"
+    return
+  fi
+  "$python" -c 'from fbp_kernels import native; print(native.CUDA_MISSING or native.MISSING)' 2>&1
+}
+
+extension() { # takes what is there, else builds for the GPU that is here alone: every architecture is another minute
+  if [[ -n $capability ]]; then
+    if [[ -n ${FBP_PREBUILT:-} ]]; then cp "$FBP_PREBUILT"/_native* kernels/fbp_kernels; fi
+    local why
+    why=$(loads)
+    if [[ -z $why ]]; then
+      echo "taken as it is"
+      return
+    fi
+    echo "the extension is built: of the one that is there, $why"
+  fi
+  if ! command -v cmake >/dev/null || ! command -v ninja >/dev/null; then
+    echo "cmake and ninja are not both installed"
+    return 1
+  fi
+  build
+}
+
+# What tuning has chosen is compared at the sizes that are measured, too.
 tuned_parity() {
   mkdir "$scratch/tuned" && cp -r kernels/fbp_kernels "$scratch/tuned" &&
     cp "$out/table.json" "$scratch/tuned/fbp_kernels/triton/table.json" &&
     PYTHONPATH=$PWD:$scratch/tuned "$python" -m bench parity --device cuda --backends triton "$@"
 }
-export -f build machine tuned_parity
+export -f build machine loads extension tuned_parity
 export scratch prefix python out capability
 
-pack_profile() { tar -C "$scratch" -czf "$out/profile.tar.gz" profile; }
+start_warming() { # peers are compiled beside parity; nothing is timed before they are
+  asked warm || return
+  timeout --kill-after=5 "$1" "$python" -m bench warm --device $device "${warmed[@]}" >"$scratch/warm.log" 2>&1 &
+  warming=$! warming_since=$SECONDS warming_limit=$1
+}
 
-step machine 60 bash -c machine
-if has cmake && has ninja; then
-  step build 150 bash -c build
-else
-  leave_out build "cmake and ninja are not both installed"
+await_warming() {
+  [[ -n $warming ]] || return
+  local status
+  wait "$warming"
+  status=$?
+  printf '\n== warm (beside parity)\n' | cat - "$scratch/warm.log" | tee -a "$log"
+  ended warm "$status" $((SECONDS - warming_since)) "$warming_limit"
+  warming=
+}
+
+sanitizer() { # TOOL SECONDS
+  if [[ $mode == dry ]]; then
+    leave_out "$1" "it needs a GPU"
+  elif has compute-sanitizer; then
+    # Without PyTorch's own allocator, so that each tensor has bounds of its own. What is read before it is written shows
+    # in parity, which fills fresh tensors with NaN.
+    step "$1" "$2" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 9 \
+      "$python" -m bench parity --device $device --backends native triton --shapes tiny --dtypes float32 bfloat16
+  else
+    leave_out "$1" "compute-sanitizer is not installed"
+  fi
+}
+
+step machine 40 bash -c machine
+step build 150 bash -c extension
+start_warming 170
+step parity 130 "$python" -m bench parity --device $device "${right[@]}" --out "$out" --resume
+if ((${#right_large[@]})); then
+  step "parity (large)" 60 "$python" -m bench parity --device $device "${right_large[@]}" --out "$out" --resume
 fi
-# Many processes fill Triton's cache, from which the next steps take what one process would compile for minutes.
+await_warming
+# Written after every case: a run that is cut off leaves what it has measured.
+step goals 160 "$python" -m bench run --device $device "${goals[@]}" --peers "${goal_peers[@]}" "${timed[@]}" \
+  --out "$out" --resume
+sanitizer memcheck 60
+sanitizer racecheck 60
+sanitizer synccheck 45
+step rest 110 "$python" -m bench run --device $device "${others[@]}" --out "$out" --resume
 step resources 200 env -u TRITON_INTERPRET "$python" -m fbp_kernels.resources "$architecture" --check \
   --processes "$(nproc)"
-step parity 100 "$python" -m bench parity --device $device "${right[@]}"
-if [[ $mode == gpu ]]; then
-  step "parity (large)" 60 "$python" -m bench parity --device $device "${right_large[@]}"
-fi
-# Written after every case: a run that is cut off leaves what it has measured.
-step "timings of the goals" 160 "$python" -m bench run --device $device "${goals[@]}" --out "$out" --resume
-step "timings of the rest" 100 "$python" -m bench run --device $device "${others[@]}" --out "$out" --resume
-if [[ $mode == dry ]]; then
-  leave_out sanitizer "it needs a GPU"
-elif has compute-sanitizer; then
-  # Without PyTorch's own allocator, so that each tensor has bounds of its own. Parity fills fresh tensors with NaN: what
-  # reads one before it is written shows there, and initcheck sees only what is allocated besides.
-  for tool in memcheck racecheck initcheck synccheck; do
-    step "sanitizer $tool" 40 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" \
-      --error-exitcode 9 "$python" -m bench parity --device $device --backends native triton \
-      --shapes tiny --dtypes float32 bfloat16
-  done
-else
-  leave_out sanitizer "compute-sanitizer is not installed"
-fi
 if [[ $mode == dry ]]; then
   leave_out tuning "it needs a GPU"
 else
   step tuning 110 "$python" -m fbp_kernels.tune --seconds 90 --out "$out/table.json"
   if [[ -f $out/table.json ]]; then
-    step "tuning (parity)" 60 bash -c 'tuned_parity "$@"' - --shapes clip vqa web conv1 --dtypes bfloat16 tf32
+    step "tuning (parity)" 60 bash -c 'tuned_parity "$@"' - --shapes clip vqa web conv1 --dtypes bfloat16 tf32 \
+      --operators "${bilinear[@]}" local_response_norm power_normalize
   fi
 fi
+mkdir -p "$scratch/profile"
 step "profile of an operator" 60 "$python" -m profiling.operator am_fbp --shape $profiled --device $device \
   --out "$scratch/profile"
 if [[ $mode == dry ]]; then
   leave_out counters "they need a GPU"
 elif has ncu; then
-  step counters 60 bash -c '"$python" -m profiling.ncu am_fbp --shape clip >"$out/ncu.md"'
+  step counters 60 bash -c '"$python" -m profiling.ncu am_fbp --shape clip >"$scratch/profile/ncu.md"'
 else
   leave_out counters "ncu is not installed"
 fi
-if [[ -d $scratch/profile ]]; then pack_profile; fi
+if [[ -n $(ls -A "$scratch/profile") ]]; then tar -C "$scratch" -czf "$out/profile.tar.gz" profile; fi
 
 {
   printf '\n== %s, %s s\n' "$mode" "$SECONDS"

@@ -190,7 +190,7 @@ def _verdict(checked: Checked, name: str) -> Verdict:
 
 
 def share_out(
-    command: Callable[[str, Path], list[str]],
+    command: Callable[[Sequence[str], Path], list[str]],
     operators: Sequence[str],
     out: Path,
     here: dict[str, Any],
@@ -199,15 +199,15 @@ def share_out(
     processes: int,
     patience: float | None,
 ) -> int:
-    """Lets several processes compare, an operator each, and puts what they found into one file.
+    """Lets several processes compare, some operators each, and puts what they found into one file.
 
     Args:
-        command: of a process that compares an operator and writes into a file, by both; it resumes.
+        command: of a process that compares operators and writes into a file, by both; it resumes.
         operators: subjects of `bench.operators`.
         out: the file.
         here: this machine, as it is described.
         resume: go on with what is there.
-        processes: how many at a time.
+        processes: how many.
         patience: see `bench.watch.watched`.
 
     Returns:
@@ -217,28 +217,31 @@ def share_out(
     if not resume:
         shutil.rmtree(parts, ignore_errors=True)
     found = earlier(out, here) if resume else Found(here, {})
+    for part in sorted(parts.glob("*.json")):  # of a call that was killed
+        found.add(earlier(part, here))
     parts.mkdir(parents=True, exist_ok=True)
+    groups = [operators[first::processes] for first in range(min(processes, len(operators)))]
     stop, alone = Event(), Lock()
-    statuses: dict[str, int] = {}
 
-    def compare(operator: str) -> None:
-        part, log = parts / f"{operator}.json", parts / f"{operator}.log"
-        if not part.exists():
-            known = {n: v for n, v in found.cases.items() if n.split(" ", 1)[0] == operator}
-            Found(here, known).save(part)
+    def compare(number: int, group: Sequence[str]) -> int:
+        part, log = parts / f"{number}.json", parts / f"{number}.log"
+        known = {n: verdicts for n, verdicts in found.cases.items() if n.split(" ", 1)[0] in group}
+        Found(here, known).save(part)
         said: list[str] = []
         with open(log, "w") as output:
-            statuses[operator] = watch.watched(
-                command(operator, part), part, patience, said.append, output.fileno(), stop
+            status = watch.watched(
+                command(group, part), part, patience, said.append, output.fileno(), stop
             )
         with alone:
             print(log.read_text("utf-8"), *said, sep="\n", flush=True)
+        return status
 
+    statuses = [1]
     pool = ThreadPoolExecutor(processes)
     try:
         with watch.stoppable():
-            for done in [pool.submit(compare, operator) for operator in operators]:
-                done.result()
+            futures = [pool.submit(compare, *numbered) for numbered in enumerate(groups)]
+            statuses = [future.result() for future in futures]
     except (watch.StoppedError, KeyboardInterrupt):
         stop.set()
     finally:
@@ -250,7 +253,7 @@ def share_out(
     print(*_summary(found), sep="\n", flush=True)
     if stop.is_set():
         return watch.STOPPED
-    return found.status or max(statuses.values(), default=1)
+    return found.status or max(statuses)
 
 
 def _keep_failures(parts: Path) -> None:

@@ -124,13 +124,15 @@ class Trial:
             yield
         except Exception as error:
             for name in self.left:
-                self._fails(name, "cannot be compared, the reference fails", error)
+                self._fails(name, "cannot be compared, the reference fails", error, shared=True)
 
-    def _fails(self, name: str, how: str, error: Exception) -> None:
+    def _fails(self, name: str, how: str, error: Exception, *, shared: bool = False) -> None:
         why = f"{how}: {device.reason(error)}"
         if not device.answers(self._device):
             raise device.DeviceLostError(f"{name} {why}") from error
-        (self._wrong if is_ours(name) else self._left_out)[name] = why
+        # What the reference needs, too, is no fault of ours.
+        ours = is_ours(name) and not (shared and isinstance(error, torch.OutOfMemoryError))
+        (self._wrong if ours else self._left_out)[name] = why
 
     def verdict(self) -> Checked:
         """What all draws together showed."""

@@ -215,6 +215,26 @@ def test_without_a_reference_nothing_is_right(monkeypatch: pytest.MonkeyPatch) -
     assert not checked.ready
 
 
+def test_what_does_not_fit_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float64, where it is the reference that asks for too much; of ours it is a failure."""
+
+    def too_much(*_: object, **__: object) -> object:
+        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+
+    kernel = backends.kernel("fbp", "native")
+    broken = backends.Kernel(too_much, kernel.backward)
+    with monkeypatch.context() as patch:
+        patch.setitem(backends._kernels["fbp"], "native", broken)
+        assert "native" in PLAN.check(["native"]).wrong
+    call = SUBJECTS["fbp"].make(PLAN.sizes, Draw(PLAN.dtype))
+    inputs = (call, (torch.ones(3, 4),))
+    monkeypatch.setattr(OperatorPlan, "_inputs", lambda *_, **__: inputs)
+    monkeypatch.setattr(reference, "fbp", too_much)
+    checked = PLAN.check(["native"])
+    assert "the reference fails: OutOfMemoryError" in checked.left_out["native"]
+    assert not checked.wrong
+
+
 def test_a_lost_device_ends_the_case_and_names_who_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(*_: object) -> object:
         raise torch.AcceleratorError("an illegal memory access was encountered")
