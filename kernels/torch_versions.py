@@ -233,6 +233,8 @@ def prebuild(folder: Path, architectures: str | None) -> str:
         configure(build, headers(LEAST, Path(name)), True, "-DCMAKE_BUILD_TYPE=Release", *chosen)
         run(tool("cmake"), "--build", build)
     run(tool("cmake"), "--install", build, "--prefix", folder / "kernels")
+    number = run(sys.executable, ROOT / "kernels" / "sources.py")  # bench/gpu.sh takes no other
+    (folder / "kernels" / "fbp_kernels" / "_native.sources").write_text(number)
     asked = []
     for library in LIBRARIES:
         path = folder / "kernels" / "fbp_kernels" / library
