@@ -133,7 +133,12 @@ def _threads(together: list[Goal], seconds: float) -> Iterator[Reached]:
     """The time on one thread over that on all."""
     for goal in together:
         plan = OperatorPlan(goal.operator, goal.label, goal.sizes, "float32", goal.mode, "cpu")
-        run = plan.check(["native"]).ready["native"].run
+        checked = plan.check(["native"])
+        missing = checked.left_out | checked.wrong
+        if missing:
+            yield Reached(goal, None, why=missing["native"])
+            continue
+        run = checked.ready["native"].run
         samples, hindered = _free_turns({"native": run, goal.peer: _alone(run)}, seconds)
         yield Reached(goal, ratio(samples, "native", goal.peer), len(samples["native"]), hindered)
 
@@ -153,8 +158,14 @@ def _alone(run: Run) -> Run:
 def _memory(together: list[Goal], seconds: float) -> Iterator[Reached]:
     """Eager's peak of resident memory over ours, each in a process of its own."""
     for goal in together:
-        ours, eager = (resident.peak(goal.sizes, goal.mode, who) for who in ("native", "reference"))
-        yield Reached(goal, Spread.of([eager / ours]), 1)
+        try:
+            ours, eager = (
+                resident.peak(goal.sizes, goal.mode, who) for who in ("native", "reference")
+            )
+        except RuntimeError as error:
+            yield Reached(goal, None, why=str(error))
+        else:
+            yield Reached(goal, Spread.of([eager / ours]), 1)
 
 
 _APART: dict[str, Callable[[list[Goal], float], Iterator[Reached]]] = {

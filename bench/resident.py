@@ -17,9 +17,15 @@ def peak(sizes: dict[str, int], mode: str, backend: str) -> float:
         sizes: of `bench.operators.am_fbp`.
         mode: "forward" or "training"; in training the projections are recomputed.
         backend: "native", or "reference" for eager PyTorch.
+
+    Raises:
+        RuntimeError: the process fails; the message says why.
     """
     command = [sys.executable, "-m", "bench.resident", json.dumps(sizes), mode, backend]
-    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True)
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:]
+        raise RuntimeError(f"{backend} ended with status {done.returncode}: {''.join(last)}")
     return float(done.stdout)
 
 

@@ -14,6 +14,7 @@ from bench.goal_records import Goal, Reached, load, save
 from bench.report.page import page
 from bench.report.results import devices
 from bench.timing import LEAST
+from fbp_kernels import backends
 
 from .made_up import MACHINE, case, run, spread
 
@@ -70,6 +71,26 @@ def test_one_thread_is_one_and_the_others_come_back() -> None:
     threads = torch.get_num_threads()
     seen = goals._alone(torch.get_num_threads)()
     assert (seen, torch.get_num_threads()) == (1, threads)
+
+
+def test_what_fails_apart_is_told_and_the_next_goal_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process that ends with an error, and a kernel that is wrong."""
+    memory = replace(GOAL, operator="am_fbp", sizes={"B": 0}, peer=resident.PEER)
+    alone = replace(GOAL, operator="fbp", peer="one thread")
+    kernel = backends.kernel("fbp", "native")
+
+    def broken(*_: object) -> object:
+        raise RuntimeError("invalid argument")
+
+    monkeypatch.setitem(
+        backends._kernels["fbp"], "native", backends.Kernel(broken, kernel.backward)
+    )
+    first, second = goals.measure([memory, alone], seconds=0.01)
+    assert (first.ratio, second.ratio) == (None, None)
+    assert first.why == "native ended with status 1: KeyError: 'H'"
+    assert second.why == "fails: RuntimeError: invalid argument"
 
 
 def test_a_goal_is_reached_by_the_median() -> None:
