@@ -142,11 +142,12 @@ def _replayed(run: Thunk) -> Thunk:
         for _ in range(3):
             run()
     torch.cuda.current_stream().wait_stream(stream)
-    graph, results = _captured(run)
+    # A graph knows addresses, not tensors: what the call reads has to be there for every replay.
+    held = (*_captured(run), run)
 
     def replay() -> tuple[Tensor, ...]:
-        graph.replay()
-        return results
+        held[0].replay()
+        return held[1]
 
     return replay
 

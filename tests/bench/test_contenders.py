@@ -1,7 +1,10 @@
 """Captured graphs: one that fails while it is captured leaves nothing half done for the next."""
 
+import gc
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -116,3 +119,22 @@ def test_a_call_that_fails_by_itself_is_not_captured(monkeypatch: pytest.MonkeyP
         contenders._replayed(fails)
     assert streams.current == "default"
     assert streams.underway == []
+
+
+def test_a_replayed_call_holds_what_its_graph_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph knows addresses alone; memory that is freed would be somebody else's, or nobody's."""
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(contenders, "_captured", lambda run: (MagicMock(), run()))
+
+    def call() -> tuple[contenders.Thunk, weakref.ref[Tensor]]:
+        cotangent = torch.ones(3)
+        return lambda: (cotangent + 1,), weakref.ref(cotangent)
+
+    run, cotangent = call()
+    replay = contenders._replayed(run)
+    del run
+    gc.collect()
+    assert cotangent() is not None
+    assert torch.equal(replay()[0], torch.full((3,), 2.0))

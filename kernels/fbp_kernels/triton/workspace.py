@@ -11,6 +11,7 @@ from torch import Tensor
 _ARENA = 1 << 18  # counters allocated at a time: 1 MiB
 
 _arenas: dict[torch.device, tuple[Tensor, int]] = {}
+_full: list[Tensor] = []  # arenas that captured graphs may still count in
 _streams: dict[tuple[torch.device, int], Tensor] = {}
 
 
@@ -48,6 +49,8 @@ def _take(device: torch.device, count: int) -> Tensor:
     """The next counters of the arena, never given out again."""
     arena, used = _arenas.get(device, (None, _ARENA))
     if arena is None or used + count > arena.numel():
+        if arena is not None:
+            _full.append(arena)
         arena, used = torch.zeros(max(_ARENA, count), dtype=torch.int32, device=device), 0
         # Other streams will use the arena too.
         torch.cuda.synchronize(device)

@@ -1,5 +1,6 @@
 """Counters: zero when they are given out, and zero again when the last program has arrived."""
 
+import pytest
 import torch
 import triton
 import triton.language as tl
@@ -51,3 +52,13 @@ def test_swizzle_visits_every_tile_once_and_groups_rows() -> None:
         high = min(group, rows)
         assert [t[0] for t in tiles[:high]] == list(range(high))
         assert {t[1] for t in tiles[:high]} == {0}
+
+
+def test_a_full_arena_outlives_its_successor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs that were captured count in it, by address."""
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(workspace, "_arenas", {})
+    monkeypatch.setattr(workspace, "_full", [])
+    address = workspace._take(torch.device("cpu"), workspace._ARENA).data_ptr()
+    workspace._take(torch.device("cpu"), 5)
+    assert address in [arena.data_ptr() for arena in workspace._full]
