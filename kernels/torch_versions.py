@@ -164,7 +164,11 @@ def run_in(version: str, builds: dict[str, Path], folder: Path) -> list[str]:
         RuntimeError: torch cannot be installed, or something does not load or is wrong.
     """
     python = install(version, folder)
-    environment = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{folder / 'kernels'}"}
+    environment = os.environ | {
+        "PYTHONPATH": f"{folder}{os.pathsep}{folder / 'kernels'}",
+        # Graphs that another checkout compiled may call operators that this one does not have.
+        "TORCHINDUCTOR_CACHE_DIR": os.fspath(folder / "inductor"),
+    }
     for name in ("FBP_BACKEND", "TRITON_INTERPRET"):
         environment.pop(name, None)
 
