@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch, tuning, workspace
-from .functions import arrive
+from .functions import arrive, carry
 from .tuning import Config, Key
 
 
@@ -108,11 +108,16 @@ def _hidden(
 ):  # fmt: skip
     """x weight + bias of some frames and columns (BT, BA), before the tanh."""
     acc = tl.zeros((BT, BA), tl.float32)
+    total = acc
     for c0 in range(0, C, BC):
         c = c0 + tl.arange(0, BC)
         frames = _load_frames(x, row, frame, c, alive[:, None] & (c < C)[None, :])  # (BT, BC)
         columns = _load(weight, c, a, (c < C)[:, None] & (a < A)[None, :])  # (BC, BA)
         acc = tl.dot(frames, columns, acc, input_precision=PRECISION)
+        if PRECISION == "ieee":
+            total, acc = carry(total, acc, c0, BC)
+    if PRECISION == "ieee":
+        acc += total
     return acc + _load_vector(bias, a, a < A)[None, :]
 
 
@@ -232,6 +237,7 @@ def _join(
             first = low // BT
             count = tl.where((high > low) & (h < H), (high - 1) // BT - first + 1, 0)
             acc = tl.zeros((BH, BC), tl.float32)
+            sum_of_tiles = acc
             for j in range(0, tl.max(count, 0)):
                 i = first + j
                 there = j < count
@@ -241,6 +247,8 @@ def _join(
                 mask = there[:, None] & (c < C)[None, :]
                 part = tl.load(sums + offsets, mask=mask, other=0.0, cache_modifier=".cg")
                 acc += part * share[:, None]
+                sum_of_tiles, acc = carry(sum_of_tiles, acc, j, 1)
+            acc += sum_of_tiles
             offsets = (row.to(tl.int64) * H + h)[:, None] * C + c[None, :]
             mask = (h < H)[:, None] & (c < C)[None, :]
             tl.store(trunk_pooled + offsets, acc.to(trunk_pooled.dtype.element_ty), mask=mask)
@@ -366,6 +374,7 @@ def inputs_backward_kernel(
         for c0 in range(0, C, BC):
             c = c0 + tl.arange(0, BC)
             acc = tl.zeros((BT, BC), tl.float32)
+            total = acc
             if start < n:
                 for a0 in range(0, A, BA):
                     a = a0 + tl.arange(0, BA)
@@ -376,6 +385,10 @@ def inputs_backward_kernel(
                     mask = (c < C)[None, :] & (a < A)[:, None]
                     rows = tl.load(weight.data + offsets, mask=mask, other=0.0)  # (BA, BC)
                     acc = tl.dot(gradient, rows, acc, input_precision=PRECISION)
+                    if PRECISION == "ieee":
+                        total, acc = carry(total, acc, a0, BA)
+                if PRECISION == "ieee":
+                    acc += total
                 mask = alive[:, None] & (c < C)[None, :]
                 acc += value[:, None] * _load_gradient(d_pooled, d_trunks, row, trunk, c, mask)
             offsets = at[:, None] * C + c[None, :]
@@ -387,12 +400,14 @@ def inputs_backward_kernel(
 def _sum_rows(rows, columns, width, first, last, BP: tl.constexpr):
     """The sum of rows first..last - 1 of a float32 matrix, at some of its columns."""
     acc = tl.zeros(columns.shape, tl.float32)
+    total = acc
     for p0 in range(first, last, BP):
         p = p0 + tl.arange(0, BP)
         offsets = p.to(tl.int64)[:, None] * width + columns[None, :]
         mask = (p < last)[:, None] & (columns < width)[None, :]
         acc += tl.sum(tl.load(rows + offsets, mask=mask, other=0.0, cache_modifier=".cg"), 0)
-    return acc
+        total, acc = carry(total, acc, p0 - first, BP)
+    return total + acc
 
 
 @triton.jit(do_not_specialize=["B", "T", "programs", "splits"])
@@ -432,6 +447,7 @@ def parameters_backward_kernel(
         per_split = tl.cdiv(B * tiles, splits)
         first = split * per_split
         acc = tl.zeros((BC, BA), tl.float32)
+        total = acc
         for unit in range(first, tl.minimum(first + per_split, B * tiles)):
             row = unit // tiles
             n = _length(lengths, row, T)
@@ -441,6 +457,10 @@ def parameters_backward_kernel(
             at = (row.to(tl.int64) * T + t)[:, None] * A + a[None, :]
             gradient = tl.load(d_hidden + at, mask=alive[:, None] & (a < A)[None, :], other=0.0)
             acc = tl.dot(tl.trans(frames), gradient, acc, input_precision=PRECISION)
+            if PRECISION == "ieee":
+                total, acc = carry(total, acc, (unit - first) * BT, BT)
+        if PRECISION == "ieee":
+            acc += total
         tl.store(matrices + split.to(tl.int64) * C * A + offsets, acc, mask=mask)
     if arrive(counters + output, splits):
         if d_weight is not None:
@@ -504,7 +524,7 @@ def forward(
             _strided(x), _strided(weight), _strided(bias), _strided(query), scale, factor, lengths,
             *results, scores, tops, totals, sums, workspace.counters(x.device, B),
             T, C, A, trunks,
-            device=x.device, config=config, PRECISION=_precision(x.dtype),
+            device=x.device, config=config, PRECISION=tuning.precision(x.dtype),
         )  # fmt: skip
 
     if B:
@@ -561,7 +581,7 @@ def backward(
             weights, hidden, lengths, gamma, written["means"], gradients[0], d_hidden,
             written["parts"],
             T, C, A, trunks,
-            device=x.device, config=config, GT=written["GT"], PRECISION=_precision(x.dtype),
+            device=x.device, config=config, GT=written["GT"], PRECISION=tuning.precision(x.dtype),
         )  # fmt: skip
 
     def run_parameters(config: Config) -> None:
@@ -576,7 +596,7 @@ def backward(
             _strided(x), d_hidden, lengths, parts, matrices, _floats(x, splits, 2 * A + 1),
             *gradients[1:], workspace.counters(x.device, tiles),
             B, T, C, A, parts.shape[0], splits,
-            device=x.device, config=config, PRECISION=_precision(x.dtype),
+            device=x.device, config=config, PRECISION=tuning.precision(x.dtype),
         )  # fmt: skip
 
     if B and T:
@@ -596,10 +616,6 @@ def _tuned(kernel: str, x: Tensor, run: Callable[[Config], None]) -> None:
 
 def _floats(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty(shape, dtype=torch.float32)
-
-
-def _precision(dtype: torch.dtype) -> str:
-    return "tf32" if tuning.dtype_class(dtype) == "tf32" else "ieee"
 
 
 def _product(*pipelines: tuple[int, int], **blocks: tuple[int, ...]) -> list[Config]:

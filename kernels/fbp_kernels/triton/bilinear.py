@@ -95,10 +95,6 @@ def _run(kernel: str, like: Tensor, call: Any) -> Any:
     return tuning.run(key, architecture(like.device), call, like.device)
 
 
-def _precision(dtype: torch.dtype) -> str:
-    return "tf32" if tuning.dtype_class(dtype) == "tf32" else "ieee"
-
-
 def _forward(config: Config, z: Tensor, levels: Levels, parts: list[Part], mask: Mask) -> None:
     once, each = levels
     rows = math.ceil(z.shape[0] / config.blocks["BLOCK_M"])
@@ -117,7 +113,7 @@ def _forward(config: Config, z: Tensor, levels: Levels, parts: list[Part], mask:
         forward_kernel, (tiles[0] + tiles[1] * splits,),
         z, *parts, mask, partials, counters, z.shape[0], rows, splits, tiles[1] * splits,
         **columns, ADAPTIVE=once is not None and once.adaptive,
-        PRECISION=_precision(z.dtype), EXACT=tuning.dtype_class(z.dtype) == "float32",
+        PRECISION=tuning.precision(z.dtype),
         SPLIT=splits > 1, OFFSET=_offset(config, *_tensors(levels)),
         device=z.device, config=config,
     )  # fmt: skip
@@ -151,7 +147,7 @@ def _projection_gradients(
     launch(
         projection_gradients_kernel, (programs + rows * tiles[0],),
         dz, dz.stride(0), dz.stride(1), *parts, *outs, mask, B, rows, programs,
-        **columns, ADAPTIVE=once is not None and once.adaptive, PRECISION=_precision(dz.dtype),
+        **columns, ADAPTIVE=once is not None and once.adaptive, PRECISION=tuning.precision(dz.dtype),
         OFFSET=_offset(config, *_tensors(levels)), device=dz.device, config=config,
     )  # fmt: skip
     return [out for out, level in zip(outs, levels, strict=True) if level is not None]
@@ -216,7 +212,7 @@ def _gradients(config: Config, dz: Tensor, sides: list[Side]) -> None:
     operands = [t for side in sides for t in (side.x.data, side.weight.data, side.d)]
     launch(
         gradients_kernel, (programs,), tuple(sides), B, rows, tiles_p, padded,
-        PRECISION=_precision(dz.dtype), OFFSET=_offset(config, *operands), device=dz.device,
+        PRECISION=tuning.precision(dz.dtype), OFFSET=_offset(config, *operands), device=dz.device,
         config=config,
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .functions import arrive, swizzle
+from .functions import arrive, carry, swizzle
 
 
 class Operand(NamedTuple):
@@ -64,10 +64,13 @@ def project(
     """The rows of a trunk times columns of its weights, (BLOCK_M, BLOCK_N), and the rows' sums of squares.
 
     Offsets within a tile have the type OFFSET: 32 bits take half the registers. What is not alive is not read: it
-    counts as 0, whatever it is.
+    counts as 0, whatever it is. Sums are in pieces where products are exact, for nothing coarser hides what one running
+    sum is off by.
     """
     product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    product_total = product
     squares = tl.zeros((BLOCK_M,), tl.float32)
+    squares_total = squares
     m = tl.arange(0, BLOCK_M).to(OFFSET)
     n = tl.arange(0, BLOCK_N).to(OFFSET)
     c = tl.arange(0, BLOCK_C).to(OFFSET)
@@ -85,8 +88,14 @@ def project(
         if NORMS:
             wide = x_block.to(tl.float32)
             squares += tl.sum(wide * wide, 1)
+        if PRECISION == "ieee":
+            product_total, product = carry(product_total, product, first, BLOCK_C)
+            squares_total, squares = carry(squares_total, squares, first, BLOCK_C)
         x_tile += tl.cast(x.stride2, tl.int64) * BLOCK_C
         weight_tile += tl.cast(weight.stride1, tl.int64) * BLOCK_C
+    if PRECISION == "ieee":
+        product += product_total
+        squares += squares_total
     return product, squares
 
 
@@ -95,6 +104,7 @@ def sum_of_squares(x, width, rows, alive, BLOCK_M: tl.constexpr, BLOCK_C: tl.con
     """Of each row of the only trunk, (BLOCK_M,)."""
     c = tl.arange(0, BLOCK_C)
     squares = tl.zeros((BLOCK_M,), tl.float32)
+    total = squares
     for first in range(0, width, BLOCK_C):
         block = tl.load(
             x.data + rows[:, None] * x.stride0 + (first + c)[None, :] * x.stride2,
@@ -102,7 +112,8 @@ def sum_of_squares(x, width, rows, alive, BLOCK_M: tl.constexpr, BLOCK_C: tl.con
             other=0.0,
         ).to(tl.float32)
         squares += tl.sum(block * block, 1)
-    return squares
+        total, squares = carry(total, squares, first, BLOCK_C)
+    return total + squares
 
 
 @triton.jit
@@ -152,17 +163,19 @@ def dropout(
 
 
 @triton.jit
-def sum_factors(product, group, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, EXACT: tl.constexpr):
+def sum_factors(
+    product, group, BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, PRECISION: tl.constexpr
+):
     """Sums over the factors of each output, (M, BLOCK_N) to (M, BLOCK_O); `group` names each column's output.
 
     A product with a matrix of zeros and ones, so any K will do, on the tensor cores: they take bfloat16 in two parts,
-    16 digits of the product. EXACT leaves float32 alone and adds output by output; so does what is not finite, for
+    16 digits of the product. In IEEE float32, and where a product is not finite, they are added output by output:
     infinity times 0 is NaN, and one overflow would reach every output of its row.
     """
     outputs = tl.arange(0, BLOCK_O)
     sums = tl.zeros((product.shape[0], BLOCK_O), tl.float32)
     one_by_one = True
-    if not EXACT:
+    if PRECISION != "ieee":
         one_by_one = tl.max(tl.where(tl.abs(product) < float("inf"), 0, 1)) > 0
     if one_by_one:
         for output in range(BLOCK_O):
@@ -181,8 +194,7 @@ def forward_tile(
     part, mask, tile_m, tile_o, first, last, B,
     K: tl.constexpr, GROUPS: tl.constexpr, CHUNKS: tl.constexpr, STREAM: tl.constexpr,
     ADAPTIVE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
-    OFFSET: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, PRECISION: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
     """A tile of one part's result, over the trunks first to last, (BLOCK_M, BLOCK_O) in float32."""
     row0 = tile_m * BLOCK_M
@@ -224,7 +236,7 @@ def forward_tile(
             product = u * w
             if mask.on:
                 product *= dropout(mask, row0, h, columns, STREAM, BLOCK_M, BLOCK_N)
-            sums = sum_factors(product, within // K, BLOCK_N, BLOCK_O, EXACT)
+            sums = sum_factors(product, within // K, BLOCK_N, BLOCK_O, PRECISION)
             if part.ragged:
                 sums = tl.where(alive[:, None], sums, 0.0)
             pooled += sums
@@ -255,7 +267,7 @@ def forward_kernel(
     STREAM_G: tl.constexpr, STREAM_M: tl.constexpr, ADAPTIVE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_O_G: tl.constexpr, BLOCK_O_M: tl.constexpr, GROUP: tl.constexpr,
-    PRECISION: tl.constexpr, EXACT: tl.constexpr, SPLIT: tl.constexpr, OFFSET: tl.constexpr,
+    PRECISION: tl.constexpr, SPLIT: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
     """z (B, O_G + O_M). The first `trunk_programs` programs do the trunks' half, which takes longest.
 
@@ -278,7 +290,7 @@ def forward_kernel(
                 each, mask, tile_m, tile_o,
                 split * each.H // splits, (split + 1) * each.H // splits, B,
                 K_M, GROUPS_M, CHUNKS_M, STREAM_M, False,
-                BLOCK_M, BLOCK_N, BLOCK_C, BLOCK_O_M, PRECISION, EXACT, OFFSET,
+                BLOCK_M, BLOCK_N, BLOCK_C, BLOCK_O_M, PRECISION, OFFSET,
             )  # fmt: skip
             finished = True
             if SPLIT:
@@ -308,7 +320,7 @@ def forward_kernel(
             pooled = forward_tile(
                 once, mask, tile_m, tile_o, 0, 1, B,
                 K_G, GROUPS_G, CHUNKS_G, STREAM_G, ADAPTIVE,
-                BLOCK_M, BLOCK_N, BLOCK_C, BLOCK_O_G, PRECISION, EXACT, OFFSET,
+                BLOCK_M, BLOCK_N, BLOCK_C, BLOCK_O_G, PRECISION, OFFSET,
             )  # fmt: skip
             store_tile(
                 z, stride, tile_m, tile_o, pooled, B, 0, outputs_g, GROUPS_G, BLOCK_M, BLOCK_O_G
@@ -482,11 +494,14 @@ def norm_gradient(side, rows, present, R, BLOCK_M: tl.constexpr):
 
     d mu / d|a| = |v| / (|a| + |v|)^2 = -d eta / d|a| and d|a| / da = a / |a|, so 0 where the norm is 0.
     """
-    difference = tl.zeros((BLOCK_M,), tl.float32)
+    piece = tl.zeros((BLOCK_M,), tl.float32)
+    difference = piece
     for tile in range(side.tiles_o):
         at = 2 * tile * R + rows
-        difference += tl.load(side.own_scale + at, mask=present, other=0.0)
-        difference -= tl.load(side.other_scale + at, mask=present, other=0.0)
+        piece += tl.load(side.own_scale + at, mask=present, other=0.0)
+        piece -= tl.load(side.other_scale + at, mask=present, other=0.0)
+        difference, piece = carry(difference, piece, tile, 1)
+    difference += piece
     own = tl.load(side.own_norm + rows, mask=present, other=0.0)
     other = tl.load(side.other_norm + rows, mask=present, other=0.0)
     safe = tl.where(own > 0, own, 1.0)
@@ -521,6 +536,7 @@ def input_gradient_tile(
         + n.to(OFFSET)[:, None] * side.weight.stride2
     )
     gradient = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
+    total = gradient
     for first in range(0, side.N, BLOCK_N):
         left = n < side.N - first
         d = tl.load(d_tile + d_offsets, mask=present[:, None] & left[None, :], other=0.0)
@@ -528,8 +544,12 @@ def input_gradient_tile(
             weight_tile + weight_offsets, mask=left[:, None] & inside[None, :], other=0.0
         )
         gradient = tl.dot(d, weight, gradient, input_precision=PRECISION)
+        if PRECISION == "ieee":
+            total, gradient = carry(total, gradient, first, BLOCK_N)
         d_tile += BLOCK_N
         weight_tile += tl.cast(side.weight.stride2, tl.int64) * BLOCK_N
+    if PRECISION == "ieee":
+        gradient += total
     there = present[:, None] & inside[None, :]
     if side.scaled:
         x = tl.load(
@@ -566,6 +586,7 @@ def weight_gradient_tile(
     d_tile = side.d + h * B * side.N + tile_n * BLOCK_N
     d_offsets = m[:, None] * side.N + tl.arange(0, BLOCK_N)[None, :]
     gradient = tl.zeros((BLOCK_C, BLOCK_N), tl.float32)
+    total = gradient
     for first in range(0, B, BLOCK_M):
         present = m < B - first
         alive = present
@@ -576,19 +597,26 @@ def weight_gradient_tile(
         x = tl.load(x_tile + x_offsets, mask=inside_c[:, None] & alive[None, :], other=0.0)
         d = tl.load(d_tile + d_offsets, mask=present[:, None] & inside_n[None, :], other=0.0)
         gradient = tl.dot(x, d, gradient, input_precision=PRECISION)
+        if PRECISION == "ieee":
+            total, gradient = carry(total, gradient, first, BLOCK_M)
         x_tile += tl.cast(side.x.stride0, tl.int64) * BLOCK_M
         d_tile += tl.cast(side.N, tl.int64) * BLOCK_M
+    if PRECISION == "ieee":
+        gradient += total
     at = (h * side.W + c)[:, None] * side.N + n[None, :]
     there = inside_c[:, None] & inside_n[None, :]
     tl.store(side.d_weight + at, gradient.to(side.d_weight.dtype.element_ty), mask=there)
     if side.biased:
         if tile_c == 0:
-            total = tl.zeros((BLOCK_N,), tl.float32)
+            bias = tl.zeros((BLOCK_N,), tl.float32)
+            bias_total = bias
             for tile in range(tiles_m):
                 own = side.biases + (tl.cast(tile, tl.int64) * 2 * side.H + h) * side.N + n
-                total += tl.load(own, mask=inside_n, other=0.0)
+                bias += tl.load(own, mask=inside_n, other=0.0)
+                bias_total, bias = carry(bias_total, bias, tile, 1)
+            bias += bias_total
             own = side.d_bias + h * side.N + n
-            tl.store(own, total.to(side.d_bias.dtype.element_ty), mask=inside_n)
+            tl.store(own, bias.to(side.d_bias.dtype.element_ty), mask=inside_n)
 
 
 @triton.jit

@@ -239,6 +239,11 @@ def dtype_class(dtype: torch.dtype) -> str:
     return "tf32" if tf32.allowed() else "float32"
 
 
+def precision(dtype: torch.dtype) -> str:
+    """How kernels multiply: "ieee" where products and sums are those of float32, else "tf32", which halves ignore."""
+    return "ieee" if dtype_class(dtype) == "float32" else "tf32"
+
+
 def reason(error: BaseException) -> str:
     """Why something failed, in one line: the first cause; compilers say what matters last."""
     while error.__cause__ is not None:
