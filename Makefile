@@ -6,7 +6,7 @@ STAMPS := $(VENV)/.made
 SOURCES := $(foreach kind,h cpp cu,$(wildcard kernels/csrc/*.$(kind) kernels/csrc/*/*.$(kind)))
 SHIM := $(wildcard tests/cuda_shim/*.h tests/cuda_shim/*.cpp tests/cuda_shim/*/*.h)
 
-.PHONY: help setup demo test lint bench results check resources ptxas fuzz gpu-dry wheel-test torch-versions prebuilt clean
+.PHONY: help setup demo test lint bench results check resources ptxas fuzz gpu-dry wheel-test torch-versions triton-versions prebuilt clean
 
 help:
 	@echo "make demo        set up, then: make a corpus, prepare, train, evaluate, predict"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint        format, lint and type checks, as CI does"
 	@echo "make check       whether README and docs show the figures of the committed results"
 	@echo "make resources   compile every kernel of the Triton backend for sm_80, sm_90 and sm_100, and check the result"
+	@echo "make triton-versions  the same, and the kernels in the interpreter, with the newest patch of every Triton claimed"
 	@echo "make ptxas       compile every CUDA C++ kernel for sm_80, sm_90a and sm_100, and check the result"
 	@echo "make fuzz        10,000 calls of the native kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make gpu-dry     what bench/gpu.sh does on a GPU machine, with interpreter and compiler in place of the GPU"
@@ -68,6 +69,20 @@ check: setup
 
 resources: setup
 	env -u TRITON_INTERPRET $(BIN)/python -m fbp_kernels.resources --check
+
+# One folder each, before the environment's own Triton on the path: PyTorch and the rest are shared.
+TRITONS := 3.6.0 3.7.1 3.8.0 3.9.0
+
+triton-versions: $(TRITONS:%=triton-%)
+
+triton-%: build/triton/%/.made
+	env -u TRITON_INTERPRET PYTHONPATH=$(abspath $(<D)) $(BIN)/python -m fbp_kernels.resources --check
+	PYTHONPATH=$(abspath $(<D)) $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 tests/fbp_kernels/triton
+
+.PRECIOUS: build/triton/%/.made
+build/triton/%/.made: | setup
+	$(BIN)/python -m pip install --quiet --no-deps --target $(@D) triton==$*
+	touch $@
 
 ptxas: setup
 	$(BIN)/python -m fbp_kernels.ptxas --check
