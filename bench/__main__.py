@@ -1,4 +1,4 @@
-"""The command line: `run`, `parity`, `warm`, `merge`, `compare OLD NEW`, `goals`, `choice`, `report`."""
+"""The command line: `run`, `parity`, `warm`, `merge`, `compare OLD NEW`, `goals`, `choice`, `host`, `report`."""
 
 import argparse
 import sys
@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         "compare": _compare,
         "goals": _goals,
         "choice": _enter,
+        "host": _host,
         "report": _report,
     }
     command = commands[options.command]
@@ -94,6 +95,15 @@ def _parser() -> argparse.ArgumentParser:
         "choice", help="enter what GPUs measured into the table by which backends are chosen there"
     )
     choice.add_argument("results", nargs="+", type=Path, help="files that `run` has written")
+
+    host = commands.add_parser(
+        "host",
+        help="measure what a launch in Triton costs the processor, at a driver that runs nothing",
+    )
+    host.add_argument("patterns", nargs="*", help="of cases, such as 'am_fbp *'; default all")
+    host.add_argument("--against", metavar="COMMIT", help="measured beside what is checked out")
+    host.add_argument("--turns", type=int, default=41, help="groups of calls (%(default)s)")
+    host.add_argument("--out", type=Path, help="file or folder; there it is host-DEVICE-DATE.json")
 
     report = commands.add_parser("report", help="write docs/benchmarks.md and the README's figures")
     report.add_argument("--check", action="store_true", help="write nothing, exit 1 if they differ")
@@ -271,6 +281,16 @@ def _enter(options: argparse.Namespace) -> int:
     from .choice import run_choice
 
     return run_choice(options.results)
+
+
+def _host(options: argparse.Namespace) -> int:
+    from . import machine
+    from .host import run_host
+
+    out = options.out
+    if out is not None and out.is_dir():
+        out = out / machine.result_name("cpu", "host")
+    return run_host(options.patterns, options.against, options.turns, out)
 
 
 def _report(options: argparse.Namespace) -> int:

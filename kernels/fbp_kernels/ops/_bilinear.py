@@ -130,25 +130,6 @@ def work(a: Tensor, v: Tensor, p: Tensor, *_: Any) -> int:
     return (a.numel() + v.numel()) * p.shape[-1]
 
 
-def add_trunk(per_row: tuple[Tensor, ...], shared: tuple[Tensor | None, ...]) -> list[Any]:
-    """Views with a trunk dimension of 1: to the kernels, global pooling is pooling over one trunk.
-
-    Args:
-        per_row: tensors with a batch dimension, which the trunk follows.
-        shared: weights and biases, which the trunk leads.
-    """
-    rows = [t.unsqueeze(1) for t in per_row]
-    return rows + [None if t is None else t.unsqueeze(0) for t in shared]
-
-
-def like_inputs(gradients: Any, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
-    """Takes the trunk dimension off the gradients again; those not computed are empty and stay so."""
-    return tuple(
-        g if t is None or g.numel() != t.numel() else g.view(t.shape)
-        for g, t in zip(gradients, inputs, strict=True)
-    )
-
-
 def due(needs: int, inputs: int) -> tuple[bool, ...]:
     """Which of the inputs need their gradient, from the bits that say so."""
     return tuple(bool(needs >> i & 1) for i in range(inputs))

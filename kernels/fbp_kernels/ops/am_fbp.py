@@ -111,18 +111,12 @@ def _fake(*arguments: Any) -> tuple[Tensor, ...]:
     )
 
 
-def _one_trunk(inputs: list[Any]) -> list[Any]:
-    a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks = inputs
-    a, v, p, q = _bilinear.add_trunk((a, v), (p, q))
-    return [a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks]
-
-
 _pool, _pool_backward = triton.late("bilinear")
 
 
 def _levels(*arguments: Any) -> Levels:
     *inputs, lengths, factor, trunk_factor, adaptive = arguments
-    a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks = _one_trunk(inputs)
+    a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks = inputs
     return Levels(
         Level(a, v, p, q, None, None, None, factor, adaptive),
         Level(a_trunks, v_trunks, p_trunks, q_trunks, None, None, lengths, trunk_factor, False),
@@ -135,7 +129,7 @@ def _triton(*arguments: Any) -> Any:
     return _pool(levels, seed, dropout, keep)
 
 
-def _triton_backward(dz: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+def _triton_backward(dz: Tensor, *arguments: Any) -> Any:
     *tensors, factor, trunk_factor, adaptive, dropout, needs = arguments
     inputs, (lengths, seed), projections = tensors[:8], tensors[8:10], tensors[10:]
     levels = _levels(*inputs, lengths, factor, trunk_factor, adaptive)
@@ -143,8 +137,7 @@ def _triton_backward(dz: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     due = ((a, v, p, q, False, False), (a_trunks, v_trunks, p_trunks, q_trunks, False, False))
     kept = () if projections[0] is None else tuple(projections)
     once, each = _pool_backward(dz, levels, seed, kept, dropout, due)
-    gradients = (*once[:2], *each[:2], *once[2:4], *each[2:4])
-    return _bilinear.like_inputs(gradients, tuple(inputs))
+    return (*once[:2], *each[:2], *once[2:4], *each[2:4])
 
 
 _registered = _operator.Operator(

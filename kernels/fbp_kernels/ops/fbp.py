@@ -93,9 +93,8 @@ def _fake(*arguments: Any) -> tuple[Tensor, ...]:
 _pool, _pool_backward = triton.late("bilinear")
 
 
-def _levels(a: Tensor, v: Tensor, *rest: Any) -> Levels:
-    *shared, factor, adaptive = rest
-    a, v, p, q, p_bias, q_bias = _bilinear.add_trunk((a, v), tuple(shared))
+def _levels(*arguments: Any) -> Levels:
+    a, v, p, q, p_bias, q_bias, factor, adaptive = arguments
     return Levels(Level(a, v, p, q, p_bias, q_bias, None, factor, adaptive), None)
 
 
@@ -104,12 +103,12 @@ def _triton(*arguments: Any) -> Any:
     return _pool(_levels(*inputs, factor, adaptive), seed, dropout, keep)
 
 
-def _triton_backward(dz: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+def _triton_backward(dz: Tensor, *arguments: Any) -> Any:
     *inputs, seed, u, w, factor, adaptive, dropout, needs = arguments
     kept = () if u is None else (u, w)
     levels = _levels(*inputs, factor, adaptive)
     (gradients,) = _pool_backward(dz, levels, seed, kept, dropout, (_bilinear.due(needs, 6),))
-    return _bilinear.like_inputs(gradients, tuple(inputs))
+    return gradients
 
 
 _registered = _operator.Operator(

@@ -102,12 +102,12 @@ def _triton(*arguments: Any) -> Any:
     return _pool(_levels(*tensors, factor), seed, dropout, keep)
 
 
-def _triton_backward(dz: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+def _triton_backward(dz: Tensor, *arguments: Any) -> Any:
     *tensors, seed, u, w, factor, dropout, needs = arguments
     kept = () if u is None else (u, w)
     levels = _levels(*tensors, factor)
     (gradients,) = _pool_backward(dz, levels, seed, kept, dropout, (_bilinear.due(needs, 6),))
-    return tuple(gradients)
+    return gradients
 
 
 _registered = _operator.Operator(

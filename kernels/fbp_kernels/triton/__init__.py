@@ -3,6 +3,7 @@
 Nothing here imports Triton before a kernel is called: `import fbp_kernels` stays light, and works without Triton.
 """
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -39,10 +40,11 @@ def why_not(device_type: str, dtype: torch.dtype | None = None) -> str:
 def late(module: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """`forward` and `backward` of a module of this package, imported when they are called first."""
 
-    def function(name: str) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            return getattr(importlib.import_module(f"{__name__}.{module}"), name)(*arguments)
+    @functools.cache
+    def found(name: str) -> Callable[..., Any]:
+        function: Callable[..., Any] = getattr(
+            importlib.import_module(f"{__name__}.{module}"), name
+        )
+        return function
 
-        return call
-
-    return function("forward"), function("backward")
+    return lambda *a: found("forward")(*a), lambda *a: found("backward")(*a)

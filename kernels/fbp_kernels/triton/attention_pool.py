@@ -14,22 +14,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launch, tuning, workspace
+from . import launch, tuning
 from .functions import arrive, carry
+from .launch import Plan
 from .tuning import Config, Key
 
 
 class Strided(NamedTuple):
-    """A tensor that a kernel reads, any strides."""
+    """A tensor that a kernel reads, any strides; its data is None where there is none.
+
+    Kernels take flat arguments, for a launch is prepared from those, and put them together.
+    """
 
     data: Any
     s0: Any
     s1: Any = 0
     s2: Any = 0
-
-
-def _strided(tensor: Tensor) -> Strided:
-    return Strided(tensor, *tensor.stride())
 
 
 # What the programs share
@@ -124,11 +124,22 @@ def _hidden(
 # Forward
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit
+def _left(scratch, B, T, tiles, C, H):
+    """Where programs leave sums (B, tiles + H - 1, C), scores (B, T), tops (B, tiles) and totals (B, tiles).
+
+    Asked for where they are needed: pointers that wait take registers from the products.
+    """
+    rows = tl.cast(B, tl.int64)
+    scores = scratch + rows * (tiles + H - 1) * C
+    tops = scores + rows * T
+    return scratch, scores, tops, tops + rows * tiles
+
+
+@triton.jit(do_not_specialize=["B", "T"])
 def forward_kernel(
-    x, weight, bias, query, scale, factor, lengths,
-    pooled, trunk_pooled, weights, hidden, scores, tops, totals, sums, counters,
-    T, C, A, H,
+    x, weight, bias, query, scale, lengths, hidden, pooled, trunk_pooled, weights, scratch, counters,
+    x0, x1, x2, weight0, weight1, bias0, query0, factor, B, T, C, A, H,
     BT: tl.constexpr, BA: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Scores of a tile, their maximum and the sums weighted relative to it; the last of a row joins the tiles.
@@ -137,6 +148,8 @@ def forward_kernel(
     both follow the frames, so no two sums want the same slot and tiles + H - 1 are enough. `hidden` (B, T, A) is
     what is kept for the backward, zeros at frames that do not count.
     """
+    x, weight = Strided(x, x0, x1, x2), Strided(weight, weight0, weight1)
+    bias, query = Strided(bias, bias0), Strided(query, query0)
     tiles = tl.maximum(tl.cdiv(T, BT), 1)
     row = tl.program_id(0) // tiles
     tile = tl.program_id(0) % tiles
@@ -169,6 +182,7 @@ def forward_kernel(
         # Scaled after the difference to the top, which saves the scores that count a rounding.
         slope = _scale(scale, factor)
         score = tl.where(slope < 0, -score, score)
+        sums, scores, tops, totals = _left(scratch, B, T, tiles, C, H)
         tl.store(scores + first_frame + frame, score, mask=alive)
         top = tl.max(tl.where(alive, score, -float("inf")), 0)
         share = tl.where(alive, tl.exp(tl.abs(slope) * (score - top)), 0.0)
@@ -191,17 +205,18 @@ def forward_kernel(
         last_of_row = arrive(counters + row, tl.maximum(tl.cdiv(n, BT), 1))
         if last_of_row:
             _join(
-                pooled, trunk_pooled, weights, scores, tops, totals, sums,
-                tl.abs(_scale(scale, factor)), row, n, tiles, T, C, H, BT, BC, BH,
+                pooled, trunk_pooled, weights, scratch, tl.abs(_scale(scale, factor)),
+                row, n, tiles, B, T, C, H, BT, BC, BH,
             )  # fmt: skip
 
 
 @triton.jit
 def _join(
-    pooled, trunk_pooled, weights, scores, tops, totals, sums, slope, row, n, tiles, T, C, H,
+    pooled, trunk_pooled, weights, scratch, slope, row, n, tiles, B, T, C, H,
     BT: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
     """The results of a row from those of its tiles, in the order of the tiles."""
+    sums, scores, tops, totals = _left(scratch, B, T, tiles, C, H)
     tops += row * tiles
     totals += row * tiles
     sums += row.to(tl.int64) * (tiles + H - 1) * C
@@ -264,20 +279,29 @@ def _join(
 def _load_gradient(d_pooled, d_trunks, row, trunk, c, mask):
     """The gradient of what each frame's weight multiplies x into: its clip's plus its trunk's, float32."""
     gradient = tl.zeros(mask.shape, tl.float32)
-    if d_pooled is not None:
+    if d_pooled.data is not None:
         at = row.to(tl.int64) * d_pooled.s0 + c.to(tl.int64) * d_pooled.s1
         gradient += tl.load(d_pooled.data + at[None, :], mask=mask, other=0.0).to(tl.float32)
-    if d_trunks is not None:
+    if d_trunks.data is not None:
         gradient += _load_frames(d_trunks, row, trunk, c, mask).to(tl.float32)
     return gradient
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["B", "T"])
 def weights_backward_kernel(
-    d_pooled, d_trunks, d_weights, x, weights, lengths, gamma, means, T, C, H,
-    BT: tl.constexpr, BC: tl.constexpr,
+    d_pooled, d_trunks, d_weights, x, lengths, weights, scratch,
+    d_pooled0, d_pooled1, d_trunks0, d_trunks1, d_trunks2, d_weights0, d_weights1, x0, x1, x2,
+    B, T, C, H, BT: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """gamma, the gradient of each frame's weight, and the tile's part of its mean under the weights."""
+    """gamma, the gradient of each frame's weight, and the tile's part of its mean under the weights.
+
+    Both in scratch: (B, T), and behind it (B, tiles).
+    """
+    d_pooled = Strided(d_pooled, d_pooled0, d_pooled1)
+    d_trunks = Strided(d_trunks, d_trunks0, d_trunks1, d_trunks2)
+    d_weights, x = Strided(d_weights, d_weights0, d_weights1), Strided(x, x0, x1, x2)
+    gamma = scratch
+    means = gamma + tl.cast(B, tl.int64) * T
     tiles = tl.cdiv(T, BT)
     row = tl.program_id(0) // tiles
     tile = tl.program_id(0) % tiles
@@ -287,7 +311,7 @@ def weights_backward_kernel(
         alive = frame < n
         at = row.to(tl.int64) * T + frame
         acc = tl.zeros((BT,), tl.float32)
-        if d_weights is not None:
+        if d_weights.data is not None:
             d_at = row.to(tl.int64) * d_weights.s0 + frame.to(tl.int64) * d_weights.s1
             acc += tl.load(d_weights.data + d_at, mask=alive, other=0.0).to(tl.float32)
         trunk = _trunk(frame, H, n)
@@ -301,18 +325,25 @@ def weights_backward_kernel(
         tl.store(means + row * tiles + tile, tl.sum(weight * acc, 0))
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["B", "T"])
 def inputs_backward_kernel(
-    d_pooled, d_trunks, x, weight, bias, query, scale, factor, weights, kept, lengths, gamma, means,
-    dx, d_hidden, parts, T, C, A, H,
+    d_pooled, d_trunks, x, weight, bias, query, scale, lengths, weights, kept, gamma, dx, d_hidden,
+    parts,
+    d_pooled0, d_pooled1, d_trunks0, d_trunks1, d_trunks2, x0, x1, x2, weight0, weight1, bias0,
+    query0, factor, B, T, C, A, H,
     GT: tl.constexpr, BT: tl.constexpr, BA: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradients before the tanh, kept for the weight's; from them dx, and parts of the vectors' gradients.
 
-    Grid: rows times tiles of frames. GT is the tile of the kernel that wrote `means`. `kept` is the hidden layer, which
-    is computed again where there is none. `parts` has a row for each program: its part of the gradients of bias
-    (A), query (A) and scale (1).
+    Grid: rows times tiles of frames. GT is the tile of the kernel that wrote `gamma`, and the means behind it. `kept`
+    is the hidden layer, which is computed again where there is none. `parts` has a row for each program: its part of
+    the gradients of bias (A), query (A) and scale (1).
     """
+    d_pooled = Strided(d_pooled, d_pooled0, d_pooled1)
+    d_trunks = Strided(d_trunks, d_trunks0, d_trunks1, d_trunks2)
+    x, weight = Strided(x, x0, x1, x2), Strided(weight, weight0, weight1)
+    bias, query = Strided(bias, bias0), Strided(query, query0)
+    means = gamma + tl.cast(B, tl.int64) * T
     tiles = tl.cdiv(T, BT)
     row = tl.program_id(0) // tiles
     tile = tl.program_id(0) % tiles
@@ -410,10 +441,18 @@ def _sum_rows(rows, columns, width, first, last, BP: tl.constexpr):
     return total + acc
 
 
+@triton.jit
+def _vectors(scratch, d_weight, splits, C, A):
+    """Where splits leave their sums for the vectors, (splits, 2 A + 1): behind the weight's, (splits, C, A)."""
+    if d_weight is not None:
+        scratch += tl.cast(splits, tl.int64) * C * A
+    return scratch
+
+
 @triton.jit(do_not_specialize=["B", "T", "programs", "splits"])
 def parameters_backward_kernel(
-    x, d_hidden, lengths, parts, matrices, vectors, d_weight, d_bias, d_query, d_scale, counters,
-    B, T, C, A, programs, splits,
+    x, lengths, parts, d_weight, d_bias, d_query, d_scale, d_hidden, scratch, counters,
+    x0, x1, x2, B, T, C, A, programs, splits,
     BT: tl.constexpr, BA: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradients of the parameters, sums over all frames: split, and joined by the last split of a tile.
@@ -421,6 +460,7 @@ def parameters_backward_kernel(
     Grid: splits of the frames times tiles (BC, BA) of the weight. The first row of tiles does the vectors as well,
     whose parts the kernel before has left in `parts`. Without `d_weight` there are the vectors only.
     """
+    x = Strided(x, x0, x1, x2)
     columns = tl.cdiv(A, BA)
     outputs = columns
     if d_weight is not None:
@@ -433,7 +473,7 @@ def parameters_backward_kernel(
         per_split = tl.cdiv(programs, splits)
         first = split * per_split
         last = tl.minimum(first + per_split, programs)
-        mine = vectors + split * width
+        mine = _vectors(scratch, d_weight, splits, C, A) + split * width
         tl.store(mine + a, _sum_rows(parts, a, width, first, last, BP), mask=a < A)
         tl.store(mine + A + a, _sum_rows(parts, A + a, width, first, last, BP), mask=a < A)
         if output == 0:
@@ -461,16 +501,17 @@ def parameters_backward_kernel(
                 total, acc = carry(total, acc, (unit - first) * BT, BT)
         if PRECISION == "ieee":
             acc += total
-        tl.store(matrices + split.to(tl.int64) * C * A + offsets, acc, mask=mask)
+        tl.store(scratch + split.to(tl.int64) * C * A + offsets, acc, mask=mask)
     if arrive(counters + output, splits):
         if d_weight is not None:
             acc = tl.zeros((BC, BA), tl.float32)
-            part = matrices + offsets
+            part = scratch + offsets
             for _ in range(0, splits):
                 acc += tl.load(part, mask=mask, other=0.0, cache_modifier=".cg")
                 part += C * A
             tl.store(d_weight + offsets, acc.to(d_weight.dtype.element_ty), mask=mask)
         if output < columns:
+            vectors = _vectors(scratch, d_weight, splits, C, A)
             if d_bias is not None:
                 _join_rows(d_bias, a, a < A, vectors, a, width, splits, BP)
             if d_query is not None:
@@ -509,27 +550,14 @@ def forward(
     The scores are multiplied by `scale` and by `factor`.
     """
     B, T, C = x.shape
-    A = weight.shape[1]
-    results = (
-        x.new_empty(B, C), x.new_empty(B, trunks, C), x.new_empty(B, T),
-        x.new_empty(B, T, A) if keep else None,
-    )  # fmt: skip
-
-    def run(config: Config) -> None:
-        tiles = max(triton.cdiv(T, config.blocks["BT"]), 1)
-        scores, tops, totals = (_floats(x, B, size) for size in (T, tiles, tiles))
-        sums = _floats(x, B, tiles + trunks - 1, C)
-        launch.launch(
-            forward_kernel, (B * tiles,),
-            _strided(x), _strided(weight), _strided(bias), _strided(query), scale, factor, lengths,
-            *results, scores, tops, totals, sums, workspace.counters(x.device, B),
-            T, C, A, trunks,
-            device=x.device, config=config, PRECISION=tuning.precision(x.dtype),
-        )  # fmt: skip
-
+    hidden = x.new_empty(B, T, weight.shape[1]) if keep else None
+    pooled, trunk_pooled = x.new_empty(B, C), x.new_empty(B, trunks, C)
+    weights = x.new_empty(B, T)
     if B:
-        _tuned("forward", x, run)
-    return results
+        options = (trunks, factor, tuning.dtype_class(x.dtype))
+        given = (x, weight, bias, query, scale, lengths)
+        launch.run(_plan_forward, options, given, (hidden, pooled, trunk_pooled, weights))
+    return pooled, trunk_pooled, weights, hidden
 
 
 def backward(
@@ -547,75 +575,151 @@ def backward(
     trunks: int,
     factor: float,
     needs: int,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor | None, ...]:
     """The gradients of x, weight, bias, query and scale, of which `needs` says by bits which are due."""
-    B, T, C = x.shape
-    A = weight.shape[1]
+    B, T, _ = x.shape
     weights = weights.contiguous()
     hidden = None if hidden is None else hidden.contiguous()
-    inputs = (x, weight, bias, query, scale)
-    wanted = [t if needs >> i & 1 else None for i, t in enumerate(inputs)]
-    gradients = [None if t is None else t.new_empty(t.shape) for t in wanted]
+    gradients = tuple(
+        [
+            torch.empty_like(t, memory_format=torch.contiguous_format)
+            if t is not None and needs >> i & 1
+            else None
+            for i, t in enumerate((x, weight, bias, query, scale))
+        ]
+    )
+    dx, *d_parameters = gradients
     parameters = bool(needs & ~_X)
-    sums = [None if d is None else _strided(d) for d in (d_pooled, d_trunks)]
-    gamma, d_hidden = _floats(x, B, T), x.new_empty(B, T, A)
-    written: dict[str, Any] = {}  # what a launch leaves behind, whose shape its configuration says
-
-    def run_weights(config: Config) -> None:
-        tiles = triton.cdiv(T, config.blocks["BT"])
-        written["GT"] = config.blocks["BT"]
-        written["means"] = _floats(x, B, tiles)
-        launch.launch(
-            weights_backward_kernel, (B * tiles,),
-            *sums, None if d_weights is None else _strided(d_weights),
-            _strided(x), weights, lengths, gamma, written["means"], T, C, trunks,
-            device=x.device, config=config,
-        )  # fmt: skip
-
-    def run_inputs(config: Config) -> None:
-        programs = B * triton.cdiv(T, config.blocks["BT"])
-        written["parts"] = _floats(x, programs, 2 * A + 1) if parameters else None
-        launch.launch(
-            inputs_backward_kernel, (programs,),
-            *sums, _strided(x), _strided(weight), _strided(bias), _strided(query), scale, factor,
-            weights, hidden, lengths, gamma, written["means"], gradients[0], d_hidden,
-            written["parts"],
-            T, C, A, trunks,
-            device=x.device, config=config, GT=written["GT"], PRECISION=tuning.precision(x.dtype),
-        )  # fmt: skip
-
-    def run_parameters(config: Config) -> None:
-        parts = written.get("parts", _floats(x, 0, 2 * A + 1))
-        tiles = triton.cdiv(A, config.blocks["BA"])
-        if needs & _WEIGHT:
-            tiles *= triton.cdiv(C, config.blocks["BC"])
-        splits = min(_SPLITS, max(1, launch.multiprocessors(x) // tiles))
-        matrices = _floats(x, splits, C, A) if needs & _WEIGHT else None
-        launch.launch(
-            parameters_backward_kernel, (tiles * splits,),
-            _strided(x), d_hidden, lengths, parts, matrices, _floats(x, splits, 2 * A + 1),
-            *gradients[1:], workspace.counters(x.device, tiles),
-            B, T, C, A, parts.shape[0], splits,
-            device=x.device, config=config, PRECISION=tuning.precision(x.dtype),
-        )  # fmt: skip
-
+    dtype = tuning.dtype_class(x.dtype)
+    d_hidden = x.new_empty(B, T, weight.shape[1])
+    parts, programs = None, 0
     if B and T:
-        _tuned("weights_backward", x, run_weights)
-        _tuned("inputs_backward", x, run_inputs)
+        given: launch.Tensors = (d_pooled, d_trunks, d_weights, x, lengths)
+        plan, gamma = launch.run(_plan_weights, (trunks, factor, dtype), given, (weights,))
+        given = (d_pooled, d_trunks, x, weight, bias, query, scale, lengths)
+        plan, parts = launch.run(
+            _plan_inputs,
+            (trunks, factor, dtype, parameters, plan.config.blocks["BT"]),
+            given,
+            (weights, hidden, gamma, dx, d_hidden),
+        )
+        (programs,) = plan.grid
     if parameters:
-        _tuned("parameters_backward", x, run_parameters)
-    return tuple(x.new_empty(0) if g is None else g for g in gradients)
+        parts = x.new_empty(0, dtype=torch.float32) if parts is None else parts
+        launch.run(
+            _plan_parameters,
+            (weight.shape[1], programs, dtype, bool(needs & _WEIGHT)),
+            (x, lengths),
+            (parts, *d_parameters, d_hidden),
+        )
+    return gradients
 
 
-def _tuned(kernel: str, x: Tensor, run: Callable[[Config], None]) -> None:
+_Planned = tuple[Key, Callable[[Config], Plan]]
+
+
+def _plan_forward(
+    device: torch.device, trunks: int, factor: float, dtype: str,
+    x: Tensor, weight: Tensor, bias: Tensor, query: Tensor, *others: Tensor | None,
+) -> _Planned:  # fmt: skip
+    B, T, C = x.shape
+    A = weight.shape[1]
+
+    def plan(config: Config) -> Plan:
+        tiles = max(triton.cdiv(T, config.blocks["BT"]), 1)
+        return Plan(
+            forward_kernel,
+            (B * tiles,),
+            (*_strides(x, weight, bias, query), factor, B, T, C, A, trunks),
+            {"PRECISION": tuning.precision(dtype)},
+            config,
+            scratch=B * ((tiles + trunks - 1) * C + T + 2 * tiles),
+            counters=B,
+        )
+
+    return _key("forward", dtype, x), plan
+
+
+def _plan_weights(
+    device: torch.device, trunks: int, factor: float, dtype: str,
+    d_pooled: Tensor | None, d_trunks: Tensor | None, d_weights: Tensor | None, x: Tensor,
+    lengths: Tensor | None,
+) -> _Planned:  # fmt: skip
+    B, T, C = x.shape
+    strides = (*_gradient_strides(d_pooled, d_trunks, d_weights), *x.stride())
+
+    def plan(config: Config) -> Plan:
+        tiles = triton.cdiv(T, config.blocks["BT"])
+        numbers = (*strides, B, T, C, trunks)
+        scratch = B * (T + tiles)
+        return Plan(weights_backward_kernel, (B * tiles,), numbers, {}, config, scratch=scratch)
+
+    return _key("weights_backward", dtype, x), plan
+
+
+def _plan_inputs(
+    device: torch.device, trunks: int, factor: float, dtype: str, parameters: bool, GT: int,
+    d_pooled: Tensor | None, d_trunks: Tensor | None, x: Tensor, weight: Tensor, bias: Tensor,
+    query: Tensor, *others: Tensor | None,
+) -> _Planned:  # fmt: skip
+    B, T, C = x.shape
+    A = weight.shape[1]
+    strides = (*_gradient_strides(d_pooled, d_trunks), *_strides(x, weight, bias, query))
+
+    def plan(config: Config) -> Plan:
+        programs = B * triton.cdiv(T, config.blocks["BT"])
+        return Plan(
+            inputs_backward_kernel,
+            (programs,),
+            (*strides, factor, B, T, C, A, trunks),
+            {"GT": GT, "PRECISION": tuning.precision(dtype)},
+            config,
+            scratch=programs * (2 * A + 1) if parameters else 0,
+        )
+
+    return _key("inputs_backward", dtype, x), plan
+
+
+def _plan_parameters(
+    device: torch.device, A: int, programs: int, dtype: str, weighted: bool,
+    x: Tensor, lengths: Tensor | None,
+) -> _Planned:  # fmt: skip
+    B, T, C = x.shape
+
+    def plan(config: Config) -> Plan:
+        tiles = triton.cdiv(A, config.blocks["BA"])
+        if weighted:
+            tiles *= triton.cdiv(C, config.blocks["BC"])
+        splits = min(_SPLITS, max(1, launch.multiprocessors(device) // tiles))
+        return Plan(
+            parameters_backward_kernel,
+            (tiles * splits,),
+            (*x.stride(), B, T, C, A, programs, splits),
+            {"PRECISION": tuning.precision(dtype)},
+            config,
+            scratch=splits * (C * A * weighted + 2 * A + 1),
+            counters=tiles,
+        )
+
+    return _key("parameters_backward", dtype, x), plan
+
+
+def _key(kernel: str, dtype: str, x: Tensor) -> Key:
     frames = x.shape[0] * x.shape[1]
     size = "small" if frames < 2**14 else "medium" if frames < 2**17 else "large"
-    key = Key(f"attention_pool_{kernel}", tuning.dtype_class(x.dtype), size)
-    tuning.run(key, launch.architecture(x.device), run, x.device)
+    return Key(f"attention_pool_{kernel}", dtype, size)
 
 
-def _floats(like: Tensor, *shape: int) -> Tensor:
-    return like.new_empty(shape, dtype=torch.float32)
+def _strides(*tensors: Tensor) -> list[int]:
+    return [stride for tensor in tensors for stride in tensor.stride()]
+
+
+def _gradient_strides(*gradients: Tensor | None) -> list[int | None]:
+    """Of those of pooled, trunk_pooled and weights, of which any may be missing."""
+    found: list[int | None] = []
+    for gradient, dimensions in zip(gradients, (2, 3, 2), strict=False):
+        found += (None,) * dimensions if gradient is None else gradient.stride()
+    return found
 
 
 def _product(*pipelines: tuple[int, int], **blocks: tuple[int, ...]) -> list[Config]:

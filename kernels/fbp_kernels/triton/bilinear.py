@@ -2,30 +2,26 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
 from .. import reference
-from . import tuning, workspace
-from .bilinear_kernels import (
-    Mask,
-    Operand,
-    Part,
-    ProjectionGradients,
-    Side,
-    forward_kernel,
-    gradients_kernel,
-    projection_gradients_kernel,
-)
-from .launch import ABSENT, NO, YES, architecture, flag, launch, multiprocessors
-from .levels import Level, Levels
+from . import tuning
+from .bilinear_kernels import forward_kernel, gradients_kernel, projection_gradients_kernel
+from .launch import Plan, multiprocessors, run
+from .levels import TENSORS, Level, Levels
 from .tuning import Config, Key
 
+Gradients = tuple[Tensor | None, ...]
+_MISSING: Gradients = (None,) * 6
 
-def forward(levels: Levels, seed: Tensor | None, dropout: float, keep: bool) -> tuple[Tensor, ...]:
+
+def forward(
+    levels: Levels, seed: Tensor | None, dropout: float, keep: bool
+) -> tuple[Tensor | None, ...]:
     """Pools, in one launch.
 
     Args:
@@ -35,15 +31,16 @@ def forward(levels: Levels, seed: Tensor | None, dropout: float, keep: bool) -> 
         keep: whether the projections are wanted.
 
     Returns:
-        The result (B, sum of O), and two projections (H, B, N) of each part, or empty tensors where not wanted.
+        The result (B, sum of O), and two projections (H, B, N) of each part, or None where not wanted.
     """
-    first = levels.there[0].a
-    z = first.new_empty(first.shape[0], sum(level.outputs for level in levels.there))
-    kept = tuple(tensor for level in levels.there for tensor in _projections(level, keep))
+    there = levels.there
+    z = there[0].a.new_empty(there[0].a.shape[0], sum([level.outputs for level in there]))
+    kept: tuple[Tensor | None, ...] = (None, None) * len(there)
+    if keep:
+        kept = tuple([_projection(level) for level in there for _ in range(2)])
     if z.numel():
-        parts = _parts(levels, kept if keep else ())
-        mask = _mask(seed, dropout)
-        _run("fbp_forward", z, lambda config: _forward(config, z, levels, parts, mask))
+        options = _options(levels, seed, dropout, z)
+        run(_plan_forward, options, (*levels.tensors, seed), (*_four(levels, kept), z))
     return z, *kept
 
 
@@ -51,10 +48,10 @@ def backward(
     dz: Tensor,
     levels: Levels,
     seed: Tensor | None,
-    kept: tuple[Tensor, ...],
+    kept: tuple[Tensor | None, ...],
     dropout: float,
     needs: tuple[tuple[bool, ...], ...],
-) -> list[list[Tensor]]:
+) -> list[Gradients]:
     """Gradients, in two launches.
 
     Args:
@@ -66,172 +63,267 @@ def backward(
         needs: for each part that is there, which of a, v, p, q, p_bias and q_bias need their gradient.
 
     Returns:
-        For each part that is there those six gradients, contiguous; empty where not needed.
+        For each part that is there those six gradients, contiguous; None where not needed.
     """
+    there = levels.there
     gradients = [
-        [_gradient(dz, tensor, need) for tensor, need in zip(level[:6], due, strict=True)]
-        for level, due in zip(levels.there, needs, strict=True)
+        tuple(
+            [_gradient(tensor) if due else None for tensor, due in zip(level, dues, strict=False)]
+        )
+        for level, dues in zip(there, needs, strict=True)
     ]
     if not dz.numel():
-        return [[gradient.zero_() for gradient in part] for part in gradients]
-    parts = _parts(levels, kept)
-    mask = _mask(seed, dropout)
-    found: list[ProjectionGradients] = _run(
-        "fbp_projection_gradients",
-        dz,
-        lambda config: _projection_gradients(config, dz, levels, parts, mask),
+        for gradient in [g for part in gradients for g in part if g is not None]:
+            gradient.zero_()
+        return gradients
+    options = _options(levels, seed, dropout, dz)
+    d = dz.new_empty(2 * dz.shape[0] * sum([_columns_of(level) for level in there]))
+    tensors = levels.tensors
+    own = (*_four(levels, kept or (None, None) * len(there)), d)
+    before, scratch = run(_plan_projection_gradients, options, (dz, *tensors, seed), own)
+    own = (*_written(levels, gradients), scratch, d)
+    run(
+        _plan_gradients,
+        (*options, needs, before.config.blocks["BLOCK_M"], before.config.blocks["BLOCK_N"]),
+        tensors,
+        own,
     )
-    sides = []
-    for level, out, part, due in zip(levels.there, found, gradients, needs, strict=True):
-        sides += _sides(level, out, part, due)
-    _run("fbp_gradients", dz, lambda config: _gradients(config, dz, sides))
     return gradients
 
 
-def _run(kernel: str, like: Tensor, call: Any) -> Any:
-    rows = like.shape[0]
-    size = "small" if rows <= 64 else "medium" if rows <= 1024 else "large"
-    key = Key(kernel, tuning.dtype_class(like.dtype), size)
-    return tuning.run(key, architecture(like.device), call, like.device)
-
-
-def _forward(config: Config, z: Tensor, levels: Levels, parts: list[Part], mask: Mask) -> None:
+def _options(levels: Levels, seed: Tensor | None, dropout: float, like: Tensor) -> tuple[Any, ...]:
+    """What launches follow from besides tensors."""
     once, each = levels
-    rows = math.ceil(z.shape[0] / config.blocks["BLOCK_M"])
-    tiles = [rows * _tiles(level, config, z.dtype) for level in levels]
-    splits = 1
-    if each is not None:  # whatever the global part is, so that it changes no sum here
-        splits = max(1, min(each.a.shape[1], multiprocessors(z) // tiles[1]))
-    columns = _columns(levels, config, z.dtype)
-    blocks = [columns[f"BLOCK_O_{part}"] for part in "GM"]
-    partials = counters = None
-    if splits > 1:
-        cells = tiles[1] * splits * config.blocks["BLOCK_M"] * blocks[1]
-        partials = z.new_empty(cells, dtype=torch.float32)
-        counters = workspace.counters(z.device, tiles[1])
-    launch(
-        forward_kernel, (tiles[0] + tiles[1] * splits,),
-        z, *parts, mask, partials, counters, z.shape[0], rows, splits, tiles[1] * splits,
-        **columns, ADAPTIVE=once is not None and once.adaptive,
-        PRECISION=tuning.precision(z.dtype),
-        SPLIT=splits > 1, OFFSET=_offset(config, *_tensors(levels)),
-        device=z.device, config=config,
-    )  # fmt: skip
+    return (
+        once and once[TENSORS:],
+        each and each[TENSORS:],
+        0.0 if seed is None else dropout,
+        tuning.dtype_class(like.dtype),
+    )
 
 
-def _projection_gradients(
-    config: Config, dz: Tensor, levels: Levels, parts: list[Part], mask: Mask
-) -> list[ProjectionGradients]:
-    B = dz.shape[0]
+def _four(levels: Levels, pairs: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """Two tensors of each part, where there are pairs only of parts that are there."""
     once, each = levels
-    rows = math.ceil(B / config.blocks["BLOCK_M"])
-    padded = rows * config.blocks["BLOCK_M"]
-    tiles = [_tiles(level, config, dz.dtype) for level in levels]
-    programs = 0 if each is None else rows * tiles[1] * each.a.shape[1]
-    outs = []
-    for level, count in zip(levels, tiles, strict=True):
+    if once is None:
+        return (None, None, *pairs)
+    return pairs if each is not None else (*pairs, None, None)
+
+
+def _written(levels: Levels, gradients: list[Gradients]) -> Gradients:
+    """What the last kernel writes: it does a bias along with its weights, wanted or not."""
+    parts = iter(gradients)
+    written: Gradients = ()
+    for level in levels:
         if level is None:
-            outs.append(ProjectionGradients(*[ABSENT] * 6))
+            written += _MISSING
             continue
-        H, _, N = level.p.shape
-        du, dw = _projections(level, True)
-        norms = scales = biases = ABSENT
-        if level.adaptive:
-            norms = dz.new_empty(2, padded, dtype=torch.float32)
-            scales = dz.new_empty(count, 2, padded, dtype=torch.float32)
-        if level.p_bias is not None or level.q_bias is not None:
-            biases = dz.new_empty(rows, 2, H, N, dtype=torch.float32)
-        outs.append(ProjectionGradients(du, dw, norms, scales, biases, flag(biases is not ABSENT)))
-    columns = _columns(levels, config, dz.dtype)
-    del columns["BLOCK_O_G"], columns["BLOCK_O_M"]
-    launch(
-        projection_gradients_kernel, (programs + rows * tiles[0],),
-        dz, dz.stride(0), dz.stride(1), *parts, *outs, mask, B, rows, programs,
-        **columns, ADAPTIVE=once is not None and once.adaptive, PRECISION=tuning.precision(dz.dtype),
-        OFFSET=_offset(config, *_tensors(levels)), device=dz.device, config=config,
-    )  # fmt: skip
-    return [out for out, level in zip(outs, levels, strict=True) if level is not None]
+        a, v, p, q, p_bias, q_bias = next(parts)
+        if p is None and p_bias is not None:
+            p = _gradient(level.p)
+        if q is None and q_bias is not None:
+            q = _gradient(level.q)
+        written += a, v, p, q, p_bias, q_bias
+    return written
 
 
-def _sides(
-    level: Level, out: ProjectionGradients, gradients: list[Tensor], needs: tuple[bool, ...]
-) -> list[Side]:
-    """The part's modalities, of those that anything is needed of."""
-    sides = []
-    for second in range(2):
-        x, weight = level.tensors[second], level.tensors[2 + second]
-        dx, d_weight, d_bias = gradients[second], gradients[2 + second], gradients[4 + second]
-        needs_x, needs_weight, needs_bias = needs[second], needs[2 + second], needs[4 + second]
-        if not (needs_x or needs_weight or needs_bias):
-            continue
-        if needs_bias and not needs_weight:
-            d_weight = weight.new_empty(weight.shape)
-        H, W, N = weight.shape
-        sides.append(
-            Side(
-                x=_operand(x),
-                weight=_operand(weight),
-                d=out.dw if second else out.du,
-                dx=dx,
-                d_weight=d_weight,
-                d_bias=d_bias if needs_bias else ABSENT,
-                biases=out.biases[:, second] if needs_bias else ABSENT,
-                lengths=ABSENT if level.lengths is None else level.lengths,
-                own_norm=out.norms[second] if level.adaptive else ABSENT,
-                other_norm=out.norms[1 - second] if level.adaptive else ABSENT,
-                own_scale=out.scales[:, second] if level.adaptive else ABSENT,
-                other_scale=out.scales[:, 1 - second] if level.adaptive else ABSENT,
-                tiles_o=len(out.scales) if level.adaptive else 0,
-                H=H,
-                W=W,
-                N=N,
-                needs_weight=flag(needs_weight or needs_bias),
-                needs_x=flag(needs_x),
-                biased=flag(needs_bias),
-                scaled=flag(level.adaptive),
-                ragged=flag(level.lengths is not None),
-            )
+def _projection(level: Level) -> Tensor:
+    H = level.p.shape[0] if level.p.dim() == 3 else 1
+    return level.a.new_empty(H, level.a.shape[0], level.p.shape[-1])
+
+
+def _columns_of(level: Level) -> int:
+    """H * N."""
+    return level.p.shape[-1] * (level.p.shape[0] if level.p.dim() == 3 else 1)
+
+
+def _gradient(tensor: Any) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+# Plans: from here on tensors have no memory, and all parts a dimension of trunks.
+
+
+class _Call(NamedTuple):
+    """What all plans start from."""
+
+    levels: Levels
+    numbers: tuple[int | None, ...]  # sizes and strides of both parts, for the first two kernels
+    mask: tuple[int | None, float | None]  # threshold and scale
+    dtype: str  # class
+    B: int
+
+    @property
+    def adaptive(self) -> bool:
+        return self.levels.once is not None and self.levels.once.adaptive
+
+    def key(self, kernel: str) -> Key:
+        size = "small" if self.B <= 64 else "medium" if self.B <= 1024 else "large"
+        return Key(kernel, self.dtype, size)
+
+    def offset(self, config: Config, reach: int = 0) -> tl.dtype:
+        """The type that offsets within a tile fit, of operands and of what moves by `reach`."""
+        strides = (s for level in self.levels.there for t in level[:4] for s in t.stride())
+        reach = max(reach, *strides)
+        return tl.int32 if 2 * reach * max(config.blocks.values()) < 2**31 else tl.int64
+
+
+def _call(options: tuple[Any, ...], tensors: tuple[Tensor | None, ...]) -> _Call:
+    once, each, dropout, dtype = options
+    *parts, seed = tensors
+    levels = Levels(_level(parts[:TENSORS], once), _level(parts[TENSORS:], each))
+    mask = (None, None) if seed is None else _mask(dropout)
+    numbers = (*_numbers(levels.once), *_numbers(levels.each))
+    return _Call(levels, numbers, mask, dtype, levels.there[0].a.shape[0])
+
+
+def _level(tensors: list[Tensor | None], options: tuple[int, bool] | None) -> Level | None:
+    if options is None:
+        return None
+    a, v, p, q, p_bias, q_bias, lengths = tensors
+    if p is not None and p.dim() == 2:
+        a, v = (t if t is None else t.unsqueeze(1) for t in (a, v))
+        p, q, p_bias, q_bias = (t if t is None else t.unsqueeze(0) for t in (p, q, p_bias, q_bias))
+    return Level(a, v, p, q, p_bias, q_bias, lengths, *options)  # type: ignore[arg-type]
+
+
+def _numbers(level: Level | None) -> tuple[int | None, ...]:
+    """H, C, D, N, the strides of a, v, p and q, and the two of each bias."""
+    if level is None:
+        return (None,) * 20
+    H, C, N = level.p.shape
+    strides = [stride for tensor in level[:4] for stride in tensor.stride()]
+    biases = [(None, None) if t is None else t.stride() for t in (level.p_bias, level.q_bias)]
+    return (H, C, level.q.shape[1], N, *strides, *biases[0], *biases[1])
+
+
+def _mask(dropout: float) -> tuple[int, float]:
+    scale = 1.0 / (1.0 - dropout) if dropout < 1 else 0.0
+    return min(int(dropout * 2**32), 2**32 - 1), scale
+
+
+def _plan_forward(device: torch.device, *arguments: Any) -> tuple[Key, Callable[[Config], Plan]]:
+    call = _call(arguments[:4], arguments[4:])
+    levels, B = call.levels, call.B
+
+    def plan(config: Config) -> Plan:
+        rows = math.ceil(B / config.blocks["BLOCK_M"])
+        tiles = [rows * _tiles(level, config.blocks["BLOCK_N"]) for level in levels]
+        splits = 1
+        if levels.each is not None:  # whatever the global part is, so that it changes no sum here
+            H = levels.each.a.shape[1]
+            splits = max(1, min(H, multiprocessors(device) // tiles[1]))
+        columns = _columns(levels, config)
+        cells = config.blocks["BLOCK_M"] * columns["BLOCK_O_M"]
+        return Plan(
+            forward_kernel,
+            (tiles[0] + tiles[1] * splits,),
+            (*call.numbers, *call.mask, B, rows, splits, tiles[1] * splits),
+            columns | {
+                "ADAPTIVE": call.adaptive, "PRECISION": tuning.precision(call.dtype),
+                "SPLIT": splits > 1, "OFFSET": call.offset(config),
+            },
+            config,
+            scratch=tiles[1] * splits * cells if splits > 1 else 0,
+            counters=tiles[1] if splits > 1 else 0,
+        )  # fmt: skip
+
+    return call.key("fbp_forward"), plan
+
+
+class _Scratch(NamedTuple):
+    """What the first kernel of the backward leaves for the second, see `bilinear_kernels.ProjectionGradients`."""
+
+    rows: int  # tiles of them
+    R: int
+    tiles_o: int | None  # of a part with adaptive scales
+    biases: list[int | None]  # where they begin, of each part
+    numbers: int
+
+    @classmethod
+    def of(cls, call: _Call, BLOCK_M: int, BLOCK_N: int) -> "_Scratch":
+        rows = math.ceil(call.B / BLOCK_M)
+        R = rows * BLOCK_M
+        tiles_o = _tiles(call.levels.once, BLOCK_N) if call.adaptive else None
+        numbers = 0 if tiles_o is None else 2 * R * (1 + tiles_o)
+        biases: list[int | None] = []
+        for level in call.levels:
+            if level is None or (level.p_bias is None and level.q_bias is None):
+                biases.append(None)
+            else:
+                biases.append(numbers)
+                H, _, N = level.p.shape
+                numbers += math.ceil(rows * 2 * H * N / 16) * 16  # so that the next one is aligned
+        return cls(rows, R, tiles_o, biases, numbers)
+
+
+def _plan_projection_gradients(
+    device: torch.device, *arguments: Any
+) -> tuple[Key, Callable[[Config], Plan]]:
+    options, (dz, *tensors) = arguments[:4], arguments[4:]
+    call = _call(options, tuple(tensors))
+    levels = call.levels
+
+    def plan(config: Config) -> Plan:
+        BLOCK_M, BLOCK_N = config.blocks["BLOCK_M"], config.blocks["BLOCK_N"]
+        scratch = _Scratch.of(call, BLOCK_M, BLOCK_N)
+        tiles = [scratch.rows * _tiles(level, BLOCK_N) for level in levels]
+        programs = 0 if levels.each is None else tiles[1] * levels.each.a.shape[1]
+        columns = _columns(levels, config)
+        del columns["BLOCK_O_G"], columns["BLOCK_O_M"]
+        return Plan(
+            projection_gradients_kernel,
+            (programs + tiles[0],),
+            (*dz.stride(), *call.numbers, *call.mask, *scratch.biases, call.B, scratch.rows, programs),
+            columns | {
+                "ADAPTIVE": call.adaptive, "PRECISION": tuning.precision(call.dtype),
+                "OFFSET": call.offset(config),
+            },
+            config,
+            scratch=scratch.numbers,
+        )  # fmt: skip
+
+    return call.key("fbp_projection_gradients"), plan
+
+
+def _plan_gradients(device: torch.device, *arguments: Any) -> tuple[Key, Callable[[Config], Plan]]:
+    options, (needs, BLOCK_M, BLOCK_N), tensors = arguments[:4], arguments[4:7], arguments[7:]
+    call = _call(options, (*tensors, None))
+    levels, B = call.levels, call.B
+    before = _Scratch.of(call, BLOCK_M, BLOCK_N)
+
+    def plan(config: Config) -> Plan:
+        blocks = config.blocks
+        rows = math.ceil(B / blocks["BLOCK_M"])
+        programs = reach = 0
+        for level, due in zip(levels.there, needs, strict=True):
+            for second in range(2):
+                H, W, N = (level.p, level.q)[second].shape
+                reach = max(reach, B * N)
+                if due[2 + second] or due[4 + second]:
+                    widths = math.ceil(W / blocks["WEIGHT_C"])
+                    programs += H * widths * math.ceil(N / blocks["WEIGHT_N"])
+                if due[second]:
+                    programs += H * rows * math.ceil(W / blocks["BLOCK_C"])
+        numbers = [
+            (*_numbers(level)[:16], at) for level, at in zip(levels, before.biases, strict=True)
+        ]
+        return Plan(
+            gradients_kernel,
+            (programs,),
+            (*numbers[0], *numbers[1], before.tiles_o, B, rows, before.rows, before.R),
+            {"PRECISION": tuning.precision(call.dtype), "OFFSET": call.offset(config, reach)},
+            config,
         )
-    return sides
+
+    return call.key("fbp_gradients"), plan
 
 
-def _gradients(config: Config, dz: Tensor, sides: list[Side]) -> None:
-    blocks = config.blocks
-    B = dz.shape[0]
-    rows = math.ceil(B / blocks["BLOCK_M"])
-    before = next((side for side in sides if side.own_norm is not ABSENT), None)
-    padded = 0 if before is None else before.own_norm.shape[0]
-    tiles_p = next((len(side.biases) for side in sides if side.biases is not ABSENT), 0)
-    programs = 0
-    for side in sides:
-        if side.needs_weight:
-            widths = math.ceil(side.W / blocks["WEIGHT_C"])
-            programs += side.H * widths * math.ceil(side.N / blocks["WEIGHT_N"])
-        if side.needs_x:
-            programs += side.H * rows * math.ceil(side.W / blocks["BLOCK_C"])
-    operands = [t for side in sides for t in (side.x.data, side.weight.data, side.d)]
-    launch(
-        gradients_kernel, (programs,), tuple(sides), B, rows, tiles_p, padded,
-        PRECISION=tuning.precision(dz.dtype), OFFSET=_offset(config, *operands), device=dz.device,
-        config=config,
-    )  # fmt: skip
-
-
-def _tensors(levels: Levels) -> list[Tensor]:
-    return [tensor for level in levels.there for tensor in level.tensors]
-
-
-def _offset(config: Config, *tensors: Tensor) -> tl.dtype:
-    """The type that offsets within a tile of these tensors fit."""
-    reach = max(stride for tensor in tensors for stride in tensor.stride())
-    return tl.int32 if 2 * reach * max(config.blocks.values()) < 2**31 else tl.int64
-
-
-def _tiles(level: Level | None, config: Config, dtype: torch.dtype) -> int:
+def _tiles(level: Level | None, block: int) -> int:
     """How many tiles of outputs a part has."""
     if level is None:
         return 0
-    return math.ceil(level.outputs / _groups(level.factor, config.blocks["BLOCK_N"], dtype))
+    return math.ceil(level.outputs / _groups(level.factor, block, level.a.dtype))
 
 
 def _groups(factor: int, block: int, dtype: torch.dtype) -> int:
@@ -242,12 +334,14 @@ def _groups(factor: int, block: int, dtype: torch.dtype) -> int:
     return groups - groups % unit if groups > unit else groups
 
 
-def _columns(levels: Levels, config: Config, dtype: torch.dtype) -> dict[str, int]:
+def _columns(levels: Levels, config: Config) -> dict[str, Any]:
     """The compile-time sizes that follow from K."""
     constants = {"STREAM_G": reference.GLOBAL_STREAM, "STREAM_M": reference.TRUNK_STREAM}
     for name, level in zip("GM", levels, strict=True):
-        K, block = 0 if level is None else level.factor, config.blocks["BLOCK_N"]
-        groups = _groups(K, block, dtype) if K else 1
+        block = config.blocks["BLOCK_N"]
+        K, groups = 0, 1
+        if level is not None:
+            K, groups = level.factor, _groups(level.factor, block, level.a.dtype)
         constants |= {
             f"K_{name}": K,
             f"GROUPS_{name}": groups,
@@ -255,65 +349,6 @@ def _columns(levels: Levels, config: Config, dtype: torch.dtype) -> dict[str, in
             f"BLOCK_O_{name}": max(16, 1 << (groups - 1).bit_length()),
         }
     return constants
-
-
-def _projections(level: Level, keep: bool) -> tuple[Tensor, Tensor]:
-    H, _, N = level.p.shape
-    shape = (H, level.a.shape[0], N) if keep else (0,)
-    return level.a.new_empty(shape), level.a.new_empty(shape)
-
-
-def _gradient(dz: Tensor, tensor: Tensor | None, need: bool) -> Tensor:
-    return dz.new_empty(0 if tensor is None or not need else tensor.shape)
-
-
-def _parts(levels: Levels, kept: tuple[Tensor, ...]) -> list[Part]:
-    """The kernels' arguments; `kept` has two projections for each part that is there, or none at all."""
-    parts = []
-    pairs = iter(zip(kept[::2], kept[1::2], strict=True))
-    for level in levels:
-        if level is None:
-            parts.append(Part(*[ABSENT] * len(Part._fields)))
-            continue
-        u, w = next(pairs, (ABSENT, ABSENT))
-        H, C, N = level.p.shape
-        parts.append(
-            Part(
-                a=_operand(level.a),
-                v=_operand(level.v),
-                p=_operand(level.p),
-                q=_operand(level.q),
-                p_bias=_operand(level.p_bias),
-                q_bias=_operand(level.q_bias),
-                u=u,
-                w=w,
-                lengths=ABSENT if level.lengths is None else level.lengths,
-                H=H,
-                C=C,
-                D=level.q.shape[1],
-                N=N,
-                p_biased=flag(level.p_bias is not None),
-                q_biased=flag(level.q_bias is not None),
-                kept=flag(bool(kept)),
-                ragged=flag(level.lengths is not None),
-            )
-        )
-    return parts
-
-
-def _operand(tensor: Tensor | None) -> Operand:
-    """Of three dimensions; a bias (H, N) has one in the middle."""
-    if tensor is None:
-        return Operand(ABSENT, ABSENT, ABSENT, ABSENT)
-    stride0, *middle, stride2 = tensor.stride()
-    return Operand(tensor, stride0, middle[0] if middle else ABSENT, stride2)
-
-
-def _mask(seed: Tensor | None, dropout: float) -> Mask:
-    if seed is None:
-        return Mask(ABSENT, ABSENT, ABSENT, NO)
-    scale = 1.0 / (1.0 - dropout) if dropout < 1 else 0.0
-    return Mask(seed, min(int(dropout * 2**32), 2**32 - 1), scale, YES)
 
 
 # Tiles that a search tries, with the warps that hold them: (rows, columns) of a projection; two are held in registers.

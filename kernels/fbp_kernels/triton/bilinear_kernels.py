@@ -25,7 +25,10 @@ class Operand(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One level of pooling; flags are compile-time constants and say which tensors are there."""
+    """One level of pooling. What is missing is None, a compile-time constant.
+
+    Kernels take flat arguments, for a launch is prepared from those, and put them together here.
+    """
 
     a: Any  # Operand (B, H, C)
     v: Any  # Operand (B, H, D)
@@ -33,26 +36,21 @@ class Part(NamedTuple):
     q: Any  # Operand (H, D, N)
     p_bias: Any  # Operand (H, 1, N)
     q_bias: Any
+    lengths: Any  # (B,) int64
     u: Any  # (H, B, N) contiguous: a p, kept by the forward; in the backward where they were kept
     w: Any  # (H, B, N) contiguous: v q
-    lengths: Any  # (B,) int64
     H: Any
     C: Any
     D: Any
     N: Any
-    p_biased: Any  # flag
-    q_biased: Any  # flag
-    kept: Any  # flag: u and w are there
-    ragged: Any  # flag: lengths are there
 
 
 class Mask(NamedTuple):
     """What product dropout follows from."""
 
-    seed: Any  # int64 scalar tensor
+    seed: Any  # int64 scalar tensor, None where nothing drops
     threshold: Any  # words of the generator below it drop their element
     scale: Any  # of what is kept
-    on: Any  # flag: anything drops at all
 
 
 @triton.jit
@@ -130,11 +128,11 @@ def row_scales(a_squares, v_squares):
 
 
 @triton.jit
-def biased(projection, scale, bias, h, columns, inside, SCALED: tl.constexpr, BIASED: tl.constexpr):
+def biased(projection, scale, bias, h, columns, inside, SCALED: tl.constexpr):
     """scale * projection + bias, of which either may be missing."""
     if SCALED:
         projection = projection * scale[:, None]
-    if BIASED:
+    if bias.data is not None:
         row = tl.load(bias.data + h * bias.stride0 + columns * bias.stride2, mask=inside, other=0.0)
         projection += row.to(tl.float32)[None, :]
     return projection
@@ -200,8 +198,8 @@ def forward_tile(
     row0 = tile_m * BLOCK_M
     rows = (row0 + tl.arange(0, BLOCK_M)).to(tl.int64)
     present = rows < B
-    if part.ragged:
-        if not part.kept:
+    if part.lengths is not None:
+        if part.u is None:
             longest = tl.max(tl.load(part.lengths + rows, mask=present, other=0), 0)
             last = tl.minimum(last, longest.to(tl.int32))
     pooled = tl.zeros((BLOCK_M, BLOCK_O), tl.float32)
@@ -209,7 +207,7 @@ def forward_tile(
     for trunk in tl.range(first, last, disable_licm=True):
         h = tl.cast(trunk, tl.int64)
         alive = present
-        if part.ragged:
+        if part.lengths is not None:
             length = tl.load(part.lengths + rows, mask=present, other=0).to(tl.int32)
             alive = present & (trunk < length)
         for chunk in range(CHUNKS):
@@ -225,19 +223,19 @@ def forward_tile(
                 part.v, part.q, h, part.D, row0, alive, column0, inside,
                 BLOCK_M, BLOCK_N, BLOCK_C, ADAPTIVE, PRECISION, OFFSET,
             )  # fmt: skip
-            if part.kept:
+            if part.u is not None:
                 kept = (h * B + rows)[:, None] * part.N + columns[None, :]
                 there = present[:, None] & inside[None, :]
                 tl.store(part.u + kept, u.to(part.u.dtype.element_ty), mask=there)
                 tl.store(part.w + kept, w.to(part.w.dtype.element_ty), mask=there)
             mu, eta, _, _ = row_scales(a_squares, v_squares)
-            u = biased(u, mu, part.p_bias, h, columns, inside, ADAPTIVE, part.p_biased)
-            w = biased(w, eta, part.q_bias, h, columns, inside, ADAPTIVE, part.q_biased)
+            u = biased(u, mu, part.p_bias, h, columns, inside, ADAPTIVE)
+            w = biased(w, eta, part.q_bias, h, columns, inside, ADAPTIVE)
             product = u * w
-            if mask.on:
+            if mask.seed is not None:
                 product *= dropout(mask, row0, h, columns, STREAM, BLOCK_M, BLOCK_N)
             sums = sum_factors(product, within // K, BLOCK_N, BLOCK_O, PRECISION)
-            if part.ragged:
+            if part.lengths is not None:
                 sums = tl.where(alive[:, None], sums, 0.0)
             pooled += sums
     return pooled
@@ -258,10 +256,18 @@ def store_tile(
     )
 
 
-@triton.jit(do_not_specialize=["B", "tiles_m", "splits", "trunk_programs"])
+@triton.jit(do_not_specialize=["threshold", "B", "tiles_m", "splits", "trunk_programs"])
 def forward_kernel(
-    z, once, each,
-    mask, partials, counters, B, tiles_m, splits, trunk_programs,
+    once_a, once_v, once_p, once_q, once_p_bias, once_q_bias, once_lengths,
+    each_a, each_v, each_p, each_q, each_p_bias, each_q_bias, each_lengths,
+    seed, once_u, once_w, each_u, each_w, z, partials, counters,
+    once_H, once_C, once_D, once_N, once_a0, once_a1, once_a2, once_v0, once_v1, once_v2,
+    once_p0, once_p1, once_p2, once_q0, once_q1, once_q2,
+    once_p_bias0, once_p_bias1, once_q_bias0, once_q_bias1,
+    each_H, each_C, each_D, each_N, each_a0, each_a1, each_a2, each_v0, each_v1, each_v2,
+    each_p0, each_p1, each_p2, each_q0, each_q1, each_q2,
+    each_p_bias0, each_p_bias1, each_q_bias0, each_q_bias1,
+    threshold, scale, B, tiles_m, splits, trunk_programs,
     K_G: tl.constexpr, K_M: tl.constexpr, GROUPS_G: tl.constexpr, GROUPS_M: tl.constexpr,
     CHUNKS_G: tl.constexpr, CHUNKS_M: tl.constexpr,
     STREAM_G: tl.constexpr, STREAM_M: tl.constexpr, ADAPTIVE: tl.constexpr,
@@ -274,6 +280,21 @@ def forward_kernel(
     K_G or K_M is 0 where that half is switched off. A tile of the trunks' half is shared by `splits` programs, each
     with some of the trunks; the last to finish adds their sums up, in the order of the trunks.
     """
+    once = Part(
+        Operand(once_a, once_a0, once_a1, once_a2), Operand(once_v, once_v0, once_v1, once_v2),
+        Operand(once_p, once_p0, once_p1, once_p2), Operand(once_q, once_q0, once_q1, once_q2),
+        Operand(once_p_bias, once_p_bias0, None, once_p_bias1),
+        Operand(once_q_bias, once_q_bias0, None, once_q_bias1),
+        once_lengths, once_u, once_w, once_H, once_C, once_D, once_N,
+    )  # fmt: skip
+    each = Part(
+        Operand(each_a, each_a0, each_a1, each_a2), Operand(each_v, each_v0, each_v1, each_v2),
+        Operand(each_p, each_p0, each_p1, each_p2), Operand(each_q, each_q0, each_q1, each_q2),
+        Operand(each_p_bias, each_p_bias0, None, each_p_bias1),
+        Operand(each_q_bias, each_q_bias0, None, each_q_bias1),
+        each_lengths, each_u, each_w, each_H, each_C, each_D, each_N,
+    )  # fmt: skip
+    mask = Mask(seed, threshold, scale)
     program = tl.program_id(0)
     outputs_g = 0
     if K_G > 0:
@@ -328,14 +349,15 @@ def forward_kernel(
 
 
 class ProjectionGradients(NamedTuple):
-    """Where the first kernel of the backward writes, of one part."""
+    """Where the first kernel of the backward writes, of one part.
 
-    du: Any  # (H, B, N) contiguous: gradient of a p
-    dw: Any  # (H, B, N)
-    norms: Any  # (2, R) float32: of the rows of a and v; with adaptive scales
-    scales: Any  # (tiles of outputs, 2, R) float32: parts of the gradients of mu and eta
-    biases: Any  # (tiles of rows, 2, H, N) float32: parts of the biases' gradients
-    biased: Any  # flag: biases are there
+    Scratch has norms (2, R) of the rows of a and v and parts of the gradients of mu and eta (tiles of outputs, 2, R),
+    both only with adaptive scales, and parts of the biases' gradients (tiles of rows, 2, H, N) from `biases` on.
+    """
+
+    d: Any  # (2, H, B, N) contiguous: gradients of a p and v q
+    scratch: Any  # float32
+    biases: Any  # where in it, None where there are none
 
 
 @triton.jit
@@ -352,12 +374,12 @@ def projection_gradient_tile(
     present = rows < B
     h = tl.cast(trunk, tl.int64)
     alive = present
-    if part.ragged:
+    if part.lengths is not None:
         alive = present & (h < tl.load(part.lengths + rows, mask=present, other=0))
     a_squares = tl.zeros((BLOCK_M,), tl.float32)
     v_squares = tl.zeros((BLOCK_M,), tl.float32)
     if ADAPTIVE:
-        if part.kept:
+        if part.u is not None:
             a_squares = sum_of_squares(part.a, part.C, rows, alive, BLOCK_M, BLOCK_C)
             v_squares = sum_of_squares(part.v, part.D, rows, alive, BLOCK_M, BLOCK_C)
     d_mu = tl.zeros((BLOCK_M,), tl.float32)
@@ -369,7 +391,7 @@ def projection_gradient_tile(
         inside = (within < GROUPS * K) & (columns < part.N)
         there = present[:, None] & inside[None, :]
         at = (h * B + rows)[:, None] * part.N + columns[None, :]
-        if part.kept:
+        if part.u is not None:
             u = tl.load(part.u + at, mask=there, other=0.0).to(tl.float32)
             w = tl.load(part.w + at, mask=there, other=0.0).to(tl.float32)
         else:
@@ -384,16 +406,17 @@ def projection_gradient_tile(
         g = tl.load(
             dz + rows[:, None] * dz_row + (columns // K)[None, :] * dz_column, mask=there, other=0.0
         ).to(tl.float32)
-        if mask.on:
+        if mask.seed is not None:
             g *= dropout(mask, row0, h, columns, STREAM, BLOCK_M, BLOCK_N)
         mu, eta, _, _ = row_scales(a_squares, v_squares)
-        du = g * biased(w, eta, part.q_bias, h, columns, inside, ADAPTIVE, part.q_biased)
-        dw = g * biased(u, mu, part.p_bias, h, columns, inside, ADAPTIVE, part.p_biased)
-        if part.ragged:
+        du = g * biased(w, eta, part.q_bias, h, columns, inside, ADAPTIVE)
+        dw = g * biased(u, mu, part.p_bias, h, columns, inside, ADAPTIVE)
+        if part.lengths is not None:
             du = tl.where(alive[:, None], du, 0.0)
             dw = tl.where(alive[:, None], dw, 0.0)
-        if out.biased:
-            own = out.biases + tile_m.to(tl.int64) * 2 * part.H * part.N + h * part.N + columns
+        if out.biases is not None:
+            own = out.scratch + out.biases + h * part.N + columns
+            own += tile_m.to(tl.int64) * 2 * part.H * part.N
             tl.store(own, tl.sum(du, 0), mask=inside)
             tl.store(own + part.H * part.N, tl.sum(dw, 0), mask=inside)
         if ADAPTIVE:
@@ -401,23 +424,34 @@ def projection_gradient_tile(
             d_eta += tl.sum(dw * w, 1)
             du *= mu[:, None]
             dw *= eta[:, None]
-        tl.store(out.du + at, du.to(out.du.dtype.element_ty), mask=there)
-        tl.store(out.dw + at, dw.to(out.dw.dtype.element_ty), mask=there)
+        half = tl.cast(B, tl.int64) * part.H * part.N
+        tl.store(out.d + at, du.to(out.d.dtype.element_ty), mask=there)
+        tl.store(out.d + half + at, dw.to(out.d.dtype.element_ty), mask=there)
     if ADAPTIVE:
         R = tiles_m * BLOCK_M
-        own = out.scales + tile_o.to(tl.int64) * 2 * R + rows
+        own = out.scratch + (tile_o.to(tl.int64) + 1) * 2 * R + rows
         tl.store(own, d_mu, mask=present)
         tl.store(own + R, d_eta, mask=present)
         if tile_o == 0:
             _, _, a_norm, v_norm = row_scales(a_squares, v_squares)
-            tl.store(out.norms + rows, a_norm, mask=present)
-            tl.store(out.norms + R + rows, v_norm, mask=present)
+            tl.store(out.scratch + rows, a_norm, mask=present)
+            tl.store(out.scratch + R + rows, v_norm, mask=present)
 
 
-@triton.jit(do_not_specialize=["B", "tiles_m", "trunk_programs"])
+@triton.jit(do_not_specialize=["threshold", "B", "tiles_m", "trunk_programs"])
 def projection_gradients_kernel(
-    dz, dz_row, dz_column, once, each,
-    out_once, out_each, mask, B, tiles_m, trunk_programs,
+    dz,
+    once_a, once_v, once_p, once_q, once_p_bias, once_q_bias, once_lengths,
+    each_a, each_v, each_p, each_q, each_p_bias, each_q_bias, each_lengths,
+    seed, once_u, once_w, each_u, each_w, d, scratch,
+    dz_row, dz_column,
+    once_H, once_C, once_D, once_N, once_a0, once_a1, once_a2, once_v0, once_v1, once_v2,
+    once_p0, once_p1, once_p2, once_q0, once_q1, once_q2,
+    once_p_bias0, once_p_bias1, once_q_bias0, once_q_bias1,
+    each_H, each_C, each_D, each_N, each_a0, each_a1, each_a2, each_v0, each_v1, each_v2,
+    each_p0, each_p1, each_p2, each_q0, each_q1, each_q2,
+    each_p_bias0, each_p_bias1, each_q_bias0, each_q_bias1,
+    threshold, scale, once_biases, each_biases, B, tiles_m, trunk_programs,
     K_G: tl.constexpr, K_M: tl.constexpr, GROUPS_G: tl.constexpr, GROUPS_M: tl.constexpr,
     CHUNKS_G: tl.constexpr, CHUNKS_M: tl.constexpr,
     STREAM_G: tl.constexpr, STREAM_M: tl.constexpr, ADAPTIVE: tl.constexpr,
@@ -429,6 +463,26 @@ def projection_gradients_kernel(
     What else the gradients need comes out of the same tiles, as one sum a tile, to be added up in order: R is the
     number of rows, rounded up to whole tiles.
     """
+    once = Part(
+        Operand(once_a, once_a0, once_a1, once_a2), Operand(once_v, once_v0, once_v1, once_v2),
+        Operand(once_p, once_p0, once_p1, once_p2), Operand(once_q, once_q0, once_q1, once_q2),
+        Operand(once_p_bias, once_p_bias0, None, once_p_bias1),
+        Operand(once_q_bias, once_q_bias0, None, once_q_bias1),
+        once_lengths, once_u, once_w, once_H, once_C, once_D, once_N,
+    )  # fmt: skip
+    each = Part(
+        Operand(each_a, each_a0, each_a1, each_a2), Operand(each_v, each_v0, each_v1, each_v2),
+        Operand(each_p, each_p0, each_p1, each_p2), Operand(each_q, each_q0, each_q1, each_q2),
+        Operand(each_p_bias, each_p_bias0, None, each_p_bias1),
+        Operand(each_q_bias, each_q_bias0, None, each_q_bias1),
+        each_lengths, each_u, each_w, each_H, each_C, each_D, each_N,
+    )  # fmt: skip
+    mask = Mask(seed, threshold, scale)
+    each_d = d
+    if K_G > 0:
+        each_d += 2 * tl.cast(B, tl.int64) * once_N
+    out_once = ProjectionGradients(d, scratch, once_biases)
+    out_each = ProjectionGradients(each_d, scratch, each_biases)
     program = tl.program_id(0)
     if program < trunk_programs:
         if K_M > 0:
@@ -458,10 +512,7 @@ def projection_gradients_kernel(
 
 
 class Side(NamedTuple):
-    """One modality of one part, in the second kernel of the backward; W is C or D.
-
-    `own` is of this modality, `other` of the other one: mu and |a| for a, eta and |v| for v.
-    """
+    """One modality of one part, in the second kernel of the backward; W is C or D. What is not needed is None."""
 
     x: Any  # Operand (B, H, W)
     weight: Any  # Operand (H, W, N)
@@ -469,23 +520,14 @@ class Side(NamedTuple):
     dx: Any  # (B, H, W) contiguous
     d_weight: Any  # (H, W, N) contiguous
     d_bias: Any  # (H, N) contiguous
-    biases: Any  # (tiles of rows, 2, H, N) float32, at its own half: parts of d_bias
+    scratch: Any  # see `ProjectionGradients`
+    biases: Any
+    second: Any  # 0 for a, 1 for v: whose half is its own
     lengths: Any  # (B,) int64
-    own_norm: Any  # (B,) float32
-    other_norm: Any
-    own_scale: (
-        Any  # (tiles of outputs, 2, R) float32, at its own row: parts of the scale's gradient
-    )
-    other_scale: Any
-    tiles_o: Any
+    tiles_o: Any  # of the kernel before; None without adaptive scales
     H: Any
     W: Any
     N: Any
-    needs_weight: Any  # flag: d_weight is needed, or what comes with it
-    needs_x: Any  # flag
-    biased: Any  # flag: d_bias and biases are there
-    scaled: Any  # flag: norms and scales are there
-    ragged: Any  # flag: lengths are there
 
 
 @triton.jit
@@ -494,16 +536,17 @@ def norm_gradient(side, rows, present, R, BLOCK_M: tl.constexpr):
 
     d mu / d|a| = |v| / (|a| + |v|)^2 = -d eta / d|a| and d|a| / da = a / |a|, so 0 where the norm is 0.
     """
+    own_row, other_row = side.second * R + rows, (1 - side.second) * R + rows
     piece = tl.zeros((BLOCK_M,), tl.float32)
     difference = piece
     for tile in range(side.tiles_o):
-        at = 2 * tile * R + rows
-        piece += tl.load(side.own_scale + at, mask=present, other=0.0)
-        piece -= tl.load(side.other_scale + at, mask=present, other=0.0)
+        scales = side.scratch + 2 * (tile + 1) * R
+        piece += tl.load(scales + own_row, mask=present, other=0.0)
+        piece -= tl.load(scales + other_row, mask=present, other=0.0)
         difference, piece = carry(difference, piece, tile, 1)
     difference += piece
-    own = tl.load(side.own_norm + rows, mask=present, other=0.0)
-    other = tl.load(side.other_norm + rows, mask=present, other=0.0)
+    own = tl.load(side.scratch + own_row, mask=present, other=0.0)
+    other = tl.load(side.scratch + other_row, mask=present, other=0.0)
     safe = tl.where(own > 0, own, 1.0)
     total = safe + other
     return tl.where(own > 0, difference * (other / total) / total / safe, 0.0)
@@ -551,7 +594,7 @@ def input_gradient_tile(
     if PRECISION == "ieee":
         gradient += total
     there = present[:, None] & inside[None, :]
-    if side.scaled:
+    if side.tiles_o is not None:
         x = tl.load(
             side.x.data + rows[:, None] * side.x.stride0 + c[None, :] * side.x.stride2,
             mask=there,
@@ -590,7 +633,7 @@ def weight_gradient_tile(
     for first in range(0, B, BLOCK_M):
         present = m < B - first
         alive = present
-        if side.ragged:
+        if side.lengths is not None:
             # d is 0 where a trunk is dead, but x may hold NaN there.
             length = tl.load(side.lengths + first + m, mask=present, other=0).to(tl.int32)
             alive = present & (trunk < length)
@@ -606,12 +649,13 @@ def weight_gradient_tile(
     at = (h * side.W + c)[:, None] * side.N + n[None, :]
     there = inside_c[:, None] & inside_n[None, :]
     tl.store(side.d_weight + at, gradient.to(side.d_weight.dtype.element_ty), mask=there)
-    if side.biased:
+    if side.d_bias is not None:
         if tile_c == 0:
             bias = tl.zeros((BLOCK_N,), tl.float32)
             bias_total = bias
             for tile in range(tiles_m):
-                own = side.biases + (tl.cast(tile, tl.int64) * 2 * side.H + h) * side.N + n
+                row = (tl.cast(tile, tl.int64) * 2 + side.second) * side.H + h
+                own = side.scratch + side.biases + row * side.N + n
                 bias += tl.load(own, mask=inside_n, other=0.0)
                 bias_total, bias = carry(bias_total, bias, tile, 1)
             bias += bias_total
@@ -627,28 +671,37 @@ def side_gradients(
     PRECISION: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
     """Does the tile of that index, if this side has it; gives the index less the side's tiles."""
-    weight_programs = 0
-    if side.needs_weight:
-        tiles = tl.cdiv(side.W, WEIGHT_C) * tl.cdiv(side.N, WEIGHT_N)
-        weight_programs = side.H * tiles
-    x_programs = 0
-    if side.needs_x:
-        x_programs = side.H * tiles_m * tl.cdiv(side.W, BLOCK_C)
-    if (index >= 0) & (index < weight_programs):
-        weight_gradient_tile(
-            side, index, B, tiles_p, WEIGHT_C, WEIGHT_N, WEIGHT_M, GROUP, PRECISION, OFFSET
-        )
-    index -= weight_programs
-    if (index >= 0) & (index < x_programs):
-        input_gradient_tile(
-            side, index, B, tiles_m, R, BLOCK_M, BLOCK_C, BLOCK_N, GROUP, PRECISION, OFFSET
-        )
-    return index - x_programs
+    if side.d_weight is not None:
+        programs = side.H * tl.cdiv(side.W, WEIGHT_C) * tl.cdiv(side.N, WEIGHT_N)
+        if (index >= 0) & (index < programs):
+            weight_gradient_tile(
+                side, index, B, tiles_p, WEIGHT_C, WEIGHT_N, WEIGHT_M, GROUP, PRECISION, OFFSET
+            )
+        index -= programs
+    if side.dx is not None:
+        programs = side.H * tiles_m * tl.cdiv(side.W, BLOCK_C)
+        if (index >= 0) & (index < programs):
+            input_gradient_tile(
+                side, index, B, tiles_m, R, BLOCK_M, BLOCK_C, BLOCK_N, GROUP, PRECISION, OFFSET
+            )
+        index -= programs
+    return index
 
 
 @triton.jit(do_not_specialize=["B", "tiles_m", "tiles_p", "R"])
 def gradients_kernel(
-    sides, B, tiles_m, tiles_p, R,
+    once_a, once_v, once_p, once_q, once_p_bias, once_q_bias, once_lengths,
+    each_a, each_v, each_p, each_q, each_p_bias, each_q_bias, each_lengths,
+    once_da, once_dv, once_dp, once_dq, once_dp_bias, once_dq_bias,
+    each_da, each_dv, each_dp, each_dq, each_dp_bias, each_dq_bias,
+    scratch, d,
+    once_H, once_C, once_D, once_N, once_a0, once_a1, once_a2, once_v0, once_v1, once_v2,
+    once_p0, once_p1, once_p2, once_q0, once_q1, once_q2,
+    once_biases,
+    each_H, each_C, each_D, each_N, each_a0, each_a1, each_a2, each_v0, each_v1, each_v2,
+    each_p0, each_p1, each_p2, each_q0, each_q1, each_q2,
+    each_biases,
+    once_tiles_o, B, tiles_m, tiles_p, R,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
     WEIGHT_C: tl.constexpr, WEIGHT_N: tl.constexpr, WEIGHT_M: tl.constexpr, GROUP: tl.constexpr,
     PRECISION: tl.constexpr, OFFSET: tl.constexpr,
@@ -658,8 +711,44 @@ def gradients_kernel(
     tiles_m counts the tiles of rows of this kernel, tiles_p those of the kernel before, R the length of its rows.
     """
     index = tl.program_id(0)
-    for side in tl.static_range(len(sides)):
+    if once_a is not None:
+        half = tl.cast(B, tl.int64) * once_N
         index = side_gradients(
-            sides[side], index, B, tiles_m, tiles_p, R, BLOCK_M, BLOCK_C, BLOCK_N,
-            WEIGHT_C, WEIGHT_N, WEIGHT_M, GROUP, PRECISION, OFFSET,
+            Side(
+                Operand(once_a, once_a0, once_a1, once_a2), Operand(once_p, once_p0, once_p1, once_p2),
+                d, once_da, once_dp, once_dp_bias, scratch, once_biases, 0, once_lengths,
+                once_tiles_o, once_H, once_C, once_N,
+            ),
+            index, B, tiles_m, tiles_p, R,
+            BLOCK_M, BLOCK_C, BLOCK_N, WEIGHT_C, WEIGHT_N, WEIGHT_M, GROUP, PRECISION, OFFSET,
+        )  # fmt: skip
+        index = side_gradients(
+            Side(
+                Operand(once_v, once_v0, once_v1, once_v2), Operand(once_q, once_q0, once_q1, once_q2),
+                d + half, once_dv, once_dq, once_dq_bias, scratch, once_biases, 1, once_lengths,
+                once_tiles_o, once_H, once_D, once_N,
+            ),
+            index, B, tiles_m, tiles_p, R,
+            BLOCK_M, BLOCK_C, BLOCK_N, WEIGHT_C, WEIGHT_N, WEIGHT_M, GROUP, PRECISION, OFFSET,
+        )  # fmt: skip
+        d += 2 * half
+    if each_a is not None:
+        half = tl.cast(B, tl.int64) * each_H * each_N
+        index = side_gradients(
+            Side(
+                Operand(each_a, each_a0, each_a1, each_a2), Operand(each_p, each_p0, each_p1, each_p2),
+                d, each_da, each_dp, each_dp_bias, scratch, each_biases, 0, each_lengths,
+                None, each_H, each_C, each_N,
+            ),
+            index, B, tiles_m, tiles_p, R,
+            BLOCK_M, BLOCK_C, BLOCK_N, WEIGHT_C, WEIGHT_N, WEIGHT_M, GROUP, PRECISION, OFFSET,
+        )  # fmt: skip
+        index = side_gradients(
+            Side(
+                Operand(each_v, each_v0, each_v1, each_v2), Operand(each_q, each_q0, each_q1, each_q2),
+                d + half, each_dv, each_dq, each_dq_bias, scratch, each_biases, 1, each_lengths,
+                None, each_H, each_D, each_N,
+            ),
+            index, B, tiles_m, tiles_p, R,
+            BLOCK_M, BLOCK_C, BLOCK_N, WEIGHT_C, WEIGHT_N, WEIGHT_M, GROUP, PRECISION, OFFSET,
         )  # fmt: skip

@@ -1,15 +1,17 @@
 """What the bilinear operators hand to their kernels."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+TENSORS = 7  # of a part
+
 
 class Level(NamedTuple):
-    """The tensors of one part as the operators have them, with a dimension of trunks: 1 for the global part.
+    """The tensors of one part as the operators have them; of a single trunk, the dimension H may be left out.
 
     Attributes:
-        a: (B, H, C), any strides, as all here.
+        a: (B, H, C), any strides, as all here but the lengths.
         v: (B, H, D).
         p: (H, C, N), N = O * K.
         q: (H, D, N).
@@ -31,14 +33,9 @@ class Level(NamedTuple):
     adaptive: bool
 
     @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """a, v, p and q."""
-        return self.a, self.v, self.p, self.q
-
-    @property
     def outputs(self) -> int:
         """O."""
-        return self.p.shape[2] // self.factor
+        return self.p.shape[-1] // self.factor
 
 
 class Levels(NamedTuple):
@@ -46,6 +43,16 @@ class Levels(NamedTuple):
 
     once: Level | None  # global
     each: Level | None  # trunks
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """Those of both parts."""
+        missing: Any = (None,) * TENSORS
+        once, each = self
+        return (
+            *(missing if once is None else once[:TENSORS]),
+            *(missing if each is None else each[:TENSORS]),
+        )
 
     @property
     def there(self) -> list[Level]:

@@ -19,7 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launch, tuning
+from . import launch
+from .launch import Plan
 from .tuning import Config, Key
 
 
@@ -182,7 +183,8 @@ def local_response_norm_backward_kernel(
 def forward(x: Tensor, size: int, alpha: float, beta: float, k: float, relu: bool) -> Tensor:
     """The kernel of `local_response_norm`; x is contiguous or channels-last."""
     y = torch.empty_like(x)
-    _run("forward", (x, y), size, alpha, beta, k, relu)
+    if x.numel():
+        launch.run(_plan_forward, (size, alpha, beta, k, relu), (x,), (y,))
     return y
 
 
@@ -193,28 +195,24 @@ def backward(
     dx = torch.empty_like(x)
     if dy.stride() != x.stride():
         dy = torch.empty_like(x).copy_(dy)
-    _run("backward", (dy, x, dx), size, alpha, beta, k, relu)
+    if x.numel():
+        launch.run(_plan_backward, (size, alpha, beta, k, relu), (dy, x), (dx,))
     return dx
 
 
-_KERNELS = {
-    "forward": local_response_norm_forward_kernel,
-    "backward": local_response_norm_backward_kernel,
-}
+def _plan_forward(*arguments: Any) -> tuple[Key, Callable[[Config], Plan]]:
+    return _planned("forward", local_response_norm_forward_kernel, *arguments)
 
 
-def _run(
-    direction: str,
-    tensors: tuple[Tensor, ...],
-    size: int,
-    alpha: float,
-    beta: float,
-    k: float,
-    relu: bool,
-) -> None:
+def _plan_backward(*arguments: Any) -> tuple[Key, Callable[[Config], Plan]]:
+    return _planned("backward", local_response_norm_backward_kernel, *arguments)
+
+
+def _planned(
+    direction: str, kernel: Any, device: torch.device,
+    size: int, alpha: float, beta: float, k: float, relu: bool, *tensors: Tensor,
+) -> tuple[Key, Callable[[Config], Plan]]:  # fmt: skip
     x = tensors[-1]
-    if not x.numel():
-        return
     channels = x.shape[1]
     # Where the channels lie together, the batch is just more positions.
     last = not x.is_contiguous() or x.numel() == x.shape[0] * channels
@@ -223,23 +221,26 @@ def _run(
     # What lies further off than the last channel is 0.
     below, above = (min(reach, channels - 1) for reach in (size // 2, (size - 1) // 2))
 
-    def call(config: Config) -> None:
+    def plan(config: Config) -> Plan:
         BC, BP = config.blocks["BC"], config.blocks["BP"]
         # Loops, where the window would leave less than half of a tile; slow, but such windows are rare.
         unroll = below + above <= min(BC // 2, 16)
         shared = below + above if unroll and direction == "backward" else 0
-        launch.launch(
-            _KERNELS[direction],
+        return Plan(
+            kernel,
             (rows * triton.cdiv(channels, BC - shared) * triton.cdiv(positions, BP),),
-            *tensors, channels, positions // spacing, alpha / size, k, beta,
-            device=x.device, config=config, SPACING=spacing, LAST=last,
-            WIDE=(x.numel() // rows) >= 2**31, BELOW=below, ABOVE=above, UNROLL=unroll,
-            ROOTS=beta == 0.75, RELU=relu,
+            (channels, positions // spacing, alpha / size, k, beta),
+            {
+                "SPACING": spacing, "LAST": last, "WIDE": (x.numel() // rows) >= 2**31,
+                "BELOW": below, "ABOVE": above, "UNROLL": unroll, "ROOTS": beta == 0.75,
+                "RELU": relu,
+            },
+            config,
         )  # fmt: skip
 
     name = f"local_response_norm_{direction}_{'last' if last else 'apart'}"
     dtype = "float32" if x.dtype == torch.float32 else "half"
-    tuning.run(Key(name, dtype, _size(x)), launch.architecture(x.device), call, x.device)
+    return Key(name, dtype, _size(x)), plan
 
 
 def _size(x: Tensor) -> str:

@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launch, tuning
+from . import launch
+from .launch import Plan
 from .tuning import Config, Key
 
 
@@ -117,45 +118,51 @@ def power_normalize_backward_kernel(
 def forward(z: Tensor, eps: float) -> Tensor:
     """The kernel of `power_normalize`; z has any strides, the result is contiguous."""
     y = z.new_empty(z.shape)
-    _run("forward", (z,), y, eps)
+    if z.numel():
+        launch.run(_plan_forward, (eps,), (_matrix(z),), (y,))
     return y
 
 
 def backward(dy: Tensor, z: Tensor, eps: float, needs: int) -> Tensor:
     """The kernel of its gradient; there is one input, so it is needed."""
     dz = z.new_empty(z.shape)
-    _run("backward", (dy, z), dz, eps)
+    if z.numel():
+        launch.run(_plan_backward, (eps,), (_matrix(dy), _matrix(z)), (dz,))
     return dz
 
 
-_KERNELS = {
-    "forward": power_normalize_forward_kernel,
-    "backward": power_normalize_backward_kernel,
-}
+def _matrix(tensor: Tensor) -> Tensor:
+    """A view as rows, where strides allow."""
+    return tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])
 
 
-def _run(direction: str, inputs: tuple[Tensor, ...], result: Tensor, eps: float) -> None:
-    if not result.numel():
-        return
-    columns = result.shape[-1]
-    matrices = [t.reshape(-1, columns) for t in inputs]  # views, where strides allow
-    rows = matrices[0].shape[0]
+def _plan_forward(*arguments: Any) -> tuple[Key, Callable[[Config], Plan]]:
+    return _planned("forward", power_normalize_forward_kernel, *arguments)
+
+
+def _plan_backward(*arguments: Any) -> tuple[Key, Callable[[Config], Plan]]:
+    return _planned("backward", power_normalize_backward_kernel, *arguments)
+
+
+def _planned(
+    direction: str, kernel: Any, device: torch.device, eps: float, *matrices: Tensor
+) -> tuple[Key, Callable[[Config], Plan]]:
+    rows, columns = matrices[0].shape
     # So that the compiler knows how rows are aligned.
     spacing = math.gcd(columns, *(m.stride(0) for m in matrices), 16)
     strides = [s for m in reversed(matrices) for s in (m.stride(0) // spacing, m.stride(1))]
 
-    def call(config: Config) -> None:
-        launch.launch(
-            _KERNELS[direction],
+    def plan(config: Config) -> Plan:
+        return Plan(
+            kernel,
             (triton.cdiv(rows, config.blocks["BM"]),),
-            *matrices, result, rows, columns // spacing, *strides, eps,
-            device=result.device, config=config,
-            SPACING=spacing, WHOLE=columns <= config.blocks["BN"],
-        )  # fmt: skip
+            (rows, columns // spacing, *strides, eps),
+            {"SPACING": spacing, "WHOLE": columns <= config.blocks["BN"]},
+            config,
+        )
 
-    dtype = "float32" if result.dtype == torch.float32 else "half"
-    key = Key(f"power_normalize_{direction}", dtype, _size(columns))
-    tuning.run(key, launch.architecture(result.device), call, result.device)
+    dtype = "float32" if matrices[0].dtype == torch.float32 else "half"
+    return Key(f"power_normalize_{direction}", dtype, _size(columns)), plan
 
 
 def _size(columns: int) -> str:

@@ -87,7 +87,7 @@ class _Here(threading.local):
         self.choosers: list[Chooser] = []
 
 
-_here = _Here()
+here = _Here()
 _chosen: dict[tuple[Key, str, torch.device | None], Config] = {}
 _searching = threading.RLock()
 
@@ -103,8 +103,8 @@ def run(key: Key, architecture: str, call: Call, device: torch.device | None = N
         call: launches the kernel, and may be called several times.
         device: where its tensors are; by default CUDA's current device.
     """
-    if _here.choosers:
-        return _here.choosers[-1](key, architecture, call)
+    if here.choosers:
+        return here.choosers[-1](key, architecture, call)
     place = (key, architecture, device)
     config = _chosen.get(place)
     if config is None:
@@ -145,11 +145,11 @@ def autotuning() -> bool:
 @contextmanager
 def choosing(chooser: Chooser) -> Iterator[None]:
     """Within it, `chooser` is called in place of `run` in this thread and does what it likes with the call."""
-    _here.choosers.append(chooser)
+    here.choosers.append(chooser)
     try:
         yield
     finally:
-        _here.choosers.pop()
+        here.choosers.pop()
 
 
 @functools.cache
@@ -239,9 +239,10 @@ def dtype_class(dtype: torch.dtype) -> str:
     return "tf32" if tf32.allowed() else "float32"
 
 
-def precision(dtype: torch.dtype) -> str:
-    """How kernels multiply: "ieee" where products and sums are those of float32, else "tf32", which halves ignore."""
-    return "ieee" if dtype_class(dtype) == "float32" else "tf32"
+def precision(dtype: str) -> str:
+    """How kernels of a class of dtype multiply: "ieee" where products and sums are those of float32, else "tf32", which
+    halves ignore."""
+    return "ieee" if dtype == "float32" else "tf32"
 
 
 def reason(error: BaseException) -> str:

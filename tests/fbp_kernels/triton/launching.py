@@ -12,42 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia import driver as nvidia
-from triton.runtime import driver
 
+from bench import stub
 from fbp_kernels.triton import attention_pool, bilinear, launch, local_response_norm
 from fbp_kernels.triton import power_normalize as power
-
-
-class Driver:
-    """Triton's own launcher and utilities, without asking PyTorch for a GPU."""
-
-    def __init__(self) -> None:
-        self.utils = nvidia.CudaUtils()
-        self.launcher_cls = nvidia.CudaLauncher
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: object = None) -> int:
-        return 0
-
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("cpu")
-
-    def map_python_to_cpp_type(self, name: str) -> str:
-        return str(nvidia.ty_to_cpp(name))
-
-
-def tensors(value: object) -> list[Tensor]:
-    """Those in the arguments, in order."""
-    if isinstance(value, tuple):
-        return [t for v in value for t in tensors(v)]
-    return [value] if isinstance(value, Tensor) else []
 
 
 def compiled_variants() -> dict[str, int]:
@@ -68,11 +36,11 @@ def compiled_variants() -> dict[str, int]:
 
 
 def main() -> None:
-    stub = ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)
-    values = (ctypes.c_ulonglong * 256).in_dll(stub, "stub_values")
+    library = ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)
+    values = (ctypes.c_ulonglong * 256).in_dll(library, "stub_values")
 
     def number(name: str) -> ctypes.c_int:
-        return ctypes.c_int.in_dll(stub, f"stub_{name}")
+        return ctypes.c_int.in_dll(library, f"stub_{name}")
 
     def run(kernel: Any, grid: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         compiled = kernel.warmup(*arguments, grid=grid, **options)
@@ -82,7 +50,7 @@ def main() -> None:
         launches = number("launches").value
         kernel[grid](*arguments, **options)
         given = list(values[: len(declared)])
-        pointers = [t.data_ptr() for t in tensors(arguments)]
+        pointers = [t.data_ptr() for t in arguments if isinstance(t, Tensor)]
         rest = iter(given)
         print(
             json.dumps(
@@ -98,7 +66,7 @@ def main() -> None:
             flush=True,
         )
 
-    driver.set_active(Driver())
+    stub.activate()
     for name, variants in compiled_variants().items():
         print(json.dumps({"compiled": name, "variants": variants}), flush=True)
     with launch.instead(run):

@@ -45,20 +45,22 @@ def small_product(
 def forward(a: Tensor, p: Tensor) -> Tensor:
     """The product of a (B, C) and p (C, O)."""
     z = a.new_empty(a.shape[0], p.shape[1])
-    dtype = tuning.dtype_class(a.dtype)
-
-    def call(config: Config) -> None:
-        block = config.blocks["BLOCK"]
-        launch.launch(
-            small_product,
-            (-(-z.shape[0] // block), -(-z.shape[1] // block)),
-            a, p, z, a.shape[0], a.shape[1], p.shape[1], a.stride(0),
-            device=a.device, config=config, TF32=dtype == "tf32",
-        )  # fmt: skip
-
-    size = "small" if a.shape[0] < 64 else "large"
-    tuning.run(Key("small_product", dtype, size), launch.architecture(a.device), call, a.device)
+    launch.run(_planned, (tuning.dtype_class(a.dtype),), (a, p), (z,))
     return z
+
+
+def _planned(
+    device: torch.device, dtype: str, a: Tensor, p: Tensor
+) -> tuple[Key, Callable[[Config], launch.Plan]]:
+    (B, C), O = a.shape, p.shape[1]
+
+    def plan(config: Config) -> launch.Plan:
+        block = config.blocks["BLOCK"]
+        grid = (-(-B // block), -(-O // block))
+        constants = {"TF32": dtype == "tf32"}
+        return launch.Plan(small_product, grid, (B, C, O, a.stride(0)), constants, config)
+
+    return Key("small_product", dtype, "small" if B < 64 else "large"), plan
 
 
 def samples(

@@ -1,7 +1,8 @@
 """The samples that configurations are judged by: what they come to, and that what is right is found right."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from fbp_kernels.triton import (
     power_normalize,
     tuning,
 )
+from fbp_kernels.triton.launch import Plan
 from fbp_kernels.triton.tuning import Config, Key
 
 # Of every module, sizes that the interpreter can do.
@@ -102,13 +104,19 @@ def test_a_kernel_that_forgets_a_tile_is_found_wrong(monkeypatch: pytest.MonkeyP
     judged = judge.Judge(sample)
     key = judged.reached()[0]
     config = tuning.lookup(key, "interpreter")
-    whole = launch.launch
+    whole = power_normalize._plan_forward
 
-    def short(kernel: Any, grid: tuple[int, ...], *arguments: Any, **how: Any) -> None:
-        forgets = how["config"] is config and grid[0] > 1
-        whole(kernel, (grid[0] - 1,) if forgets else grid, *arguments, **how)
+    def short(*arguments: Any) -> tuple[Key, Callable[[Config], Plan]]:
+        key, plan = whole(*arguments)
 
-    monkeypatch.setattr(launch, "launch", short)
+        def forgets(chosen: Config) -> Plan:
+            planned = plan(chosen)
+            n = planned.grid[0]
+            return replace(planned, grid=(n - 1,)) if chosen is config and n > 1 else planned
+
+        return key, forgets
+
+    monkeypatch.setattr(power_normalize, "_plan_forward", short)
     config = Config({**config.blocks, "BM": 1}, config.warps, config.stages)
     assert judged.why_wrong(key, config) == "result 0 is not finite everywhere"
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 import fbp_kernels as fk
 from fbp_kernels.triton import launch
-from fbp_kernels.triton.tuning import Config
+from fbp_kernels.triton.launch import Plan
+from fbp_kernels.triton.tuning import Config, Key
 
 from ..checks import kept_by, pairs
 
@@ -98,10 +99,20 @@ def _scale(x, y, n, by, TILE: tl.constexpr):
 CONFIG = Config(blocks={"TILE": 4}, warps=1, stages=1)
 
 
+def scaled(device: torch.device, by: float, x: Tensor) -> tuple[Key, Callable[[Config], Plan]]:
+    """Plans `_scale`; one configuration will do."""
+
+    def plan(_: Config) -> Plan:
+        n = x.numel()
+        return Plan(_scale, (-(-n // 4),), (n, by), {}, CONFIG)
+
+    return Key("power_normalize_forward", "float32", "small"), plan
+
+
 def test_launch_runs_the_kernel_with_the_blocks_of_the_configuration() -> None:
     x, y = torch.arange(10.0), torch.empty(10)
     with launch.counted() as names:
-        launch.launch(_scale, (3,), x, y, 10, 2.0, device=x.device, config=CONFIG)
+        launch.run(scaled, (2.0,), (x,), (y,))
     assert names == ["_scale"]
     assert y.tolist() == [2.0 * i for i in range(10)]
 
@@ -109,17 +120,22 @@ def test_launch_runs_the_kernel_with_the_blocks_of_the_configuration() -> None:
 def test_instead_sees_what_would_have_run_and_nothing_runs() -> None:
     x, y = torch.ones(10), torch.zeros(10)
     seen = []
-    with launch.instead(lambda *call: seen.append(call)):
-        launch.launch(_scale, (3,), x, y, 10, device=x.device, config=CONFIG, by=2.0)
-    ((kernel, grid, arguments, options),) = seen
-    assert kernel is _scale
-    assert grid == (3,)
-    assert arguments[2] == 10
-    compiled = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}
-    assert options == {"by": 2.0, "TILE": 4, **compiled}
-    assert not y.any()
+    for _ in range(2):  # prepared or not
+        with launch.instead(lambda *call: seen.append(call)):
+            launch.run(scaled, (2.0,), (x,), (y,))
+        assert not y.any()
+        launch.run(scaled, (2.0,), (x,), (y,))
+        y.zero_()
+    for kernel, grid, arguments, options in seen:
+        assert kernel is _scale
+        assert grid == (3,)
+        assert arguments[0] is x
+        assert arguments[2:] == (10, 2.0)
+        assert options == {
+            "TILE": 4, "num_warps": 1, "num_stages": 1, "enable_fp_fusion": True
+        }  # fmt: skip
 
 
 def test_the_interpreter_counts_as_an_architecture_of_its_own() -> None:
     assert launch.architecture(torch.device("cpu")) == "interpreter"
-    assert launch.multiprocessors(torch.ones(1)) == 4
+    assert launch.multiprocessors(torch.device("cpu")) == 4
