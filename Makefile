@@ -70,7 +70,8 @@ check: setup
 resources: setup
 	env -u TRITON_INTERPRET $(BIN)/python -m fbp_kernels.resources --check
 
-# One folder each, before the environment's own Triton on the path: PyTorch and the rest are shared.
+# One folder each, before the environment's own Triton on the path: PyTorch and the rest are shared. The interpreter of
+# 3.6 fails with NumPy 2.4 and later.
 TRITONS := 3.6.0 3.7.1 3.8.0 3.9.0
 
 triton-versions: $(TRITONS:%=triton-%)
@@ -81,7 +82,7 @@ triton-%: build/triton/%/.made
 
 .PRECIOUS: build/triton/%/.made
 build/triton/%/.made: | setup
-	$(BIN)/python -m pip install --quiet --no-deps --target $(@D) triton==$*
+	$(BIN)/python -m pip install --quiet --no-deps --target $(@D) triton==$* $(if $(filter 3.6.%,$*),'numpy<2.4')
 	touch $@
 
 ptxas: setup
