@@ -68,7 +68,7 @@ check: setup
 	$(BIN)/python -m profiling.examples --check
 
 resources: setup
-	env -u TRITON_INTERPRET $(BIN)/python -m fbp_kernels.resources --check
+	env -u TRITON_INTERPRET $(BIN)/python -m fbp_kernels.tools.resources --check
 
 # One folder each, before the environment's own Triton on the path: PyTorch and the rest are shared. The interpreter of
 # 3.6 fails with NumPy 2.4 and later.
@@ -77,7 +77,7 @@ TRITONS := 3.6.0 3.7.1 3.8.0 3.9.0
 triton-versions: $(TRITONS:%=triton-%)
 
 triton-%: build/triton/%/.made
-	env -u TRITON_INTERPRET PYTHONPATH=$(abspath $(<D)) $(BIN)/python -m fbp_kernels.resources --check
+	env -u TRITON_INTERPRET PYTHONPATH=$(abspath $(<D)) $(BIN)/python -m fbp_kernels.tools.resources --check
 	PYTHONPATH=$(abspath $(<D)) $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 tests/fbp_kernels/triton
 
 .PRECIOUS: build/triton/%/.made
@@ -86,7 +86,7 @@ build/triton/%/.made: | setup
 	touch $@
 
 ptxas: setup
-	$(BIN)/python -m fbp_kernels.ptxas --check
+	$(BIN)/python -m fbp_kernels.tools.ptxas --check
 
 fuzz: setup
 	$(BIN)/python tests/fuzz

@@ -252,12 +252,12 @@ sanitizer memcheck 60
 sanitizer racecheck 60
 sanitizer synccheck 45
 step rest 110 "$python" -m bench run --device $device "${others[@]}" --out "$out" --resume
-step resources 200 env -u TRITON_INTERPRET "$python" -m fbp_kernels.resources "$architecture" --check \
+step resources 200 env -u TRITON_INTERPRET "$python" -m fbp_kernels.tools.resources "$architecture" --check \
   --processes "$(nproc)"
 if [[ $mode == dry ]]; then
   leave_out tuning "it needs a GPU"
 else
-  step tuning 110 "$python" -m fbp_kernels.tune --seconds 90 --out "$out/table.json"
+  step tuning 110 "$python" -m fbp_kernels.tools.tune --seconds 90 --out "$out/table.json"
   if [[ -f $out/table.json ]]; then
     step "tuning (parity)" 60 bash -c 'tuned_parity "$@"' - --shapes clip vqa web conv1 --dtypes bfloat16 tf32 \
       --operators "${bilinear[@]}" local_response_norm power_normalize

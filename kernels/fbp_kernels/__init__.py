@@ -21,6 +21,9 @@ from .ops import (
     power_normalize,
     trunk_fbp,
 )
+from .triton import autotune, tuning
+
+tuning.search_by(autotune.choose)
 
 __all__ = [
     "AdaptiveMultiLevelFBP",

@@ -6,6 +6,7 @@ kernels for GPUs, a library of its own.
 
 import functools
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,9 @@ _CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def _load(library: str = "_native") -> str:
     """Loads a library, and says why it could not."""
-    # An editable install keeps compiled files in a folder of its own, also on the package's path.
-    import fbp_kernels
-
     what = "the C++ extension" if library == "_native" else "the library of CUDA kernels"
-    folders = [Path(folder) for folder in fbp_kernels.__path__]
+    # An editable install keeps compiled files in a folder of its own, also on the package's path.
+    folders = [Path(folder) for folder in sys.modules[__package__].__path__]
 
     def find(name: str) -> Path | None:
         return next((f / name for f in folders if (f / name).is_file()), None)

@@ -210,8 +210,13 @@ for module in {modules}:
 def test_what_it_starts_imports_only_what_a_gpu_machine_has() -> None:
     missing = {"librosa", "av", "jsonargparse", "safetensors", "tensorboard", "nvtx"}
     script = (ROOT / "bench/gpu.sh").read_text()
-    modules = sorted(set(re.findall(r"-m (\w+(?:\.\w+)?)", script)))
-    assert {"bench", "fbp_kernels.tune", "fbp_kernels.resources", "profiling.ncu"} <= set(modules)
+    modules = sorted(set(re.findall(r"-m (\w+(?:\.\w+)*)", script)))
+    assert {
+        "bench",
+        "fbp_kernels.tools.tune",
+        "fbp_kernels.tools.resources",
+        "profiling.ncu",
+    } <= set(modules)
     started = [f"{m}.__main__" if m in ("bench", "fbp_kernels") else m for m in modules]
     # What their commands import when they run.
     started += [

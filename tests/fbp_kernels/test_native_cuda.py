@@ -79,7 +79,7 @@ def test_the_library_builds_and_loads_where_torch_has_no_cuda(tmp_path: Path) ->
              for name in ("cmake", "ninja")}  # fmt: skip
     if not all(tools.values()):
         pytest.skip("cmake and ninja are not both installed")
-    # PTX is enough to link: what the assembler makes of it is `fbp_kernels.ptxas`' business.
+    # PTX is enough to link: what the assembler makes of it is `fbp_kernels.tools.ptxas`' business.
     for command in (
         ["-S", ROOT, "-B", tmp_path, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tools['ninja']}",
          f"-DPython_EXECUTABLE={sys.executable}", "-DFBP_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=90a-virtual"],

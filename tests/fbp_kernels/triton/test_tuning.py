@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fbp_kernels import tf32, tune
+from fbp_kernels import tf32
+from fbp_kernels.tools import tune
 from fbp_kernels.triton import autotune, judge, tuning
 from fbp_kernels.triton.tuning import Config, Key
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from fbp_kernels import resources
-from fbp_kernels.resources import Row
+from fbp_kernels.tools import resources
+from fbp_kernels.tools.resources import Row
 from fbp_kernels.triton import tuning
 
 ROOT = Path(__file__).parents[3]
@@ -200,7 +200,7 @@ def _run(tmp_path: Path, table: dict[str, Any], *arguments: str) -> tuple[int, s
     code = f"""
 import sys
 from pathlib import Path
-from fbp_kernels import resources
+from fbp_kernels.tools import resources
 from fbp_kernels.triton import tuning
 tuning.MODULES = ("tests.fbp_kernels.triton.small",)
 tuning.TABLE = Path({str(path)!r})
@@ -262,7 +262,7 @@ AHEAD = """
 import os
 from pathlib import Path
 import torch
-from fbp_kernels import tune
+from fbp_kernels.tools import tune
 from fbp_kernels.triton import ahead, tuning
 from tests.fbp_kernels.triton import small
 

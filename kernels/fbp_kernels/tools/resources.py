@@ -1,4 +1,4 @@
-"""What the compiler makes of every kernel of the committed table, without a GPU: `python -m fbp_kernels.resources`.
+"""What the compiler makes of every kernel of the table, without a GPU: `python -m fbp_kernels.tools.resources`.
 
 Compiles each kernel ahead of time for the devices named, as its launchers would launch it, and prints registers,
 spills, shared memory, how many programs a multiprocessor holds, and which instructions do the work.
@@ -21,7 +21,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from .triton import interpreted, tuning
+from ..triton import interpreted, tuning
 
 DEVICES = {"A100": "sm80", "H100": "sm90", "H200": "sm90", "B200": "sm100"}
 
@@ -258,7 +258,7 @@ def _output(*command: str) -> str:
 
 def rows(module: str, size: str, dtype: str, architecture: str) -> list[Row]:
     """What the compiler makes of a module's samples, a row for each kernel and configuration."""
-    from .triton import ahead
+    from ..triton import ahead
 
     found: dict[tuple[str, ...], Row] = {}
     seen: set[str] = set()
@@ -447,7 +447,7 @@ def page(found: Sequence[Row], version: str) -> str:
     lines = [
         "# What the compiler makes of the kernels",
         "",
-        f"Written by `python -m fbp_kernels.resources --markdown` with Triton {version}; other versions differ",
+        f"Written by `python -m fbp_kernels.tools.resources --markdown` with Triton {version}; other versions differ",
         "a little. Every kernel of the committed table, compiled ahead of time: no GPU was needed. Of its variants",
         "(with and without bias, dropout, lengths) the largest figures are shown.",
         "",
@@ -472,7 +472,9 @@ def _devices(architecture: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m fbp_kernels.resources", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m fbp_kernels.tools.resources", description=__doc__
+    )
     parser.add_argument(
         "devices",
         nargs="*",

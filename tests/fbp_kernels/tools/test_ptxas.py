@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fbp_kernels import ptxas
-from fbp_kernels.ptxas import Bounds, Usage
+from fbp_kernels.tools import ptxas
+from fbp_kernels.tools.ptxas import Bounds, Usage
 
 TEXT = """\
 ptxas info    : 0 bytes gmem

@@ -1,4 +1,4 @@
-"""Searches for the fastest configurations on a GPU and writes them into a table: `python -m fbp_kernels.tune`.
+"""Searches for the fastest configurations on a GPU and writes them into a table: `python -m fbp_kernels.tools.tune`.
 
 A configuration counts only if it is right by float64 and gives the same bits twice (`fbp_kernels.triton.judge`), that
 of the table included. Candidates are compiled ahead by other processes while this one runs them; the table is written
@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from . import tf32
-from .triton import interpreted, judge, tuning
-from .triton.tuning import DTYPES, Config, Key
+from .. import tf32
+from ..triton import interpreted, judge, tuning
+from ..triton.tuning import DTYPES, Config, Key
 
 _GAIN = 0.98  # of the table's time, which a better one has to beat: less is within the spread
 _FINAL = 3  # candidates that are timed again, longer
@@ -217,7 +217,7 @@ def _time(call: Callable[[], object], milliseconds: float) -> Timing:
 
 def _compile(module: str, size: str, dtype: str, capability: int, number: int) -> None:
     """Fills Triton's cache with one of the candidates of every kernel; what fails, fails again when it is run."""
-    from .triton import ahead
+    from ..triton import ahead
 
     ahead.compile_samples(
         module, size, dtype, capability, lambda key: tuning.candidates(key)[number : number + 1]
@@ -258,7 +258,7 @@ def tune(kernels: Sequence[str], seconds: float, out: Path, processes: int) -> T
         out: file of the new table.
         processes: that compile.
     """
-    from .triton.launch import architecture
+    from ..triton.launch import architecture
 
     device = torch.device("cuda", torch.cuda.current_device())
     own = architecture(device)
@@ -305,7 +305,7 @@ def tune(kernels: Sequence[str], seconds: float, out: Path, processes: int) -> T
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m fbp_kernels.tune", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fbp_kernels.tools.tune", description=__doc__)
     parser.add_argument("--kernels", nargs="+", help="names in the table; default: all")
     parser.add_argument("--seconds", type=float, default=600, help="for all of it (%(default)s)")
     parser.add_argument(

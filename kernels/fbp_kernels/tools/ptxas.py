@@ -1,4 +1,4 @@
-"""What nvcc makes of every CUDA C++ kernel, without a GPU: `python -m fbp_kernels.ptxas`.
+"""What nvcc makes of every CUDA C++ kernel, without a GPU: `python -m fbp_kernels.tools.ptxas`.
 
 Compiles the sources in `kernels/csrc/cuda` for the architectures named, warnings as errors, and prints registers,
 spills, local and static shared memory of each kernel. It needs the repository and nvcc, nothing else of CUDA.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .resources import resident_programs
 
-SOURCES = Path(__file__).parents[1] / "csrc"
+SOURCES = Path(__file__).parents[2] / "csrc"
 ARCHITECTURES = {"sm_80": "sm80", "sm_90a": "sm90", "sm_100": "sm100"}  # as `resources` calls them
 
 _REGISTERS = 65536  # of a multiprocessor
@@ -230,7 +230,7 @@ def plain(rows: Sequence[Row]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m fbp_kernels.ptxas", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fbp_kernels.tools.ptxas", description=__doc__)
     parser.add_argument(
         "architectures",
         nargs="*",
