@@ -185,6 +185,12 @@ __global__ void warps(int* out) {
   out[threadIdx.x] = right ? base + lane : -1;
 }
 
+// Which is right with as many threads as its bounds allow, and no more.
+template <int kThreads>
+__global__ void __launch_bounds__(kThreads, 2) bounded(int* out) {
+  out[threadIdx.x] = static_cast<int>(threadIdx.x);
+}
+
 // Products of whole numbers, exact in every type: out[i] = i.
 template <class T, int kDepth, class Stored>
 __global__ void product(int* out) {
@@ -244,8 +250,8 @@ struct Probe {
 
 template <auto kKernel>
 void start(const Probe& probe, int* out) {
-  fbp::cuda::launch<kKernel>(probe.name, static_cast<int>(probe.cluster), dim3(probe.blocks),
-                             dim3(probe.threads), probe.shared, nullptr, out);
+  fbp::cuda::launch_fitted<kKernel>(probe.name, static_cast<int>(probe.cluster), dim3(probe.blocks),
+                                    dim3(probe.threads), probe.shared, nullptr, out);
 }
 
 #define PROBE(kernel) {#kernel, start<kernel>}
@@ -278,6 +284,8 @@ const Probe kProbes[] = {
     {"last_block_wins", start<last_block_wins>, 1, 3},
     PROBE(barriers),
     PROBE(warps),
+    {"within_launch_bounds", start<bounded<64>>},
+    {"beyond_launch_bounds", start<bounded<63>>},
     {"half_product", start<product<__half, 16, __half>>, 256, 1, 1, 4096},
     {"bfloat16_product", start<product<__nv_bfloat16, 16, __nv_bfloat16>>, 256, 1, 1, 4096},
     {"tf32_product", start<product<wmma::precision::tf32, 8, float>>, 256, 1, 1, 4096},

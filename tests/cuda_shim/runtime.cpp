@@ -57,6 +57,18 @@ int static_bytes(const void* kernel) {
   return found == runtime().statics.end() ? 0 : found->second;
 }
 
+// The threads that the launch bounds of a kernel allow, see __launch_bounds__.
+std::uint64_t bound_of(const void* kernel) {
+#if defined(__x86_64__)
+  constexpr unsigned char kNothing = 0x90;
+  const auto* const begin = static_cast<const unsigned char*>(kernel);
+  const unsigned char* at = begin;
+  while (*at == kNothing) ++at;
+  if (at != begin) return static_cast<std::uint64_t>(at - begin);
+#endif
+  return kMostThreads;
+}
+
 // Runs it, or makes it a part of the graph that is captured.
 cudaError_t submit(Work work) {
   Runtime& r = runtime();
@@ -134,6 +146,11 @@ cudaError_t start(const cudaLaunchConfig_t& config, const void* kernel,
   if (is_empty(block) || block.z > 64 || std::uint64_t{block.x} * block.y * block.z > kMostThreads)
     return refuse(cudaErrorInvalidConfiguration,
                   "invalid configuration argument: blocks of " + text(block));
+  const std::uint64_t threads = std::uint64_t{block.x} * block.y * block.z;
+  if (threads > bound_of(kernel))
+    return refuse(cudaErrorInvalidValue, "invalid argument: blocks of " + std::to_string(threads) +
+                                             " threads of a kernel whose launch bounds allow " +
+                                             std::to_string(bound_of(kernel)));
   Launch launch{grid, block};
   for (unsigned i = 0; i < config.numAttrs; ++i) {
     const uint3 cluster = config.attrs[i].val.clusterDim;

@@ -82,11 +82,16 @@ void allow_shared_memory(const char* name) {
   here.store(true, std::memory_order_relaxed);
 }
 
+// Where the compiler leaves word of what a launch asks for: one variable for each kernel and number
+// of bytes, read from its output by `fbp_kernels.tools.ptxas`.
+template <auto kKernel, std::size_t kBytes>
+__device__ std::uint64_t dynamic_shared = kBytes;
+
 // `cluster` blocks each are started together, on multiprocessors that reach each other's shared
-// memory; 1 where they need not.
+// memory; 1 where they need not. `shared` is the number of bytes of dynamic shared memory.
 template <auto kKernel, class... Arguments>
-void launch(const char* name, int cluster, dim3 grid, dim3 block, std::size_t shared, void* stream,
-            const Arguments&... arguments) {
+void launch_fitted(const char* name, int cluster, dim3 grid, dim3 block, std::size_t shared,
+                   void* stream, const Arguments&... arguments) {
   if (shared > 0) allow_shared_memory<kKernel>(name);
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
@@ -101,12 +106,24 @@ void launch(const char* name, int cluster, dim3 grid, dim3 block, std::size_t sh
   check(cudaLaunchKernelEx(&config, kKernel, arguments...), name);
 }
 
+// The same, with an amount of dynamic shared memory that the compiler knows.
+template <auto kKernel, std::size_t kShared, class... Arguments>
+void launch(const char* name, int cluster, dim3 grid, dim3 block, void* stream,
+            const Arguments&... arguments) {
+  static_cast<void>(&dynamic_shared<kKernel, kShared>);
+  launch_fitted<kKernel>(name, cluster, grid, block, kShared, stream, arguments...);
+}
+
 }  // namespace fbp::cuda
 
 // Starts kernel<<<grid, block, shared, stream>>>(arguments...); throws std::runtime_error, with the
-// kernel's name, where that fails. A kernel with commas in its name needs parentheses.
+// kernel's name, where that fails. `shared` is a constant. What has commas needs parentheses.
 #define FBP_LAUNCH(kernel, grid, block, shared, stream, ...) \
   FBP_LAUNCH_CLUSTERS(1, kernel, grid, block, shared, stream, __VA_ARGS__)
 
 #define FBP_LAUNCH_CLUSTERS(cluster, kernel, grid, block, shared, stream, ...) \
-  ::fbp::cuda::launch<(kernel)>(#kernel, cluster, grid, block, shared, stream, __VA_ARGS__)
+  ::fbp::cuda::launch<(kernel), (shared)>(#kernel, cluster, grid, block, stream, __VA_ARGS__)
+
+// With an amount of shared memory that follows from most_shared_memory() of the kernel.
+#define FBP_LAUNCH_FITTED(kernel, grid, block, shared, stream, ...) \
+  ::fbp::cuda::launch_fitted<(kernel)>(#kernel, 1, grid, block, shared, stream, __VA_ARGS__)

@@ -334,8 +334,8 @@ void run(const LrnProblem& problem, const Context& context) {
     FBP_LAUNCH((lrn_columns_kernel<T, kUsualSize, kBackward>), grid, threads, 0, context.stream,
                lrn);
   } else {
-    FBP_LAUNCH((lrn_columns_kernel<T, 0, kBackward>), grid, threads,
-               static_cast<std::size_t>(shared), context.stream, lrn);
+    FBP_LAUNCH_FITTED((lrn_columns_kernel<T, 0, kBackward>), grid, threads,
+                      static_cast<std::size_t>(shared), context.stream, lrn);
   }
 }
 

@@ -1,7 +1,7 @@
 """What nvcc makes of every CUDA C++ kernel, without a GPU: `python -m fbp_kernels.tools.ptxas`.
 
 Compiles the sources in `kernels/csrc/cuda` for the architectures named, warnings as errors, and prints registers,
-spills, local and static shared memory of each kernel. It needs the repository and nvcc, nothing else of CUDA.
+spills, local, static and dynamic shared memory of each kernel. It needs the repository and nvcc, nothing else of CUDA.
 """
 
 import argparse
@@ -24,6 +24,8 @@ ARCHITECTURES = {"sm_80": "sm80", "sm_90a": "sm90", "sm_100": "sm100"}  # as `re
 
 _REGISTERS = 65536  # of a multiprocessor
 _STATIC_SHARED = 48 << 10  # bytes that a kernel may declare; more has to be dynamic
+# Bytes of shared memory, static and dynamic, that a block may have.
+_SHARED = {"sm_80": 163 << 10, "sm_90a": 227 << 10, "sm_100": 227 << 10}
 _MOST_THREADS = 1024
 
 
@@ -63,13 +65,25 @@ class Usage:
 
 @dataclass(frozen=True)
 class Row:
-    """A kernel compiled for one architecture; `problems` is what is wrong with it."""
+    """A kernel compiled for one architecture.
+
+    Attributes:
+        architecture: as nvcc names it.
+        source: the file's name.
+        kernel: the kernel's.
+        bounds: of a launch.
+        usage: what it takes.
+        dynamic: the most bytes of dynamic shared memory that a launch of it asks for; 0 where launches find out
+            from the device what there is.
+        problems: what is wrong with it.
+    """
 
     architecture: str
     source: str
     kernel: str
     bounds: Bounds
     usage: Usage
+    dynamic: int
     problems: tuple[str, ...]
 
 
@@ -78,8 +92,13 @@ _USAGE = re.compile(
     r"(?P<local>\d+) bytes stack frame, (?P<stored>\d+) bytes spill stores, (?P<loaded>\d+) bytes spill loads\s+"
     r"ptxas info\s*: Used (?P<registers>\d+) registers(?P<rest>[^\n]*)"
 )
-_SHARED = re.compile(r"(\d+) bytes smem")
+_STATIC = re.compile(r"(\d+) bytes smem")
 _ENTRY = re.compile(r"\.entry\s+(\S+)\s*\((?:.*?)\)(?P<directives>.*?)\{", re.DOTALL)
+
+
+# What `launch` in launch.h leaves word of.
+_ASKED = re.compile(r"\.global\s[^;=]*\s(\S*dynamic_shared\S*)(?:\s*=\s*(\d+))?;")
+_ASKED_BY = re.compile(r"dynamic_shared<&?\(?(?P<kernel>.*?)\)?, \d+ul>$")
 
 
 def usages(text: str) -> list[Usage]:
@@ -90,7 +109,7 @@ def usages(text: str) -> list[Usage]:
     """
     found = []
     for match in _USAGE.finditer(text):
-        shared = _SHARED.search(match["rest"])
+        shared = _STATIC.search(match["rest"])
         registers, stored, loaded, local = (
             int(match[name]) for name in ("registers", "stored", "loaded", "local")
         )
@@ -115,8 +134,37 @@ def bounds(ptx: str) -> dict[str, Bounds]:
     return found
 
 
-def problems(usage: Usage, bound: Bounds) -> tuple[str, ...]:
-    """What is wrong with a kernel."""
+def asked(ptx: str) -> dict[str, int]:
+    """The most dynamic shared memory that launches of a kernel ask for, by mangled name, of a PTX text.
+
+    Raises:
+        ValueError: what a launch left word of belongs to no kernel.
+    """
+    kernels = [match[1] for match in _ENTRY.finditer(ptx)]
+    words = [(match[1], int(match[2] or 0)) for match in _ASKED.finditer(ptx)]
+    if not words:
+        return {}
+    names = demangled(kernels)
+    found: dict[str, int] = {}
+    for text, (variable, size) in zip(demangled([name for name, _ in words]), words, strict=True):
+        match = _ASKED_BY.search(text)
+        if match is None or match["kernel"] not in names:
+            raise ValueError(f"{variable} belongs to none of the kernels: {text}")
+        kernel = kernels[names.index(match["kernel"])]
+        found[kernel] = max(found.get(kernel, 0), size)
+    return found
+
+
+def demangled(names: Sequence[str]) -> list[str]:
+    """C++ names as sources have them, without the namespace that nvcc has for each source."""
+    text = _output("c++filt", *names) if names else ""
+    return re.sub(r"_INTERNAL_\w+::", "", text).splitlines()
+
+
+def problems(
+    usage: Usage, bound: Bounds, dynamic: int = 0, architecture: str = "sm_80"
+) -> tuple[str, ...]:
+    """What is wrong with a kernel; `dynamic` is the shared memory that launches ask for."""
     wrong = []
     if usage.stored or usage.loaded:
         wrong.append(f"spills {usage.stored} bytes, loads {usage.loaded}")
@@ -129,6 +177,11 @@ def problems(usage: Usage, bound: Bounds) -> tuple[str, ...]:
     if usage.shared > _STATIC_SHARED:
         wrong.append(
             f"has {usage.shared} bytes of static shared memory, at most {_STATIC_SHARED} may be"
+        )
+    if usage.shared + dynamic > _SHARED[architecture]:
+        wrong.append(
+            f"{usage.shared} bytes of static and {dynamic} of dynamic shared memory are more than the"
+            f" {_SHARED[architecture]} of a block"
         )
     return tuple(wrong)
 
@@ -160,10 +213,9 @@ def compile_source(nvcc: str, source: Path, architecture: str) -> list[Row]:
             assembler = "ptxas"
         arguments = ("-v", "-Werror", f"-arch={architecture}", str(ptx), "-o", os.devnull)
         found = usages(_output(assembler, *arguments))
-        bound = bounds(ptx.read_text())
-    if not found:
-        return []
-    names = _output("c++filt", *(usage.kernel for usage in found)).splitlines()
+        text = ptx.read_text()
+    bound, dynamic = bounds(text), asked(text)
+    names = demangled([usage.kernel for usage in found])
     return [
         Row(
             architecture,
@@ -171,7 +223,8 @@ def compile_source(nvcc: str, source: Path, architecture: str) -> list[Row]:
             short_name(name),
             bound[usage.kernel],
             usage,
-            problems(usage, bound[usage.kernel]),
+            dynamic.get(usage.kernel, 0),
+            problems(usage, bound[usage.kernel], dynamic.get(usage.kernel, 0), architecture),
         )
         for usage, name in zip(found, names, strict=True)
     ]
@@ -202,18 +255,18 @@ def collect(
 
 
 HEADER = (
-    "kernel", "threads", "registers", "spilled", "local", "shared", "resident", "problems",
+    "kernel", "threads", "registers", "spilled", "local", "static", "dynamic", "resident", "problems",
 )  # fmt: skip
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """A row as it is printed, in the order of `HEADER`; `resident` leaves dynamic shared memory out."""
+    """A row as it is printed, in the order of `HEADER`."""
     usage, threads = row.usage, row.bounds.threads
     resident = resident_programs(
-        ARCHITECTURES[row.architecture], usage.registers, threads, usage.shared
+        ARCHITECTURES[row.architecture], usage.registers, threads, usage.shared + row.dynamic
     )
     numbers = (
-        threads, usage.registers, usage.stored + usage.loaded, usage.local, usage.shared, resident,
+        threads, usage.registers, usage.stored + usage.loaded, usage.local, usage.shared, row.dynamic, resident,
     )  # fmt: skip
     return (row.kernel, *map(str, numbers), "; ".join(row.problems))
 
@@ -243,7 +296,7 @@ def _parser() -> argparse.ArgumentParser:
         "--check",
         action="store_true",
         help="exit 1 if a kernel spills or keeps anything in local memory, or asks for more registers or shared"
-        " memory than there are; what does not compile without a warning fails in any case",
+        " memory, static and dynamic, than there are; what does not compile without a warning fails in any case",
     )
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 8))
     return parser

@@ -67,6 +67,12 @@ def test_sizes_that_every_device_takes(library: Shim, sizes: dict[str, Any]) -> 
     assert not library.last_error()
 
 
+def test_launch_bounds_count(library: Shim) -> None:
+    assert library.probe("within_launch_bounds") == ""
+    said = library.probe("beyond_launch_bounds")
+    assert "64 threads of a kernel whose launch bounds allow 63" in said
+
+
 def test_clusters_need_a_device_that_has_them(library: Shim) -> None:
     library.device(8, next(_number))
     assert "clusters before sm_90" in library.start((8, 1, 1), cluster=8)

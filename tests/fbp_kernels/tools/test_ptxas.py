@@ -73,6 +73,16 @@ def test_problems(usage: Usage, bound: Bounds, said: list[str]) -> None:
     assert all(part in problem for part, problem in zip(said, found, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("architecture", "most"), [("sm_80", 163 << 10), ("sm_90a", 227 << 10), ("sm_100", 227 << 10)]
+)
+def test_static_and_dynamic_shared_memory_have_one_limit(architecture: str, most: int) -> None:
+    usage = Usage("", 32, 0, 0, 0, 128)
+    assert ptxas.problems(usage, Bounds(256), most - 128, architecture) == ()
+    (said,) = ptxas.problems(usage, Bounds(256), most - 127, architecture)
+    assert f"128 bytes of static and {most - 127} of dynamic shared memory" in said
+
+
 def test_names_lose_namespaces_and_parameters() -> None:
     name = "void fbp::cuda::(anonymous namespace)::pool<fbp::cuda::Tile<float, (bool)1>>(fbp::View)"
     assert ptxas.short_name(name) == "pool<Tile<float, (bool)1>>"
@@ -103,6 +113,42 @@ def test_the_compiler_agrees(nvcc: str, tmp_path: Path) -> None:
     assert row.bounds == Bounds(64, 3)
     assert 8 <= row.usage.registers <= 255
     assert row.problems == ("keeps 128 bytes in local memory",)
+
+
+def test_what_launches_ask_for_is_read(nvcc: str, tmp_path: Path) -> None:
+    source = tmp_path / "one.cu"
+    source.write_text("""
+        #include "cuda/launch.h"
+        namespace fbp::cuda { namespace {
+        template <class T> __global__ __launch_bounds__(64) void asks(T* out) {
+          __shared__ T own[32];
+          own[threadIdx.x % 32] = out[threadIdx.x];
+          __syncthreads();
+          out[0] = own[5];
+        }
+        template <class T> __global__ void fits(T* out) { out[0] = 1; }
+        }
+        void run(int* out, void* stream, std::size_t any) {
+          FBP_LAUNCH(asks<int>, 1, 64, 1000, stream, out);
+          FBP_LAUNCH(asks<int>, 2, 64, (163 << 10) - 100, stream, out);
+          FBP_LAUNCH_FITTED(fits<int>, 1, 1, any, stream, out);
+        } }
+    """)
+    (asks, fits) = ptxas.collect(nvcc, [source], ["sm_80"], 1)
+    assert (asks.kernel, asks.dynamic, fits.kernel, fits.dynamic) == (
+        "asks<int>", (163 << 10) - 100, "fits<int>", 0,
+    )  # fmt: skip
+    assert fits.problems == ()
+    (said,) = asks.problems
+    assert said.startswith("128 bytes of static and 166812 of dynamic shared memory are more than")
+    (asks, _) = ptxas.compile_source(nvcc, source, "sm_90a")
+    assert asks.problems == ()
+
+
+def test_a_word_of_a_launch_that_belongs_to_no_kernel_is_an_error() -> None:
+    word = ".global .align 8 .u64 _Z14dynamic_sharedILm4EE = 4;"
+    with pytest.raises(ValueError, match="belongs to none of the kernels"):
+        ptxas.asked(PTX + word)
 
 
 def test_a_warning_is_an_error(nvcc: str, tmp_path: Path) -> None:
