@@ -88,6 +88,6 @@ def raw(name: str) -> Callable[..., Any]:
 
 @functools.cache
 def operation(name: str) -> Callable[..., Any]:
-    """What PyTorch calls for `fbp_native::name`, without the two frames of Python that it puts around it."""
-    found: Callable[..., Any] = getattr(torch.ops.fbp_native, name).default._op
+    """The raw kernel `fbp_native::name`."""
+    found: Callable[..., Any] = getattr(torch.ops.fbp_native, name).default
     return found

@@ -102,7 +102,7 @@ class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
         self.calls: list[tuple[Any, tuple[Any, ...]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "fbp_kernels":
+        if func.namespace == "fbp_kernels" and func.name() != "fbp_kernels::check_lengths":
             self.calls.append((func, args))
         return func(*args, **(kwargs or {}))
 
@@ -114,24 +114,25 @@ def test_opcheck(operator: str, backend: str) -> None:
     with recorder:
         call(*inputs).sum().backward()
     assert [func.name() for func, _ in recorder.calls] == [
-        f"fbp_kernels::{operator}",
+        f"fbp_kernels::{operator}_forward",
         f"fbp_kernels::{operator}_backward",
     ]
-    # The forward with differentiable inputs; the backward, which has no formula of its own, without.
-    (forward, arguments), (backward, backward_arguments) = recorder.calls
+    # What tracers record with differentiable inputs; the raw operators, which have no formula of their own, without.
+    (_, arguments), *raw = recorder.calls
     again = [
         t.detach().clone().requires_grad_()
         if isinstance(t, Tensor) and t.is_floating_point()
         else t
         for t in arguments
     ]
-    torch.library.opcheck(forward, tuple(again))
-    detached = [t.detach().clone() if isinstance(t, Tensor) else t for t in backward_arguments]
-    torch.library.opcheck(
-        backward,
-        tuple(detached),
-        test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
-    )
+    torch.library.opcheck(getattr(torch.ops.fbp_kernels, operator).default, tuple(again))
+    for func, arguments in raw:
+        detached = [t.detach().clone() if isinstance(t, Tensor) else t for t in arguments]
+        torch.library.opcheck(
+            func,
+            tuple(detached),
+            test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
+        )
 
 
 @pytest.mark.slow
@@ -263,14 +264,6 @@ def test_no_gradient_no_projections(backend: str) -> None:
     with recorder, torch.no_grad():
         call(*inputs)
     assert recorder.calls[0][1][-2] is False, "keep"
-
-
-@pytest.mark.parametrize("backend", fused("fbp"))
-def test_second_derivatives_are_refused_clearly(backend: str) -> None:
-    call, inputs = call_fbp(backend)
-    (gradient,) = torch.autograd.grad(call(*inputs).sum(), inputs[:1], create_graph=True)
-    with pytest.raises(RuntimeError, match="fbp: the fused kernels have no second derivative"):
-        gradient.sum().backward()
 
 
 @pytest.mark.parametrize(("operator", "backend"), pairs(BILINEAR, torch.float32, "reference"))

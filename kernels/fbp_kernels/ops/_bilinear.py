@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from . import _autograd, _check, _operator
+from ..reference import adaptive_scales
+from . import _check, _operator
+from ._derivatives import push_forward
 
 Tensors = tuple[Tensor | None, ...]
 Attributes = tuple[Any, ...]
@@ -22,13 +24,13 @@ class Pooling:
         operator: what PyTorch knows.
         check: called with (inputs, lengths, attributes); raises for arguments that do not fit, and gives the
             lengths as the kernels take them.
-        reference: called with (inputs, lengths, attributes, seed).
+        reference: as the operator's declaration has it.
         elements: numbers in one of the two projections, all parts together; called with the inputs.
     """
 
     operator: _operator.Registered
     check: Callable[[Tensors, Tensors, Attributes], Tensors]
-    reference: Callable[[Tensors, Tensors, Attributes, Tensor | None], Tensor]
+    reference: Callable[..., Tensor]
     elements: Callable[..., int]
 
     def __call__(
@@ -48,75 +50,72 @@ class Pooling:
             attributes: the operator's, dropout last.
             training: whether dropout applies.
             backend: the caller's choice.
-            keep_projections: likewise.
+            keep_projections: keep the two projections for the backward, which saves a third of its arithmetic, or
+                compute them again there, so that the call holds on to its inputs only. The default keeps them
+                while the two together take at most 64 MiB, which covers every training batch of the emotion
+                models.
         """
-        if self._goes_to_native(inputs, lengths, backend):
-            try:
-                # The kernels check their arguments themselves, in a tenth of the time.
-                return self._native(inputs, lengths, attributes, training, keep_projections)
-            except Exception:
-                self.check(inputs, lengths, attributes)  # says it in the caller's words
-                raise
         inputs = _operator.autocast(*inputs)
-        lengths = self.check(inputs, lengths, attributes)
         a: Any = inputs[0]
+        if not isinstance(a, Tensor):
+            self.check(inputs, lengths, attributes)
         chosen = backends.resolve(self.operator.name, backend, a.device.type, a.dtype, inputs)
+        if chosen != "native" or torch.compiler.is_compiling():
+            lengths = self.check(inputs, lengths, attributes)
+        elif lengths and isinstance(lengths[0], Tensor) and lengths[0].dtype is torch.int32:
+            lengths = (lengths[0].long(),)
         seed = _operator.draw_seed(attributes[-1], training, a.device)
         if chosen == "reference":
-            return self.reference(inputs, lengths, attributes, seed)
-        keep = keeps_projections(keep_projections, self.elements(*inputs), inputs)
-        pooled: Tensor = self.operator(*inputs, *lengths, seed, *attributes, keep, chosen)[0]
-        return pooled
-
-    def _goes_to_native(self, inputs: Tensors, lengths: Tensors, backend: str | None) -> bool:
-        """Whether this is a call with plain tensors that nothing stands between and the native kernels."""
-        if not _autograd.nobody_listens(inputs + lengths):
-            return False
-        a = inputs[0]
-        if not isinstance(a, Tensor):
-            return False
-        device = "cpu" if a.is_cpu else a.device.type
-        return (
-            not torch.is_autocast_enabled(device)
-            and backends.resolve(self.operator.name, backend, device, a.dtype, inputs) == "native"
-        )
-
-    def _native(
-        self,
-        inputs: Tensors,
-        lengths: Tensors,
-        attributes: Attributes,
-        training: bool,
-        keep_projections: bool | None,
-    ) -> Tensor:
-        a: Any = inputs[0]
-        seed = _operator.draw_seed(attributes[-1], training, a.device) if training else None
-        if lengths and lengths[0] is not None and lengths[0].dtype is torch.int32:
-            lengths = (lengths[0].long(),)
-        pooled: Tensor
-        if not _autograd.gradient_is_due(inputs):
-            forward = backends.kernel(self.operator.name, "native").forward
-            pooled = forward(*inputs, *lengths, seed, *attributes, False)[0]
-            return pooled
-        keep = _operator.may_keep(keep_projections, 2 * self.elements(*inputs), a)
-        arguments = (*inputs, *lengths, seed, *attributes, keep, "native")
-        pooled = self.operator.unheard(arguments)[0]
+            return self.reference(*inputs, *lengths, seed, *attributes)
+        try:
+            keep = _operator.keeps(keep_projections, 2 * self.elements(*inputs), inputs)
+            pooled: Tensor = self.operator(*inputs, *lengths, seed, *attributes, keep, chosen)[0]
+        except Exception:
+            # The native kernels and the fake ones check their arguments themselves, the former in a tenth of the time.
+            self.check(inputs, lengths, attributes)  # says it in the caller's words
+            raise
         return pooled
 
 
-def keeps_projections(explicit: bool | None, elements: int, inputs: Tensors) -> bool:
-    """Whether the forward keeps the two projections for the backward or leaves it to recompute them.
-
-    Kept, the backward saves a third of its arithmetic; recomputed, the call holds on to its inputs only.
-    The default keeps them while the two together take at most 64 MiB, which covers every training batch of
-    the emotion models; `explicit` overrides it. Nothing is kept where no gradient is due.
+def tangent(
+    parts: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...], adaptive: int | None = None
+) -> Callable[..., Tensor]:
+    """The product rule: the operator is linear in each input, so it is called with each replaced by its tangent.
 
     Args:
-        explicit: the caller's choice, or None for the default.
-        elements: B * H * N, elements of one projection.
-        inputs: the differentiable inputs.
+        parts: which inputs are replaced together, and which biases are left out then, since they are added to that one.
+        adaptive: which attribute weighs the first two inputs, which is not linear: they are weighed before.
     """
-    return _operator.keeps(explicit, 2 * elements, inputs)
+
+    def by_product_rule(
+        call: Any, inputs: list[Any], tangents: tuple[Any, ...], attributes: Attributes
+    ) -> Tensor:
+        if adaptive is not None and attributes[adaptive]:
+            pair = push_forward(_weighed, inputs[:2], tangents[:2])
+            inputs, tangents = [*_weighed(*inputs[:2]), *inputs[2:]], (*pair, *tangents[2:])
+            attributes = (*attributes[:adaptive], False, *attributes[adaptive + 1 :])
+        terms = []
+        for replaced, left_out in parts:
+            if all(tangents[i] is None for i in replaced):
+                continue
+            turned = list(inputs)
+            for i in replaced:
+                if inputs[i] is not None:
+                    turned[i] = torch.zeros_like(inputs[i]) if tangents[i] is None else tangents[i]
+            for i in left_out:
+                turned[i] = None
+            terms.append(call(turned, attributes))
+        return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
+
+    return by_product_rule
+
+
+ONE_LEVEL = (((0, 4), ()), ((1, 5), ()), ((2,), (4,)), ((3,), (5,)))
+
+
+def _weighed(a: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    mu, eta = adaptive_scales(a, v)
+    return mu * a, eta * v
 
 
 def projections(a: Tensor, trunks: int, columns: int, keep: bool) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,11 @@
 """Checks of arguments: every error names the argument, what came and what was expected."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+LIBRARY = torch.library.Library("fbp_kernels", "FRAGMENT")
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -94,9 +98,23 @@ def lengths(
     if value.device != device:
         raise ValueError(f"{operator}: lengths is on {value.device}, expected {device}")
     if device.type == "cpu" and not torch.compiler.is_compiling() and rows:
-        low, high = value.min().item(), value.max().item()
-        if low < 0 or high > most:
-            raise ValueError(
-                f"{operator}: lengths go from {low} to {high}, expected from 0 to {most}"
-            )
+        torch.ops.fbp_kernels.check_lengths(value, most, operator)
     return value.to(torch.int64)
+
+
+def _check_lengths(value: Tensor, most: int, operator: str) -> None:
+    low, high = value.min().item(), value.max().item()
+    if low < 0 or high > most:
+        raise ValueError(f"{operator}: lengths go from {low} to {high}, expected from 0 to {most}")
+
+
+def _check_lengths_of_all(_: Any, dims: Any, value: Tensor, most: int, operator: str) -> Any:
+    torch.ops.fbp_kernels.check_lengths(value, most, operator)
+    return None, None
+
+
+# An operator, since the values are seen neither under torch.vmap nor where tensors are fake.
+LIBRARY.define("check_lengths(Tensor lengths, SymInt most, str operator) -> ()")
+LIBRARY.impl("check_lengths", _check_lengths, "CompositeExplicitAutograd")
+torch.library.register_fake("fbp_kernels::check_lengths", lambda *_: None, lib=LIBRARY)
+torch.library.register_vmap("fbp_kernels::check_lengths", _check_lengths_of_all, lib=LIBRARY)

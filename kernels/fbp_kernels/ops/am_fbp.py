@@ -80,12 +80,12 @@ def _check_arguments(inputs: Any, lengths: Any, attributes: Any) -> tuple[Tensor
     return (_check.lengths("am_fbp", lengths[0], a.shape[0], a_trunks.shape[1], a.device),)
 
 
-def _reference(inputs: Any, lengths: Any, attributes: Any, seed: Tensor | None) -> Tensor:
-    a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks = inputs
-    factor, trunk_factor, adaptive, dropout = attributes
+def _reference(*arguments: Any) -> Tensor:
+    a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks, *rest = arguments
+    lengths, seed, factor, trunk_factor, adaptive, dropout = rest
     return reference.am_fbp(
         a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks, factor, trunk_factor,
-        adaptive=adaptive, lengths=lengths[0], dropout=dropout, seed=seed,
+        adaptive=adaptive, lengths=lengths, dropout=dropout, seed=seed,
     )  # fmt: skip
 
 
@@ -102,7 +102,9 @@ def _work(a: Tensor, v: Tensor, *rest: Any) -> int:
 
 
 def _fake(*arguments: Any) -> tuple[Tensor, ...]:
-    a, _, _, _, p, _, p_trunks, _, _, _, factor, trunk_factor, _, _, keep = arguments
+    *inputs, lengths, _, factor, trunk_factor, adaptive, dropout, keep = arguments
+    _check_arguments(inputs, (lengths,), (factor, trunk_factor, adaptive, dropout))
+    a, _, _, _, p, _, p_trunks, _ = inputs
     N, (H, _, N_trunks) = p.shape[1], p_trunks.shape
     return (
         a.new_empty(a.shape[0], N // factor + N_trunks // trunk_factor),
@@ -146,8 +148,13 @@ _registered = _operator.Operator(
     extras=("Tensor? lengths", "Tensor? seed"),
     attributes=("SymInt factor", "SymInt trunk_factor", "bool adaptive", "float dropout"),
     kept=4,
+    kept_rows=1,
     fake=_fake,
     work=_work,
+    reference=_reference,
+    rows=(0, 1, 2, 3, 8),
+    seed=9,
+    tangent=_bilinear.tangent(tuple(((i, i + 2), ()) for i in (0, 1, 4, 5)), adaptive=2),
 ).register(
     native=backends.Kernel(native.raw("am_fbp_forward"), native.raw("am_fbp_backward")),
     triton=backends.Kernel(_triton, _triton_backward),

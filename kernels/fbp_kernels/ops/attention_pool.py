@@ -62,18 +62,22 @@ def attention_pool(
         if scale.device != x.device:
             raise ValueError(f"attention_pool: scale is on {scale.device}, expected {x.device}")
     chosen = backends.resolve("attention_pool", backend, x.device.type, x.dtype, (x, weight))
-    if chosen == "reference":
-        return reference.attention_pool(
-            x, weight, bias, query, scale, trunks=trunks, lengths=lengths
-        )
     # A number travels as one: a tensor made of it would be a launch of its own.
     tensor, number = (scale, 1.0) if isinstance(scale, Tensor) else (None, float(scale))
+    if chosen == "reference":
+        return _reference(x, weight, bias, query, tensor, lengths, trunks, number)
     elements = x.shape[0] * x.shape[1] * weight.shape[1]
     keep = _operator.keeps(keep_hidden, elements, (x, weight, bias, query, tensor))
     pooled, trunk_pooled, weights = _call(
         x, weight, bias, query, tensor, lengths, trunks, number, keep, chosen
     )[:3]
     return pooled, trunk_pooled, weights
+
+
+def _reference(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    x, weight, bias, query, scale, lengths, trunks, number = arguments
+    scale = number if scale is None else scale
+    return reference.attention_pool(x, weight, bias, query, scale, trunks=trunks, lengths=lengths)
 
 
 def _fake(x: Tensor, weight: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
@@ -89,6 +93,8 @@ _call = _operator.Operator(
     extras=("Tensor? lengths",),
     attributes=("SymInt trunks", "float factor"),
     fake=_fake,
+    reference=_reference,
+    rows=(0, 5),
     results=3,
     reused=(2,),  # the weights
     kept=1,  # the hidden layer

@@ -63,9 +63,14 @@ def batch_norm(
     weight, bias = weight.to(wide), bias.to(wide)
     chosen = backends.resolve("batch_norm", backend, x.device.type, x.dtype, (x,))
     if chosen == "reference":
-        return reference.batch_norm(x, weight, bias, lengths=lengths, eps=eps, relu=relu)
+        return _reference(x, weight, bias, lengths, eps, relu)
     y, mean, var = _call(_layout.readable(x), weight, bias, lengths, eps, relu, True, chosen)
     return y, mean.to(wide), var.to(wide)
+
+
+def _reference(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    x, weight, bias, lengths, eps, relu = arguments
+    return reference.batch_norm(x, weight, bias, lengths=lengths, eps=eps, relu=relu)
 
 
 def _fake(x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,5 +89,6 @@ _call = _operator.Operator(
     attributes=("float eps", "bool relu"),
     kept=2,  # mean and variance, in float64; users see them too
     fake=_fake,
+    reference=_reference,
     fake_gradient=torch.empty_like,
 ).register(native=backends.Kernel(_native_forward, native.raw("batch_norm_backward")))

@@ -71,9 +71,8 @@ def _check_arguments(inputs: Any, lengths: Any, attributes: Any) -> tuple[()]:
     return ()
 
 
-def _reference(inputs: Any, lengths: Any, attributes: Any, seed: Tensor | None) -> Tensor:
-    a, v, p, q, p_bias, q_bias = inputs
-    factor, adaptive, dropout = attributes
+def _reference(*arguments: Any) -> Tensor:
+    a, v, p, q, p_bias, q_bias, seed, factor, adaptive, dropout = arguments
     return reference.fbp(
         a, v, p, q, factor,
         p_bias=p_bias, q_bias=q_bias, adaptive=adaptive, dropout=dropout, seed=seed,
@@ -85,7 +84,9 @@ def _elements(a: Tensor, _: Tensor, p: Tensor, *__: Any) -> int:
 
 
 def _fake(*arguments: Any) -> tuple[Tensor, ...]:
-    a, _, p, _, _, _, _, factor, _, _, keep = arguments
+    *inputs, _, factor, adaptive, dropout, keep = arguments
+    _check_arguments(inputs, (), (factor, adaptive, dropout))
+    a, _, p, *_ = inputs
     N = p.shape[1]
     return a.new_empty(a.shape[0], N // factor), *_bilinear.projections(a, 1, N, keep)
 
@@ -117,8 +118,13 @@ _registered = _operator.Operator(
     extras=("Tensor? seed",),
     attributes=("SymInt factor", "bool adaptive", "float dropout"),
     kept=2,
+    kept_rows=1,
     fake=_fake,
     work=_bilinear.work,
+    reference=_reference,
+    rows=(0, 1),
+    seed=6,
+    tangent=_bilinear.tangent(_bilinear.ONE_LEVEL, adaptive=1),
 ).register(
     native=backends.Kernel(native.raw("fbp_forward"), native.raw("fbp_backward")),
     triton=backends.Kernel(_triton, _triton_backward),

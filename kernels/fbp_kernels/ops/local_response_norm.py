@@ -53,9 +53,14 @@ def local_response_norm(
         raise ValueError(f"local_response_norm: k is {k}, expected a positive number")
     chosen = backends.resolve("local_response_norm", backend, x.device.type, x.dtype, (x,))
     if chosen == "reference":
-        return reference.local_response_norm(x, size, alpha, beta, k, relu=relu)
+        return _reference(x, size, alpha, beta, k, relu)
     y: Tensor = _call(_layout.readable(x), size, alpha, beta, k, relu, chosen)
     return y
+
+
+def _reference(*arguments: Any) -> Tensor:
+    *positional, relu = arguments
+    return reference.local_response_norm(*positional, relu=relu)
 
 
 def _native_backward(dy: Tensor, x: Tensor, *attributes: Any) -> Tensor:
@@ -70,6 +75,8 @@ _call = _operator.Operator(
     inputs=("Tensor x",),
     attributes=("SymInt size", "float alpha", "float beta", "float k", "bool relu"),
     fake=lambda x, *_: torch.empty_like(x),
+    reference=_reference,
+    rows=(0,),
     fake_gradient=torch.empty_like,
 ).register(
     native=backends.Kernel(native.raw("lrn_forward"), _native_backward),

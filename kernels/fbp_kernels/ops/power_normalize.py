@@ -30,8 +30,9 @@ def power_normalize(z: Tensor, eps: float = 1e-12, *, backend: str | None = None
     chosen = backends.resolve("power_normalize", backend, z.device.type, z.dtype, (z,))
     if chosen == "reference":
         return reference.power_normalize(z, eps)
-    y: Tensor = _call(z, eps, chosen)
-    return y
+    rows = z if z.dim() > 1 else z.unsqueeze(0)
+    y: Tensor = _call(rows, eps, chosen)
+    return y if z.dim() > 1 else y.squeeze(0)
 
 
 def _native_backward(dy: Tensor, z: Tensor, eps: float, _needs: int) -> Tensor:
@@ -44,6 +45,8 @@ _call = _operator.Operator(
     inputs=("Tensor z",),
     attributes=("float eps",),
     fake=lambda z, *_: z.new_empty(z.shape),
+    reference=reference.power_normalize,
+    rows=(0,),
 ).register(
     native=backends.Kernel(native.raw("power_normalize_forward"), _native_backward),
     triton=backends.Kernel(*triton.late("power_normalize")),

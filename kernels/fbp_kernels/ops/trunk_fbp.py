@@ -70,12 +70,11 @@ def _check_arguments(inputs: Any, lengths: Any, attributes: Any) -> tuple[Tensor
     return (_check.lengths("trunk_fbp", lengths[0], a.shape[0], a.shape[1], a.device),)
 
 
-def _reference(inputs: Any, lengths: Any, attributes: Any, seed: Tensor | None) -> Tensor:
-    a, v, p, q, p_bias, q_bias = inputs
-    factor, dropout = attributes
+def _reference(*arguments: Any) -> Tensor:
+    a, v, p, q, p_bias, q_bias, lengths, seed, factor, dropout = arguments
     return reference.trunk_fbp(
         a, v, p, q, factor,
-        p_bias=p_bias, q_bias=q_bias, lengths=lengths[0], dropout=dropout, seed=seed,
+        p_bias=p_bias, q_bias=q_bias, lengths=lengths, dropout=dropout, seed=seed,
     )  # fmt: skip
 
 
@@ -84,7 +83,9 @@ def _elements(a: Tensor, _: Tensor, p: Tensor, *__: Any) -> int:
 
 
 def _fake(*arguments: Any) -> tuple[Tensor, ...]:
-    a, _, p, _, _, _, _, _, factor, _, keep = arguments
+    *inputs, lengths, _, factor, dropout, keep = arguments
+    _check_arguments(inputs, (lengths,), (factor, dropout))
+    a, _, p, *_ = inputs
     H, _, N = p.shape
     return a.new_empty(a.shape[0], N // factor), *_bilinear.projections(a, H, N, keep)
 
@@ -116,8 +117,13 @@ _registered = _operator.Operator(
     extras=("Tensor? lengths", "Tensor? seed"),
     attributes=("SymInt factor", "float dropout"),
     kept=2,
+    kept_rows=1,
     fake=_fake,
     work=_bilinear.work,
+    reference=_reference,
+    rows=(0, 1, 6),
+    seed=7,
+    tangent=_bilinear.tangent(_bilinear.ONE_LEVEL),
 ).register(
     native=backends.Kernel(native.raw("trunk_fbp_forward"), native.raw("trunk_fbp_backward")),
     triton=backends.Kernel(_triton, _triton_backward),
