@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# The public alternative, torch.overrides.TorchFunctionMode, sees no call that PyTorch makes itself. No call pays for this.
+# The public alternative, torch.overrides.TorchFunctionMode, sees no call that PyTorch makes itself; no call pays.
 from torch.utils._python_dispatch import TorchDispatchMode  # isort: skip
 
 from . import backends, ops

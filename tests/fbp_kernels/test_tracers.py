@@ -4,6 +4,7 @@ import copy
 import pickle
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fbp_kernels as fk
 
-from .test_derivatives import CALLS, draw
+from .test_derivatives import CALLS, INTERPRETED, KINDS, draw
 
 Call = Callable[..., Tensor]
 
@@ -175,3 +176,24 @@ def test_dtensors_are_refused_and_local_map_serves_them(tmp_path: Any) -> None:
         torch.testing.assert_close(pool(*inputs).full_tensor(), fk.fbp(*plain, 2))
     finally:
         torch.distributed.destroy_process_group()
+
+
+OTHERS = (
+    "meta device",
+    "FakeTensor",
+    "deepcopy and pickle of modules",
+    "DTensor: refused, by local_map",
+)
+
+
+def table() -> str:
+    """The rows of docs/kernels.md, section "One way in"."""
+    kinds = [f"*{kind}*" if kind in INTERPRETED else kind for kind in KINDS]
+    return "\n".join(
+        f"| {name} | yes |" for name in (*kinds, "gradcheck, gradgradcheck", *TRACERS, *OTHERS)
+    )
+
+
+def test_the_documentation_lists_what_is_tested() -> None:
+    page = Path(__file__).parents[2] / "docs" / "kernels.md"
+    assert f"| kind | right |\n|---|---|\n{table()}\n\n" in page.read_text()
