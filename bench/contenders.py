@@ -94,7 +94,7 @@ def _function(name: str, call: Call, dynamic: bool) -> Function:
 def _keeping(name: str, call: Call) -> Function:
     """A backend that is told whether to keep the projections, where it would not do so by itself."""
     backend, keep = asked_as(name), KEEPING[name]
-    if keeps(None, 2 * call.projections, leaves(call.tensors)) == keep:
+    if keeps(None, lambda: 2 * call.projections, leaves(call.tensors)) == keep:
         raise UnavailableError(f"that is what {backend} does here")
     _require(backend, call.operator, call.tensors[0].device)
     return on_backend(call.function, backend, keep_projections=keep)

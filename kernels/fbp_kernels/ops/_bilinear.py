@@ -68,7 +68,7 @@ class Pooling:
         if chosen == "reference":
             return self.reference(*inputs, *lengths, seed, *attributes)
         try:
-            keep = _operator.keeps(keep_projections, 2 * self.elements(*inputs), inputs)
+            keep = _operator.keeps(keep_projections, lambda: 2 * self.elements(*inputs), inputs)
             pooled: Tensor = self.operator(*inputs, *lengths, seed, *attributes, keep, chosen)[0]
         except Exception:
             # The native kernels and the fake ones check their arguments themselves, the former in a tenth of the time.

@@ -123,7 +123,12 @@ class Registered:
         LIBRARY.define(
             _schema(name, arguments, d.results + d.kept), tags=(torch.Tag.pt2_compliant_tag,)
         )
-        LIBRARY.impl(name, self._apply, "CompositeImplicitAutograd")
+        self._apply = self._forward.apply
+        LIBRARY.impl(
+            name,
+            lambda *a: self._apply(a[self._tensors :], *a[: self._tensors]),
+            "CompositeImplicitAutograd",
+        )
         self._recorded = getattr(torch.ops.fbp_kernels, name).default
 
     def __call__(self, *arguments: Any) -> Any:
@@ -131,16 +136,13 @@ class Registered:
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return self._recorded(*arguments)
         try:
-            return self._apply(*arguments)
+            return self._apply(arguments[self._tensors :], *arguments[: self._tensors])
         except NotImplementedError as error:
             kinds = {type(t).__name__ for t in arguments if isinstance(t, Tensor)}
             raise NotImplementedError(
                 f"{self.name}: the fused kernels do not run on {', '.join(sorted(kinds))}; use backend='reference',"
                 " or, on a DTensor, torch.distributed.tensor.experimental.local_map"
             ) from error
-
-    def _apply(self, *arguments: Any) -> Any:
-        return self._forward.apply(arguments[self._tensors :], *arguments[: self._tensors])
 
     # The forward's formula; options are what is no tensor: attributes, keep, backend.
 
@@ -150,7 +152,7 @@ class Registered:
         ctx.options = options
         ctx.set_materialize_grads(False)
         ctx.save_for_forward(*tensors)
-        if d.kept:
+        if d.kept and options[-2]:
             ctx.mark_non_differentiable(*output[d.results :])
         if True in ctx.needs_input_grad:
             reused = [output[i] for i in d.reused]
@@ -186,7 +188,8 @@ class Registered:
                 return self(*inputs, *extras, *attributes, False, ctx.options[-1])[0]
 
             found = (d.tangent(call, inputs, tangents[:n], attributes),)
-        found = (*found, *(None,) * d.kept)
+        kept = None if not d.kept or ctx.options[-2] else found[0].new_zeros(0)
+        found = (*found, *(kept,) * d.kept)
         return found if len(found) > 1 else found[0]
 
     def _vmap(self, info: Any, dims: Any, options: Any, *tensors: Tensor | None) -> Any:
@@ -409,12 +412,13 @@ def _define(
         values = select(args[-1])(*args[:-1])
         if results == 1:
             return values
-        absent = None
-        for t in values:
-            if t is None:
-                absent = args[first].new_empty(0)
-                break
-        return tuple([absent if t is None else t for t in values])
+        absent: Tensor | None = None
+        filled = []
+        for value in values:
+            if value is None:
+                value = absent = args[first].new_empty(0) if absent is None else absent
+            filled.append(value)
+        return tuple(filled)
 
     LIBRARY.define(_schema(name, arguments, results), tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, run, "CompositeExplicitAutograd")
@@ -429,22 +433,22 @@ def _bits(flags: tuple[bool, ...]) -> int:
     return sum(1 << i for i, flag in enumerate(flags) if flag)
 
 
-def keeps(explicit: bool | None, elements: int, inputs: Tensors) -> bool:
+def keeps(explicit: bool | None, elements: Callable[[], int], inputs: Tensors) -> bool:
     """Whether the forward keeps what the backward would compute again: not where no gradient is due.
 
     Args:
         explicit: the caller's choice, or None for the default, which keeps what takes at most 64 MiB.
-        elements: how many numbers.
+        elements: gives how many numbers; not called where no gradient is due.
         inputs: the differentiable inputs, the first of which has their dtype.
     """
     if not torch.is_grad_enabled():
         return False
-    there = [t for t in inputs if t is not None]
-    if not any(t.requires_grad for t in there):
+    for t in inputs:
+        if t is not None and t.requires_grad:
+            break
+    else:
         return False
-    if explicit is not None:
-        return explicit
-    return bool(elements * there[0].element_size() <= KEEP_LIMIT)
+    return bool(elements() * t.element_size() <= KEEP_LIMIT) if explicit is None else explicit
 
 
 def draw_seed(dropout: float, training: bool, device: torch.device) -> Tensor | None:
@@ -456,11 +460,12 @@ def draw_seed(dropout: float, training: bool, device: torch.device) -> Tensor | 
 
 def autocast(*tensors: Any) -> tuple[Any, ...]:
     """What autocast does to a matrix product: tensors in its dtype, where it is enabled."""
-    first = next((t for t in tensors if isinstance(t, Tensor)), None)
-    if first is None:
+    first = tensors[0]
+    if not isinstance(first, Tensor):
         return tensors
-    kind = first.device.type  # the meta device has no autocast, and says so by raising
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    kind = first.device.type
+    # The meta device has no autocast, and raises where it is asked whether that is enabled.
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     narrowed = (torch.float32, torch.float16, torch.bfloat16)

@@ -66,7 +66,7 @@ def attention_pool(
     tensor, number = (scale, 1.0) if isinstance(scale, Tensor) else (None, float(scale))
     if chosen == "reference":
         return _reference(x, weight, bias, query, tensor, lengths, trunks, number)
-    elements = x.shape[0] * x.shape[1] * weight.shape[1]
+    elements = lambda: x.shape[0] * x.shape[1] * weight.shape[1]  # noqa: E731
     keep = _operator.keeps(keep_hidden, elements, (x, weight, bias, query, tensor))
     pooled, trunk_pooled, weights = _call(
         x, weight, bias, query, tensor, lengths, trunks, number, keep, chosen
