@@ -412,13 +412,7 @@ def _define(
         values = select(args[-1])(*args[:-1])
         if results == 1:
             return values
-        absent: Tensor | None = None
-        filled = []
-        for value in values:
-            if value is None:
-                value = absent = args[first].new_empty(0) if absent is None else absent
-            filled.append(value)
-        return tuple(filled)
+        return tuple([args[first].new_empty(0) if t is None else t for t in values])
 
     LIBRARY.define(_schema(name, arguments, results), tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, run, "CompositeExplicitAutograd")

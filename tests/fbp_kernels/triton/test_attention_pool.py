@@ -368,14 +368,6 @@ def test_autocast_is_a_call_in_the_low_dtype(dtype: torch.dtype) -> None:
     assert all(torch.equal(x, y.float()) for x, y in zip(gradients, expected, strict=True))
 
 
-def test_second_derivatives_are_refused_clearly() -> None:
-    inputs = leaves(draw(2, 5, 3, 2))
-    results = fk.attention_pool(*inputs, backend="triton")
-    (gradient,) = torch.autograd.grad(results[2].square().sum(), inputs[:1], create_graph=True)
-    with pytest.raises(RuntimeError, match="attention_pool: the fused kernels have no second"):
-        gradient.sum().backward()
-
-
 @pytest.mark.parametrize(
     ("scale", "error", "message"),
     [
