@@ -112,9 +112,12 @@ def second(call: Call, inputs: list[Tensor], directions: list[Tensor]) -> Any:
 
 def third(call: Call, inputs: list[Tensor], directions: list[Tensor]) -> Any:
     once = grad(summed(call))
-    return grad(lambda x: jvp(lambda y: once(y, *inputs[1:]), (x,), (directions[0],))[1].sum())(
-        inputs[0]
-    )
+
+    # Squared: the sum alone is 0 in batch_norm, which a shift of its input does not change.
+    def twice(x: Tensor) -> Tensor:
+        return jvp(lambda y: once(y, *inputs[1:]), (x,), (directions[0],))[1].square().sum()
+
+    return grad(twice)(inputs[0])
 
 
 def dual_tensors(call: Call, inputs: list[Tensor], directions: list[Tensor]) -> Any:
@@ -240,7 +243,7 @@ def truth_of_third(call: Call, inputs: list[Tensor], directions: list[Tensor]) -
     leaves = [t.requires_grad_() for t in inputs]
     (once,) = torch.autograd.grad(summed(call)(*leaves), leaves[:1], create_graph=True)
     (twice,) = torch.autograd.grad((once * directions[0]).sum(), leaves[:1], create_graph=True)
-    return torch.autograd.grad(twice.sum(), leaves[0])
+    return torch.autograd.grad(twice.square().sum(), leaves[0])
 
 
 TRUTHS = {
