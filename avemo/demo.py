@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avemo.machine import processor
+from avemo.machine import processor, title
 
 if TYPE_CHECKING:
     from avemo.evaluation.metrics import Scores
@@ -149,8 +149,14 @@ def _recognised(predictions: Path) -> dict[str, bool]:
 def _machine() -> dict[str, Any]:
     import torch
 
+    from fbp_kernels import native
+
+    cpu = processor()
     return {
-        "processor": processor(),
+        "device": cpu.slug,
+        "processor": cpu.name,
+        "family": cpu.family,
+        "instruction_set": "" if native.MISSING else torch.ops.fbp_native.cpu_isa(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -178,7 +184,7 @@ def _table(
     rows = [
         (
             "machine",
-            f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}",
+            f"{title(machine)}, torch {machine['torch']}",
         ),
         ("total time", f"{sum(result['seconds'].values()):.0f} s"),
         ("clips of held-out speakers", str(scores["am_fbp"].clips)),

@@ -15,7 +15,8 @@ RESULTS = FOLDER / "results"
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a subcommand and returns its exit status."""
-    options = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = _parser().parse_args(given)
     commands = {
         "run": _run,
         "parity": _parity,
@@ -27,6 +28,16 @@ def main(arguments: list[str] | None = None) -> int:
         "host": _host,
         "report": _report,
     }
+    if held := getattr(options, "hold", None):
+        from . import hold
+
+        if not hold.is_held(held):
+            return hold.again(held, given)
+        try:
+            hold.require(held)
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return 2
     command = commands[options.command]
     return command(options)
 
@@ -44,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     labels = [*shapes.ALL, *shapes.MAPS]
     peers = [*PEERS, COPY]
     _add_choice(run, [*labels, *shapes.STEPS], list(shapes.USUAL), [*OPERATORS, "training_step"])
+    _add_hold(run)
     _add_choice(parity, labels, ["clip", "batch", *shapes.MAPS], list(SUBJECTS))
     parity.add_argument("--out", type=Path, help="file or folder of the verdicts, default none")
     parity.add_argument(
@@ -88,6 +100,10 @@ def _parser() -> argparse.ArgumentParser:
     goals.add_argument("--threads", type=int, default=2, help="of PyTorch")
     goals.add_argument("--seconds", type=float, default=2.0, help="for the turns of one case")
     goals.add_argument(
+        "--resume", action="store_true", help="keep the goals that the file has, measure the others"
+    )
+    _add_hold(goals)
+    goals.add_argument(
         "--out", type=Path, help="file or folder; there it is goals-DEVICE-DATE.json; default none"
     )
 
@@ -108,6 +124,16 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write docs/benchmarks.md and the README's figures")
     report.add_argument("--check", action="store_true", help="write nothing, exit 1 if they differ")
     return parser
+
+
+def _add_hold(parser: argparse.ArgumentParser) -> None:
+    from .hold import SETTINGS
+
+    parser.add_argument(
+        "--hold",
+        choices=SETTINGS,
+        help="hold kernels, PyTorch and its libraries to an instruction set below the processor's best",
+    )
 
 
 def _add_choice(
@@ -274,7 +300,7 @@ def _goals(options: argparse.Namespace) -> int:
     out = options.out
     if out is not None and out.is_dir():
         out = out / machine.result_name("cpu", "goals")
-    return run_goals(options.patterns, options.seconds, out)
+    return run_goals(options.patterns, options.seconds, out, resume=options.resume)
 
 
 def _enter(options: argparse.Namespace) -> int:

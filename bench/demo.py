@@ -5,19 +5,16 @@ import json
 from datetime import date
 from pathlib import Path
 
-from .machine import slug
-
 RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
-    """Copies demo.json, named after processor and date; paths of pictures stay behind."""
+    """Copies demo.json, named after device and date; paths of pictures stay behind."""
     parser = argparse.ArgumentParser(prog="python -m bench.demo", description=__doc__)
     parser.add_argument("result", type=Path, help="demo.json of a run with --compare")
     result = json.loads(parser.parse_args().result.read_text("utf-8"))
     result.pop("pictures")
-    processor = result["machine"]["processor"]
-    out = RESULTS / f"demo-{slug(processor)}-{date.today().isoformat()}.json"
+    out = RESULTS / f"demo-{result['machine']['device']}-{date.today().isoformat()}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     print(f"written to {out}")

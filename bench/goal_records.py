@@ -1,8 +1,8 @@
 """What `python -m bench goals` leaves: goals and what was reached, written as one JSON file."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+import os
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ class Goal:
         mode: "forward" or "training".
         peer: a contender; "one thread" is ours on one.
         least: the peer's time over ours, at least; or bytes over bytes where the peer is "eager's memory".
+        dtype: of the inputs.
     """
 
     operator: str
@@ -30,11 +31,13 @@ class Goal:
     mode: str
     peer: str
     least: float
+    dtype: str = "float32"
 
     @property
     def name(self) -> str:
         """What identifies it."""
-        return f"{self.operator} {self.label} {self.mode} / {self.peer}"
+        dtype = "" if self.dtype == "float32" else f" {self.dtype}"
+        return f"{self.operator} {self.label}{dtype} {self.mode} / {self.peer}"
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Reached:
         turns: that count.
         hindered: turns that were thrown out.
         why: there is no ratio.
+        seconds: of a call, medians of the turns that count: of "native", and of the peer where that is a contender
+            beside it.
     """
 
     goal: Goal
@@ -54,6 +59,7 @@ class Reached:
     turns: int = 0
     hindered: int = 0
     why: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def met(self) -> bool:
@@ -61,27 +67,47 @@ class Reached:
         return self.ratio is not None and self.ratio.median >= self.goal.least
 
 
-def save(reached: Sequence[Reached], machine: dict[str, Any], path: Path) -> None:
-    """Writes what was measured as JSON."""
-    values = {
-        "version": VERSION,
-        "machine": machine,
-        "goals": [asdict(r) for r in reached],
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
+@dataclass(frozen=True)
+class Goals:
+    """What a run of the command leaves.
 
-
-def load(path: Path) -> list[Reached]:
-    """Reads what `save` wrote.
-
-    Raises:
-        ValueError: the file was not written by this version.
+    Attributes:
+        machine: as `bench.machine.describe` has it.
+        reached: goal by goal.
     """
-    values = json.loads(path.read_text("utf-8"))
-    if not isinstance(values, dict) or values.get("version") != VERSION:
-        raise ValueError(f"{path} is not a result of `python -m bench goals`, version {VERSION}")
-    return [_reached(value) for value in values["goals"]]
+
+    machine: dict[str, Any]
+    reached: list[Reached]
+
+    def save(self, path: Path) -> None:
+        """Writes it as JSON."""
+        values = {
+            "version": VERSION,
+            "machine": self.machine,
+            "goals": [asdict(r) for r in self.reached],
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_suffix(".json-new")
+        fresh.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
+        os.replace(fresh, path)  # in one step: what is cut off leaves the file as it was
+
+    @classmethod
+    def load(cls, path: Path) -> "Goals":
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: the file was not written by this version.
+        """
+        values = json.loads(path.read_text("utf-8"))
+        if (
+            not isinstance(values, dict)
+            or values.get("version") != VERSION
+            or "goals" not in values
+        ):
+            raise ValueError(
+                f"{path} is not a result of `python -m bench goals`, version {VERSION}"
+            )
+        return cls(values["machine"], [_reached(value) for value in values["goals"]])
 
 
 def _reached(value: dict[str, Any]) -> Reached:

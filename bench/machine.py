@@ -3,7 +3,6 @@
 import importlib
 import importlib.util
 import platform
-import re
 import subprocess
 from datetime import date
 from pathlib import Path
@@ -11,20 +10,26 @@ from typing import Any
 
 import torch
 
-from avemo.machine import processor
+from avemo.machine import processor, slug, slugged
 from fbp_kernels import native
+
+from . import hold
 
 _ROOT = Path(__file__).parents[1]
 
 
 def describe(device: str) -> dict[str, Any]:
     """The machine, the software and the commit, as `bench.records.Run` has them."""
+    cpu, lowered = processor(), hold.lowered()
+    held = lowered if lowered and hold.is_held(lowered) else ""
     return {
-        "device": slug(_gpu() if device == "cuda" else processor()),
+        "device": slug(_gpu()) if device == "cuda" else _name(lowered, held),
         "date": date.today().isoformat(),
-        "processor": processor(),
+        "processor": cpu.name,
+        "family": cpu.family,
         "threads": torch.get_num_threads(),
         "instruction_set": "" if native.MISSING else torch.ops.fbp_native.cpu_isa(),
+        "held": "; ".join(f"{who}: {what}" for who, what in hold.reports().items()) if held else "",
         "gpu": _gpu(),
         "driver": _driver(),
         "system": platform.system(),
@@ -33,6 +38,14 @@ def describe(device: str) -> dict[str, Any]:
         "triton": _version("triton"),
         "commit": commit(),
     }
+
+
+def _name(lowered: str, held: str) -> str:
+    """What results are named after: what differs in speed has another name, and so has what is held."""
+    cpu = processor()
+    if held:
+        return slugged(cpu.family or cpu.name, held.replace("_", "-"), "held")
+    return f"{cpu.slug}-kernels-{slug(lowered)}" if lowered else cpu.slug
 
 
 def require_same(there: dict[str, Any], here: dict[str, Any], what: str) -> None:
@@ -54,12 +67,6 @@ def result_name(device: str, kind: str = "bench") -> str:
     """Name of a run's file among the committed results; of `python -m bench goals`, where `kind` is "goals"."""
     machine = describe(device)
     return f"{kind}-{machine['device']}-{machine['date']}.json"
-
-
-def slug(name: str) -> str:
-    """A device's name as part of a file's name."""
-    words = re.sub(r"\((r|tm)\)", "", name.lower())
-    return re.sub(r"[^a-z0-9]+", "-", words).strip("-")
 
 
 def commit() -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from .page import PAGE, PICTURES, page, picture_path, pictures
 from .pictures import Picture, digest_of, save
 from .readme import README, updated
-from .results import Device, devices, found, newest
+from .results import Device, devices, found, goals, newest
 
 ROOT = Path(__file__).parents[2]
 _COMMAND = "python -m bench report"
@@ -28,12 +28,13 @@ def report(check: bool, root: Path = ROOT) -> int:
         0, or 1 where something differs, a result is missing or none.
     """
     try:
-        reported = devices(root)
-        readme = updated((root / README).read_text("utf-8"), newest(found(root, "demo")), reported)
+        reported, reached = devices(root), goals(root)
+        demo = newest(found(root, "demo"))
+        readme = updated((root / README).read_text("utf-8"), demo, reported, reached)
     except (OSError, ValueError) as error:
         print(f"{error}; `python -m bench run` measures", file=sys.stderr)
         return 1
-    pages = {README: readme, PAGE: page(reported)}
+    pages = {README: readme, PAGE: page(reported, reached)}
     drawn = {
         picture_path(device, picture): (device, picture)
         for device in reported

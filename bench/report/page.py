@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..compare import Verdict, compare
-from ..goal_records import load
 from ..names import COPY, ordered, ours
 from ..records import Case, Measurement, Run
 from ..shapes import STEPS
 from . import charts
+from . import goals as side_by_side
 from .figures import (
     NOTHING,
     curves,
@@ -32,7 +32,7 @@ from .figures import (
     unique,
 )
 from .pictures import Picture
-from .results import RESULTS, Device, Result, of_commit
+from .results import RESULTS, Device, GoalResult, Result, of_commit
 
 PAGE = Path("docs", "benchmarks.md")
 PICTURES = Path("docs", "benchmarks")
@@ -88,11 +88,12 @@ def picture_path(device: Device, picture: Picture) -> Path:
     return PICTURES / device.name / f"{picture.name}.svg"
 
 
-def page(devices: Sequence[Device]) -> str:
+def page(devices: Sequence[Device], goals: Sequence[GoalResult]) -> str:
     """The whole page."""
     lines = [_HEAD]
     if len(devices) > 1:
         lines += [f"- [{d.title}](#{_anchor(d.title)})" for d in devices] + [""]
+    lines += _goals(goals)
     for device in devices:
         lines += _device(device)
     return "\n".join(lines).rstrip() + "\n"
@@ -103,7 +104,6 @@ def _device(device: Device) -> list[str]:
     sections = [
         ("Machine", _machine(run)),
         ("Training step", _steps(device, shown["step"])),
-        ("Goals", _goals(device)),
         ("Speed", _images(device, shown["speed"])),
         ("Where ours loses", _losses(run)),
         ("Roofline", _roofline(device, shown["roofline"])),
@@ -119,7 +119,7 @@ def _device(device: Device) -> list[str]:
     lines = [
         f"## {device.title}",
         "",
-        f"From {_link(device.result)}: {of_commit(run)}.",
+        f"From {_link(device.result)}: {of_commit(run.machine)}.",
         f"<!-- sha256:{device.digest} -->",
         "",
     ]
@@ -135,34 +135,22 @@ def _anchor(title: str) -> str:
     return kept.replace(" ", "-")
 
 
-def _goals(device: Device) -> list[str]:
-    if device.goals is None:
+def _goals(results: Sequence[GoalResult]) -> list[str]:
+    if not results:
         return []
-    reached = load(device.goals.path)
-    rows = [
-        (
-            r.goal.operator,
-            r.goal.label,
-            r.goal.mode,
-            r.goal.peer,
-            f"{r.goal.least:.2f}",
-            ratio_text(r.ratio)
-            if r.turns != 1
-            else f"{r.ratio.median:.2f}"
-            if r.ratio
-            else NOTHING,
-            "reached" if r.met else r.why or "**missed**",
-        )
-        for r in reached
-    ]
     return [
-        "What the CPU kernels are held to, "
-        f"by `python -m bench goals`, from {_link(device.goals)}: how many times faster than the peer they "
-        f"are to be. {sum(r.met for r in reached)} of {len(reached)} are reached. Calls of "
-        "less than a millisecond are timed in groups of up to ten. *one thread*: ours, on one; "
-        "*eager's memory*: what a call adds to the resident memory of a process, eager's over ours.",
+        "## Goals",
         "",
-        *table(["operator", "sizes", "mode", "peer", "goal", "measured", ""], rows),
+        "What the CPU kernels are held to, by `python -m bench goals`: how many times faster than the peer they are to "
+        "be. That depends on the instruction set. Calls of less than a millisecond are timed in groups "
+        "of up to ten. *one thread*: ours, on one; *eager's memory*: what a call adds to the resident memory of a "
+        "process, eager's over ours. *Held to*: the kernels, PyTorch and its libraries were told to use no more than "
+        "that instruction set (`--hold`).",
+        "",
+        *side_by_side.machines(results, [_link(r.result) for r in results]),
+        "",
+        *side_by_side.every_goal(results),
+        "",
     ]
 
 
@@ -402,7 +390,7 @@ def _besides(device: Device) -> list[str]:
         cases = [case for case in run.cases if case.name not in shown]
         shown |= {case.name for case in cases}
         if cases:
-            lines += [f"From {_link(result)}: {of_commit(run)}.", ""]
+            lines += [f"From {_link(result)}: {of_commit(run.machine)}.", ""]
         for label in unique(f"{case.operator} {case.label}" for case in cases):
             here = [case for case in cases if f"{case.operator} {case.label}" == label]
             lines += [f"#### {label}, from {result.suffix}", "", *_cases(here), ""]

@@ -3,10 +3,15 @@
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from avemo.machine import slug, title
+
+from ..goal_records import Goals
 from ..records import Run
 
 RESULTS = Path("bench", "results")
@@ -41,27 +46,22 @@ class Device:
         result: the file.
         run: what it holds.
         others: results with a suffix, of the same day and device.
-        goals: the newest result of `python -m bench goals` on it, if there is one.
     """
 
     name: str
     result: Result
     run: Run
     others: list[Result]
-    goals: Result | None
 
     @property
     def on_gpu(self) -> bool:
         """Whether the run was one of a GPU: a machine that has one can measure its processor, too."""
-        return bool(self.run.machine.get("gpu")) and _slug(self.run.machine["gpu"]) == self.name
+        return bool(self.run.machine.get("gpu")) and slug(self.run.machine["gpu"]) == self.name
 
     @property
     def title(self) -> str:
         """The device as people call it."""
-        machine = self.run.machine
-        if self.on_gpu:
-            return str(machine["gpu"])
-        return f"{machine.get('processor', self.name)}, {machine.get('threads')} threads"
+        return str(self.run.machine["gpu"]) if self.on_gpu else title(self.run.machine)
 
     @cached_property
     def digest(self) -> str:
@@ -70,13 +70,32 @@ class Device:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def of_commit(run: Run) -> str:
+@dataclass(frozen=True)
+class GoalResult:
+    """What `python -m bench goals` left.
+
+    Attributes:
+        result: the file.
+        goals: what it holds.
+    """
+
+    result: Result
+    goals: Goals
+
+    @property
+    def title(self) -> str:
+        """The machine as people call it, and what sets the result apart from another of it."""
+        suffix = f" ({self.result.suffix})" if self.result.suffix else ""
+        return title(self.goals.machine) + suffix
+
+
+def of_commit(machine: Mapping[str, Any]) -> str:
     """Which state of the repository a run measured, as the end of a sentence."""
-    commit = str(run.machine.get("commit") or "")
+    commit = str(machine.get("commit") or "")
     if not commit:
         return "measured outside a checkout"
     changed = ", with changes" if commit.endswith("+") else ""
-    return f"figures of commit {commit.rstrip('+')}{changed}, measured {run.machine.get('date')}"
+    return f"figures of commit {commit.rstrip('+')}{changed}, measured {machine.get('date')}"
 
 
 def found(root: Path, kind: str) -> list[Result]:
@@ -121,16 +140,24 @@ def devices(root: Path) -> list[Device]:
     by_device: dict[str, list[Result]] = {}
     for result in found(root, "bench"):
         by_device.setdefault(result.device, []).append(result)
-    goals = {result.device: result for result in _named(root, "goals")}
-    reported = [_device(results, goals.get(name)) for name, results in by_device.items()]
+    reported = [_device(results) for results in by_device.values()]
     return sorted(reported, key=lambda device: (not device.on_gpu, device.name))
 
 
-def _device(results: list[Result], goals: Result | None) -> Device:
+def goals(root: Path) -> list[GoalResult]:
+    """The newest goals of each machine, by name, after those with a suffix, such as what was before a change.
+
+    Raises:
+        ValueError: a file is no result of `python -m bench goals`.
+    """
+    latest: dict[tuple[str, str], Result] = {}
+    for result in _named(root, "goals"):
+        latest[result.device, result.suffix] = result
+    ordered = sorted(latest.values(), key=lambda r: (r.device, not r.suffix, r.date))
+    return [GoalResult(result, Goals.load(result.path)) for result in ordered]
+
+
+def _device(results: list[Result]) -> Device:
     main = newest(results)
     others = [r for r in results if r.date == main.date and r != main]
-    return Device(_slug(main.device), main, Run.load(main.path), others, goals)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return Device(slug(main.device), main, Run.load(main.path), others)

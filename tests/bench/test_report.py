@@ -15,7 +15,7 @@ from bench.report import report
 from bench.report.figures import number, percent
 from bench.report.page import page
 from bench.report.readme import demo_table, updated
-from bench.report.results import devices, found, newest
+from bench.report.results import devices, found, goals, newest
 
 from .made_up import DEMO, case, changed, measurement, run, spread
 
@@ -69,13 +69,13 @@ def _save(root: Path, made: Run, name: str = RESULT) -> None:
 def _page(root: Path, made: Run) -> str:
     """The page of a run, written nowhere."""
     _save(root, made)
-    return page(devices(root))
+    return page(devices(root), goals(root))
 
 
 def _readme(root: Path, made: Run) -> str:
     """The README with the results of a run, written nowhere."""
     _save(root, made)
-    return updated(README, newest(found(root, "demo")), devices(root))
+    return updated(README, newest(found(root, "demo")), devices(root), goals(root))
 
 
 def _write(root: Path, made: Run) -> None:
@@ -228,7 +228,8 @@ def test_the_readme(root: Path) -> None:
     assert "stale" not in readme
     assert "| AM-FBP, both streams | 75.0% | 70.0% | 10 s |" in readme
     assert (
-        "(size = 16), float32, Made Up 9000, 2 threads; memory: PyTorch's default: accelerated 400 (380 to 420) ms "
+        "(size = 16), float32, Made Up 9000 (AVX2), 2 threads; memory: PyTorch's default: accelerated 400 "
+        "(380 to 420) ms "
         "(median and quartiles), 1.60 (1.44 to 1.76) times faster than eager PyTorch and 1.30 (1.17 to 1.43) times "
         "faster than" in readme
     )
@@ -280,12 +281,12 @@ def test_several_devices(root: Path) -> None:
     assert titles == [
         "## How to read the figures",
         "## NVIDIA H100",
-        "## AMD EPYC, 2 threads",
-        "## Made Up 9000, 2 threads",
+        "## AMD EPYC (AVX2), 2 threads",
+        "## Made Up 9000 (AVX2), 2 threads",
     ]
-    assert "- [AMD EPYC, 2 threads](#amd-epyc-2-threads)" in text
+    assert "- [AMD EPYC (AVX2), 2 threads](#amd-epyc-avx2-2-threads)" in text
     assert "| native | 4.00 (3.80" in "\n".join(_section(text, "## NVIDIA H100"))
-    assert "| native | 2.00 (1.90" in "\n".join(_section(text, "## Made Up 9000, 2 threads"))
+    assert "| native | 2.00 (1.90" in "\n".join(_section(text, "## Made Up 9000 (AVX2), 2 threads"))
     readme = _readme(root, run(case()))
     assert readme.count("The operators alone") == 3
     assert readme.count("speedup.svg") == 1
