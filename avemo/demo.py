@@ -70,7 +70,7 @@ def demo(
         comparison = _compare_operators(out / "am_fbp", steps)
     pictures = [
         *(out / name / "evaluation-test" / "confusion.png" for name in scores),
-        *(p.picture for p in predictions),
+        *(p.picture for p in predictions if p.picture),
     ]
     result = {
         "machine": _machine(),

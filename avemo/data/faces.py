@@ -126,7 +126,7 @@ def load_detector(model: Path | None) -> FaceDetector:
     """The detector of a YuNet model file, or OpenCV's Haar cascade for None.
 
     Raises:
-        ValueError: the file is no YuNet model.
+        ValueError: the file is no YuNet model, or this OpenCV has no cascade.
     """
     return HaarDetector() if model is None else YuNetDetector(model)
 
@@ -292,9 +292,9 @@ def _haar_cascade(name: str) -> Any:
     import cv2
 
     path = Path(cv2.__file__).parent / "data" / name
-    cascade = cv2.CascadeClassifier(str(path))
-    if cascade.empty():
-        raise RuntimeError(
-            f"OpenCV does not bring {name}; version 4.x is needed, this is {cv2.__version__}"
+    if not hasattr(cv2, "CascadeClassifier") or not path.is_file():
+        raise ValueError(
+            f"OpenCV {cv2.__version__} has no Haar cascades; install 4.10 or a later 4.x "
+            "(pip install 'opencv-python-headless>=4.10,<5'), or give a YuNet model as the detector"
         )
-    return cascade
+    return cv2.CascadeClassifier(str(path))

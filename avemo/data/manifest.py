@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from dataclasses import dataclass
+import io
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from avemo.data.cache import SPLITS
@@ -58,7 +60,8 @@ def read_manifest(path: Path) -> Manifest:
     """Reads a CSV file with a header.
 
     Args:
-        path: UTF-8, comma-separated; columns `path`, `label`, `split` and, if known, `speaker`.
+        path: UTF-8, comma-separated, lines end with CR, LF or both, cells in quotes may have
+            them; columns `path`, `label`, `split` and, if known, `speaker`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -69,7 +72,9 @@ def read_manifest(path: Path) -> Manifest:
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
-        reader = csv.DictReader(text.splitlines(), restval="")
+        # Lines end as the csv module says, not as str.splitlines: that ends them at eight more
+        # characters, which transcripts have.
+        reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
         columns = [name.strip() for name in reader.fieldnames or []]
         reader.fieldnames = columns
         missing = [name for name in REQUIRED if name not in columns]
@@ -89,7 +94,7 @@ def read_manifest(path: Path) -> Manifest:
         name, label, split = ((record[key] or "").strip() for key in REQUIRED)
         speaker = (record.get("speaker") or "").strip()
         fault = _fault(name, label, split, seen)
-        seen.setdefault(name, line)
+        seen.setdefault(_spelling(name), line)
         rows.append(Row(name, label, speaker, split, fault))
     return Manifest(tuple(rows), hashlib.sha256(content).hexdigest())
 
@@ -97,8 +102,8 @@ def read_manifest(path: Path) -> Manifest:
 def _fault(name: str, label: str, split: str, seen: dict[str, int]) -> str:
     if not name:
         return "no path"
-    if name in seen:
-        return f"duplicate: also in row {seen[name]}"
+    if _spelling(name) in seen:
+        return _duplicate(seen[_spelling(name)])
     if not label:
         return "no label"
     if split not in SPLITS:
@@ -107,6 +112,40 @@ def _fault(name: str, label: str, split: str, seen: dict[str, int]) -> str:
     if pure.is_absolute() or PureWindowsPath(name).is_absolute() or ".." in pure.parts:
         return "path outside of the root"
     return ""
+
+
+def _spelling(name: str) -> str:
+    """A path without what makes no difference: `./`, `//`."""
+    return PurePosixPath(name).as_posix()
+
+
+def _duplicate(row: int) -> str:
+    return f"duplicate: also in row {row}"
+
+
+def refuse_same_files(manifest: Manifest, root: Path) -> Manifest:
+    """Adds a fault to each row whose file an earlier row names in another way: by a link, in
+    another case or another composition of letters where the file system takes them for the same.
+
+    Args:
+        manifest: the rows.
+        root: the corpus's folder.
+    """
+    seen: dict[tuple[int, int], int] = {}
+    rows = []
+    for number, row in enumerate(manifest.rows, start=1):
+        file = None if row.fault else _identity(root / row.path)
+        first = number if file is None else seen.setdefault(file, number)
+        rows.append(row if first == number else replace(row, fault=_duplicate(first)))
+    return replace(manifest, rows=tuple(rows))
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # opening it will say what is wrong
+        return None
+    return status.st_dev, status.st_ino
 
 
 def locate(root: Path, name: str) -> Path | None:

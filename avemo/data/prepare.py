@@ -24,7 +24,7 @@ from typing import Any
 
 from avemo.data.cache import INDEX, ClipInfo, index_json
 from avemo.data.features import Clip, FeatureConfig, extract
-from avemo.data.manifest import Manifest, Row, locate, read_manifest
+from avemo.data.manifest import Manifest, Row, locate, read_manifest, refuse_same_files
 from avemo.data.media import MediaError
 from avemo.data.worker import WorkerDeath, process_all
 
@@ -122,6 +122,7 @@ def prepare(
     rows = read_manifest(manifest)
     if not root.is_dir():
         raise FileNotFoundError(f"root must be a folder, got {root}")
+    rows = refuse_same_files(rows, root)
     work = _Work(out, rows, features, max_seconds)
     speakers = rows.shared_speakers()
     if speakers:

@@ -4,8 +4,9 @@ import csv
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -13,8 +14,13 @@ from tqdm import tqdm
 from avemo.data.cache import ClipCache
 from avemo.data.datamodule import ClipDataModule
 from avemo.evaluation.metrics import Scores, confusion_matrix, scores
+from avemo.evaluation.plots import LONGEST_LABEL, save_picture
 from avemo.models.backend import BackendName, use_backend
+from avemo.text import printable
 from avemo.training.checkpoint import Checkpoint, load
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Prediction(NamedTuple):
@@ -152,26 +158,24 @@ def _save(
             table.writerow(
                 [path, classes[label], classes[predicted], *(f"{p:.6f}" for p in probabilities)]
             )
-    _draw(out / "confusion.png", result, classes)
+    save_picture(out / "confusion.png", partial(_draw, result, classes), dpi=120)
 
 
-def _draw(path: Path, result: Scores, classes: tuple[str, ...]) -> None:
+def _draw(result: Scores, classes: tuple[str, ...]) -> "Figure":
     """The confusion matrix as a picture: shares of each row as shades, counts as text."""
     import numpy as np
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     counts = np.array(result.confusion)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = 2.0 + 0.8 * len(classes)
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, label="share of the true class")
-    ticks = range(len(classes))
-    axes.set_xticks(ticks, classes, rotation=45, ha="right")
-    axes.set_yticks(ticks, classes)
+    ticks, names = range(len(classes)), [printable(name, LONGEST_LABEL) for name in classes]
+    axes.set_xticks(ticks, names, rotation=45, ha="right")
+    axes.set_yticks(ticks, names)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(
@@ -182,4 +186,4 @@ def _draw(path: Path, result: Scores, classes: tuple[str, ...]) -> None:
     for (i, j), count in np.ndenumerate(counts):
         shade = "white" if shares[i, j] > 0.5 else "black"
         axes.text(j, i, f"{shares[i, j]:.0%}\n{count}", ha="center", va="center", color=shade)
-    figure.savefig(path, dpi=120)
+    return figure

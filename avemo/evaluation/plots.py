@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avemo.text import printable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FACES = 10
 MARKED = 3
+LONGEST_TITLE, LONGEST_LABEL = 100, 24
 _ATTENDED = "#d62728"
 _FACES_COLOR, _SOUND_COLOR = "#1f77b4", "#ff7f0e"
 
@@ -45,9 +50,38 @@ class Stretch:
     video_attention: NDArray[np.float64] | None
 
 
-def save_attention(
-    path: Path, title: str, probabilities: Sequence[tuple[str, float]], stretches: Sequence[Stretch]
-) -> None:
+def save_picture(path: Path, draw: Callable[[], Figure], dpi: int) -> bool:
+    """Draws a figure and saves it; one that cannot be drawn is told and stops nothing.
+
+    Text is shown as it is: names, labels and paths are no markup, whatever the user's settings of
+    matplotlib say.
+
+    Args:
+        path: of the picture; its suffix is the format.
+        draw: makes the figure.
+        dpi: dots per inch.
+
+    Returns:
+        Whether there is a picture.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    try:
+        with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}):
+            figure = draw()
+            FigureCanvasAgg(figure)
+            figure.savefig(path, dpi=dpi)
+    except Exception as error:  # the numbers are what counts
+        reason = printable(f"{path}: no picture: {type(error).__name__}: {error}")
+        print(reason, file=sys.stderr)
+        return False
+    return True
+
+
+def draw_attention(
+    title: str, probabilities: Sequence[tuple[str, float]], stretches: Sequence[Stretch]
+) -> Figure:
     """Draws faces, attention of both streams and the spectrogram over one time axis.
 
     Attention is shown relative to an even spread (1 is even), so that streams with different frame
@@ -55,20 +89,17 @@ def save_attention(
     highest attention in equal parts of the clip; the highest of all have a red frame.
 
     Args:
-        path: of the picture; its suffix is the format.
         title: a line above it.
         probabilities: classes and their probabilities, the likeliest first.
         stretches: the clip's parts in order; parts that could not be used may be missing.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 7.5), layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.add_gridspec(4, 2, width_ratios=(6, 1), height_ratios=(1.05, 1, 1, 1.8))
     faces = figure.add_subplot(grid[0, 0])
     look, listen, sound = (figure.add_subplot(grid[row, 0], sharex=faces) for row in (1, 2, 3))
-    figure.suptitle(title)
+    figure.suptitle(printable(title, LONGEST_TITLE))
     _draw_faces(faces, stretches)
     attended_video = [(s.video_attention, s) for s in stretches if s.video_attention is not None]
     attended_audio = [(s.audio_attention, s) for s in stretches if s.audio_attention is not None]
@@ -81,7 +112,7 @@ def save_attention(
     faces.set_xlim(stretches[0].start, stretches[-1].start + stretches[-1].duration)
     for axes in (faces, look, listen):
         axes.tick_params(labelbottom=False)
-    figure.savefig(path, dpi=110)
+    return figure
 
 
 def attended_frames(weights: NDArray[np.float64] | None, count: int) -> list[int]:
@@ -180,9 +211,12 @@ def _draw_spectrogram(axes: Axes, stretches: Sequence[Stretch]) -> Any:
 
 
 def _draw_probabilities(axes: Axes, probabilities: Sequence[tuple[str, float]]) -> None:
-    names = [name for name, _ in probabilities]
+    names = [printable(name, LONGEST_LABEL) for name, _ in probabilities]
     values = [value for _, value in probabilities]
-    bars = axes.barh(names, values, color=[_ATTENDED] + ["0.6"] * (len(names) - 1))
+    places = range(len(names))  # not the names: two that look alike would share a bar
+    bars = axes.barh(
+        places, values, tick_label=names, color=[_ATTENDED] + ["0.6"] * (len(names) - 1)
+    )
     axes.bar_label(bars, labels=[f"{value:.0%}" for value in values], padding=2, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.25)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +16,7 @@ from numpy.typing import NDArray
 
 from avemo.data.features import FULL_BINS, Clip, dequantize, extract_windows
 from avemo.data.media import MediaError
+from avemo.text import printable
 
 if TYPE_CHECKING:
     from avemo.data.faces import FaceDetector
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 _WINDOW_SECONDS = 30.0
 _PICTURE_COLUMNS = 200  # of the spectrogram, per window
 _BAR = 30  # characters of a probability of 1
+_LONGEST_NAME = 200  # bytes of a picture's name; file systems take 255, or 143 where encrypted
 
 
 @dataclass(frozen=True)
@@ -31,13 +36,13 @@ class Prediction:
     Attributes:
         clip: the media file.
         probabilities: by class, the likeliest first.
-        picture: the picture of the attention.
+        picture: the picture of the attention, or None if it could not be drawn.
         skipped: windows that had to be left out, by the category of the reason.
     """
 
     clip: Path
     probabilities: dict[str, float]
-    picture: Path
+    picture: Path | None
     skipped: dict[str, int]
 
 
@@ -89,7 +94,7 @@ def predict(
             prediction = _predict_clip(trained, clip, picture, finder)
         except MediaError as error:
             failed[error.category] += 1
-            print(f"{clip}: cannot be used: {error}", file=sys.stderr)
+            print(printable(f"{clip}: cannot be used: {error}"), file=sys.stderr)
             continue
         predictions.append(prediction)
         print(_table(prediction))
@@ -106,7 +111,7 @@ def _predict_clip(
 ) -> Prediction:
     from tqdm import tqdm
 
-    from avemo.evaluation.plots import save_attention
+    from avemo.evaluation.plots import draw_attention, save_picture
 
     seconds = trained.config.data.max_seconds or _WINDOW_SECONDS
     total = np.zeros(len(trained.classes))
@@ -125,8 +130,10 @@ def _predict_clip(
     order = np.argsort(-total, kind="stable")
     ranked = {trained.classes[i]: float(total[i] / total.sum()) for i in order}
     best = next(iter(ranked))
-    save_attention(picture, f"{path.name}: {best}", list(ranked.items()), stretches)
-    return Prediction(path, ranked, picture, dict(Counter(r.category for r in reasons)))
+    draw = partial(draw_attention, f"{path.name}: {best}", list(ranked.items()), stretches)
+    drawn = save_picture(picture, draw, dpi=110)
+    skipped = dict(Counter(r.category for r in reasons))
+    return Prediction(path, ranked, picture if drawn else None, skipped)
 
 
 def _run(
@@ -166,22 +173,38 @@ def _shrink(levels: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _picture_paths(clips: list[Path], out: Path) -> list[Path]:
-    """A name for each picture: the clip's, and a number where two clips share it."""
-    taken: Counter[str] = Counter()
+    """A name for each picture: its clip's.
+
+    Where two clips share it, or it is too long for a file, a part of it and a number that follows
+    from the clip's path: the same in every call, and no other clip's.
+    """
+    names: dict[str, Path] = {}  # in lower case, as some file systems take them, to whose it is
+    places = [Path(os.path.abspath(clip)) for clip in clips]
+    for place in places:
+        if len(os.fsencode(place.stem)) <= _LONGEST_NAME:
+            names.setdefault(place.stem.lower(), place)
     paths = []
-    for clip in clips:
-        taken[clip.stem] += 1
-        count = taken[clip.stem]
-        paths.append(out / (f"{clip.stem}.png" if count == 1 else f"{clip.stem}-{count}.png"))
+    for place in places:
+        name = place.stem
+        if names.get(name.lower()) != place:
+            digest = hashlib.sha256(os.fsencode(place)).hexdigest()
+            short = name
+            while len(os.fsencode(short)) + 1 + len(digest) > _LONGEST_NAME:
+                short = short[:-1]
+            candidates = (f"{short}-{digest[:digits]}" for digits in range(8, 65, 8))
+            name = next(n for n in candidates if names.setdefault(n.lower(), place) == place)
+        paths.append(out / f"{name}.png")
     return paths
 
 
 def _table(prediction: Prediction) -> str:
-    width = max(map(len, prediction.probabilities))
-    lines = [str(prediction.clip)]
-    for name, value in prediction.probabilities.items():
+    ranked = [(printable(name), value) for name, value in prediction.probabilities.items()]
+    width = max(len(name) for name, _ in ranked)
+    lines = [printable(str(prediction.clip))]
+    for name, value in ranked:
         lines.append(f"  {name:<{width}}  {value:6.1%}  {'#' * round(_BAR * value)}".rstrip())
     for reason, count in sorted(prediction.skipped.items()):
         lines.append(f"  windows left out: {count} ({reason})")
-    lines.append(f"  attention: {prediction.picture}")
+    if prediction.picture:
+        lines.append(printable(f"  attention: {prediction.picture}"))
     return "\n".join(lines)

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from avemo.data import faces
 from avemo.data.faces import (
     Box,
     HaarDetector,
@@ -18,6 +19,7 @@ from avemo.data.faces import (
     smooth_boxes,
 )
 from avemo.data.media import MediaError
+from avemo.data.prepare import prepare
 from tests.avemo.data.media_files import talking_head
 
 FPS = 12.5
@@ -142,3 +144,14 @@ def test_detector_files(tmp_path: Path) -> None:
     for path in (broken, tmp_path / "none.onnx"):
         with pytest.raises(ValueError, match="detector must be a readable YuNet"):
             load_detector(path)
+
+
+def test_opencv_without_cascades_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delattr(cv2, "CascadeClassifier")  # as in OpenCV 5
+    faces._haar_cascade.cache_clear()
+    words = r"has no Haar cascades; install 4\.10 or a later 4\.x .* or give a YuNet model"
+    with pytest.raises(ValueError, match=words):
+        prepare(tmp_path / "none.csv", out=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()

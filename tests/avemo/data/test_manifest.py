@@ -1,10 +1,13 @@
 """Rows are checked one by one; only a manifest that is none at all is an error."""
 
+import csv
+import io
+import os
 from pathlib import Path
 
 import pytest
 
-from avemo.data.manifest import locate, read_manifest
+from avemo.data.manifest import locate, read_manifest, refuse_same_files
 
 
 def write(path: Path, text: str) -> Path:
@@ -92,3 +95,43 @@ def test_links_out_of_the_root(tmp_path: Path) -> None:
     assert locate(tmp_path / "link", "a.mp4") == root / "a.mp4"
     assert locate(root, "loop.mp4") is not None  # opening it says what is wrong
     assert locate(root, "nul\0.mp4") is not None
+
+
+# Every character that ends a line for str.splitlines, or might for other tools, and a line break
+# of each kind: inside of a cell they are text.
+@pytest.mark.parametrize(
+    "mark", [*"\v\f\x1c\x1d\x1e\x85\u2028\u2029", "\n", "\r", "\r\n", "\n\n", '"', ",", "\ufeff"]
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    "columns", [("path", "words", "label", "split"), ("words", "split", "label", "path")]
+)
+def test_line_breaks_in_cells(tmp_path: Path, mark: str, end: str, columns: tuple) -> None:
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, columns, lineterminator=end, quoting=csv.QUOTE_ALL)
+    table.writeheader()
+    for name in ("a.mp4", "b.mp4"):
+        words = f"well{mark} I see"
+        table.writerow({"path": name, "words": words, "label": "joy", "split": "train"})
+    path = tmp_path / "m.csv"
+    path.write_text(text.getvalue(), encoding="utf-8", newline="")
+    rows = read_manifest(path).rows
+    assert [(r.path, r.label, r.split, r.fault) for r in rows] == [
+        (name, "joy", "train", "") for name in ("a.mp4", "b.mp4")
+    ]
+
+
+def test_one_file_is_one_clip(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    for name in ("a.mp4", "b/c.mp4"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "soft.mp4").symlink_to(tmp_path / "a.mp4")
+    (tmp_path / "d").symlink_to(tmp_path / "b")
+    os.link(tmp_path / "a.mp4", tmp_path / "hard.mp4")
+    names = ["a.mp4", "./a.mp4", "b//c.mp4", "b/./c.mp4", "soft.mp4", "d/c.mp4", "hard.mp4"]
+    names += ["none.mp4", "b/none.mp4"]
+    text = "path,label,split\n" + "".join(f"{name},sad,train\n" for name in names)
+    manifest = refuse_same_files(read_manifest(write(tmp_path / "m.csv", text)), tmp_path)
+    first, second = "duplicate: also in row 1", "duplicate: also in row 3"
+    faults = [row.fault for row in manifest.rows]
+    assert faults == ["", first, "", second, first, second, first, "", ""]

@@ -1,6 +1,9 @@
 """Prediction: numbers as the model gives them for what the file holds, and pictures that show it."""
 
+import hashlib
+import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -10,8 +13,8 @@ import torch
 
 from avemo.data.features import FeatureConfig, extract
 from avemo.data.inputs import collate, to_sample
-from avemo.evaluation.plots import FACES, Stretch, attended_frames, save_attention
-from avemo.evaluation.predict import predict
+from avemo.evaluation.plots import FACES, Stretch, attended_frames, draw_attention, save_picture
+from avemo.evaluation.predict import _picture_paths, predict
 from avemo.models import build_model
 from avemo.training import checkpoint as checkpoints
 from avemo.training.config import DataConfig, TrainConfig
@@ -33,6 +36,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
         max_seconds: float | None = 10.0,
         features: FeatureConfig = FEATURES,
         head: torch.Tensor | None = None,
+        classes: tuple[str, ...] = CLASSES,
     ) -> Path:
         torch.manual_seed(0)
         config = TrainConfig(
@@ -40,12 +44,12 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
             model=tiny_config(name),
         )
         model = build_model(
-            config.model, bins=features.bins, face_size=features.face_size, classes=len(CLASSES)
+            config.model, bins=features.bins, face_size=features.face_size, classes=len(classes)
         )
         if head is not None:
             model.classifier.bias.data = head
         path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
-        checkpoints.save(path, model, config, CLASSES, features)
+        checkpoints.save(path, model, config, classes, features)
         return path
 
     return make
@@ -81,6 +85,10 @@ def test_probabilities_are_the_models(
     assert picture.shape[1] > 1000
 
 
+def digest(path: Path) -> str:
+    return hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
+
+
 def test_table_and_bad_clips(
     make_checkpoint: MakeCheckpoint,
     clip: Path,
@@ -94,7 +102,7 @@ def test_table_and_bad_clips(
     checkpoint = make_checkpoint(head=torch.tensor([0.0, 0.0, 50.0, 0.0]))
     clips = [clip, faceless, tmp_path / "none.mp4", again]
     done = predict(checkpoint, clips, out=tmp_path / "out")
-    assert [p.picture.name for p in done] == ["clip.png", "clip-2.png"]
+    assert [p.picture.name for p in done] == ["clip.png", f"clip-{digest(again)}.png"]
     assert done[0].probabilities == done[1].probabilities
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
@@ -168,11 +176,15 @@ def blue(picture: np.ndarray) -> np.ndarray:
     return mask.sum(axis=0)
 
 
+def save(path: Path, *arguments) -> None:
+    assert save_picture(path, partial(draw_attention, *arguments), dpi=110)
+
+
 def test_picture_shows_the_peak_where_it_is(tmp_path: Path) -> None:
     places = []
     for peak in (2, 10, 17):
         path = tmp_path / f"{peak}.png"
-        save_attention(path, "clip", [("sad", 0.7), ("happy", 0.3)], [stretch(0.0, peak)])
+        save(path, "clip", [("sad", 0.7), ("happy", 0.3)], [stretch(0.0, peak)])
         heights = blue(cv2.imread(str(path)))
         places.append(np.flatnonzero(heights > 0.8 * heights.max()).mean())
     # Equal steps on the time axis are equal steps in the picture.
@@ -182,8 +194,79 @@ def test_picture_shows_the_peak_where_it_is(tmp_path: Path) -> None:
 def test_picture_of_several_windows_and_missed_faces(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     parts = [stretch(0.0, 3), stretch(4.0, 12, seen=False)]  # the window between was left out
-    save_attention(path, "clip", [("sad", 1.0)], parts)
+    save(path, "clip", [("sad", 1.0)], parts)
     heights = blue(cv2.imread(str(path)))
     inside = np.flatnonzero(heights)
     gap = np.diff(inside).max()
     assert gap == pytest.approx((inside[-1] - inside[0]) / 3, rel=0.05)
+
+
+WORDS = (
+    "Ba$$line",
+    "from_$5_to_$6",
+    r"$\frac{1$",
+    "a_{b}^c %d {0}",
+    "two\nlines\t\x1b[31m",
+    "caf\udce9",
+)
+
+
+def test_names_and_labels_are_no_markup(
+    make_checkpoint: MakeCheckpoint, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clips = [tmp_path / f"{word}.mp4" for word in WORDS]
+    for path in clips:
+        path.write_bytes(clip.read_bytes())
+    done = predict(make_checkpoint(classes=WORDS[:4]), clips, out=tmp_path / "out")
+    assert [p.picture.name for p in done] == [f"{path.stem}.png" for path in clips]
+    assert all(p.picture.stat().st_size > 10000 for p in done)
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert r"two\nlines\t\x1b[31m.mp4" in printed.out
+    assert r"caf\udce9.mp4" in printed.out
+
+
+@pytest.mark.parametrize("setting", ["text.parse_math", "text.usetex"])
+def test_labels_are_drawn_as_they_are(setting: str) -> None:
+    import matplotlib
+    from matplotlib.text import Text
+
+    seen = []
+    with matplotlib.rc_context({setting: True}):
+        save_picture(Path(os.devnull), lambda: seen.append(Text(0, 0, "$x$")), dpi=10)
+    assert not seen[0].get_parse_math()
+    assert not seen[0].get_usetex()
+
+
+def test_a_picture_that_fails_stops_nothing(
+    make_checkpoint: MakeCheckpoint,
+    clip: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "clip.png").mkdir()  # in the way
+    (prediction,) = predict(make_checkpoint(), [clip], out=tmp_path)
+    assert prediction.picture is None
+    assert sum(prediction.probabilities.values()) == pytest.approx(1.0)
+    printed = capsys.readouterr()
+    assert "clip.png: no picture: IsADirectoryError" in printed.err
+    assert "attention:" not in printed.out
+
+
+def test_no_picture_has_the_name_of_another(tmp_path: Path) -> None:
+    places = [
+        "a/clip.mp4",
+        "b/clip.mp4",
+        "b/CLIP.mp4",
+        "clip.mov",
+        "a/clip.mp4",
+        "ö" * 120 + ".mp4",
+    ]
+    places += [f"c/clip-{digest(tmp_path / 'b/clip.mp4')}.mp4", "n" * 254, "ö" * 120 + "x.mp4"]
+    clips = [tmp_path / place for place in places]
+    names = [path.name for path in _picture_paths(clips, tmp_path)]
+    own = [0, 4, 6]  # two ways to say the same file, and what a made-up name must not be
+    assert [i for i, clip in enumerate(clips) if names[i] == f"{clip.stem}.png"] == own
+    assert len({name.lower() for name in names}) == len(clips) - 1
+    assert max(len(os.fsencode(name)) for name in names) < 255
+    assert names == [path.name for path in _picture_paths(clips, tmp_path)]
