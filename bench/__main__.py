@@ -108,9 +108,11 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     choice = commands.add_parser(
-        "choice", help="enter what GPUs measured into the table by which backends are chosen there"
+        "choice", help="enter what was measured into the table by which backends are chosen"
     )
-    choice.add_argument("results", nargs="+", type=Path, help="files that `run` has written")
+    choice.add_argument(
+        "results", nargs="+", type=Path, help="files that `run` or `goals` has written"
+    )
 
     host = commands.add_parser(
         "host",

@@ -32,5 +32,18 @@ def use_backend(model: nn.Module, backend: BackendName | None = None) -> str:
         f"{name}: {', '.join(sorted({r.operator for r in group}))}"
         for name, group in groupby(swapped, key=lambda r: r.backend)
     ]
-    left = any(r.reason for r in swapped)
+    slower = _slower(model, {r.operator for r in swapped if r.backend != "reference"})
+    if slower and not backend:
+        parts.append(f"plain PyTorch where that was measured to be faster: {', '.join(slower)}")
+    left = any(r.reason for r in swapped) or (slower and not backend)
     return "; ".join(parts) + (" (why: `python -m fbp_kernels doctor`)" if left else "")
+
+
+def _slower(model: nn.Module, operators: set[str]) -> list[str]:
+    """For which calls of operators the reference comes first although there is a kernel."""
+    device = next((p.device for p in model.parameters()), "cpu")
+    return [
+        f"{status.operator} {status.first}"
+        for status in fbp_kernels.available_backends(device)
+        if status.operator in operators and status.backend == "reference" and status.first
+    ]

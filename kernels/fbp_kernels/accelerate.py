@@ -26,7 +26,7 @@ class Replacement:
         name: its path in the model, "" for the model itself.
         module: its class before.
         operator: what runs it.
-        backend: which kernels run it from now on; on a GPU where none was asked for, which run its large calls.
+        backend: which kernels run it from now on; where none was asked for, the best that is there.
         reason: why it was left on the reference, or "" where it was accelerated.
     """
 
@@ -71,15 +71,11 @@ def accelerate(model: nn.Module, backend: str | None = None) -> list[Replacement
     if backend and plan and all(entry.reason for entry in plan):
         raise RuntimeError(f"accelerate: nothing can run on backend {backend!r}: {plan[0].reason}")
     for (_, module), entry in zip(known, plan, strict=True):
-        _switch(module, _setting(entry.backend, backend, device.type))
+        # Where nobody asks for one, every call chooses: the best depends on its size, dtype and mode.
+        _switch(module, entry.backend if entry.reason else backend)
     if any(entry.backend != "reference" for entry in plan):
         _channels_last(model)
     return plan
-
-
-def _setting(chosen: str, asked: str | None, device_type: str) -> str | None:
-    """What a module is told: nothing where every call is to choose, since on a GPU the best depends on its size."""
-    return None if device_type == "cuda" and asked is None and chosen != "reference" else chosen
 
 
 def _operator(module: nn.Module) -> str | None:

@@ -14,8 +14,11 @@ import torch
 
 from . import choice, native, triton
 
-BACKENDS = ("native", "triton", "reference")  # in order of preference on the CPU
+BACKENDS = ("native", "triton", "reference")
 ENVIRONMENT = "FBP_BACKEND"
+# What rows of the table have for a device. The kernels read FBP_CPU_ISA in every call, the choice goes by what it was
+# when the package was imported: to look for it in every call would cost as much as all the rest.
+TARGETS = {"cpu": native.instruction_set(), "cuda": choice.GPU}
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class BackendStatus:
         backend: likewise.
         available: whether it runs there.
         reason: why not, if so.
-        first: on a GPU, where it is the first choice: "" where it is nowhere.
+        first: where it is the first choice, in words: "" where it is nowhere.
     """
 
     operator: str
@@ -47,7 +50,12 @@ class BackendStatus:
 
 _kernels: dict[str, dict[str, Kernel]] = {}
 _work: dict[str, Callable[..., int]] = {}
-_steps: dict[str, dict[str, tuple[choice.Step, ...]]] = {}  # by operator and class of dtype
+_choices: dict[
+    tuple[str, str, torch.dtype | None], choice.Choice
+] = {}  # by operator, device, dtype
+_NOWHERE = choice.Choice(
+    dict.fromkeys(choice.MODES, (choice.Step(math.inf, ("reference", "native", "triton"), ""),))
+)
 
 
 def register(operator: str, work: Callable[..., int], **kernels: Kernel) -> None:
@@ -60,7 +68,6 @@ def register(operator: str, work: Callable[..., int], **kernels: Kernel) -> None
     """
     _kernels[operator] = kernels
     _work[operator] = work
-    _steps[operator] = {dtype: choice.steps(operator, dtype) for dtype in ("half", "float32")}
 
 
 def kernel(operator: str, backend: str) -> Kernel:
@@ -75,12 +82,12 @@ def available_backends(device: torch.device | str = "cpu") -> list[BackendStatus
         device: a device or its type, such as "cpu" or "cuda".
 
     Returns:
-        One entry for each operator and backend, the preferred backend of an operator first; on a GPU, where that
-        depends on the size, that of large calls in half precision.
+        One entry for each operator and backend, the preferred backend of an operator first; where that depends on
+        the size, that of large calls, on a GPU in half precision, on a CPU in float32.
     """
     device_type = torch.device(device).type
     return [
-        BackendStatus(operator, backend, not reason, reason, _first(operator, backend, device_type))
+        BackendStatus(operator, backend, not reason, reason, first(operator, backend, device_type))
         for operator in _kernels
         for backend in step(operator, device_type).order
         for reason in [_why_not(operator, backend, device_type)]
@@ -98,33 +105,74 @@ def step(
     dtype: torch.dtype | None = None,
     inputs: Sequence[torch.Tensor | None] = (),
 ) -> choice.Step:
-    """The backends for a call in order of preference, with what decided; for a large call where no inputs are known."""
-    if device_type != "cuda":
-        return _CPU
-    steps = _steps[operator][choice.kind(dtype)]
-    if not inputs:
-        return steps[-1]
-    try:
-        size = _work[operator](*inputs)
-    except (AttributeError, IndexError, TypeError):
-        return steps[-1]  # the operator is about to refuse these arguments
-    for one in steps:
-        if size <= one.work:
-            return one
+    """The backends for a call in order of preference, with what decided; for a large one where no inputs are known."""
+    found = _choice(operator, device_type, dtype)
+    return found.step("training" if _due(inputs) else "forward", _size(operator, inputs))
+
+
+def _choice(operator: str, device_type: str, dtype: torch.dtype | None) -> choice.Choice:
+    found = _choices.get((operator, device_type, dtype))
+    if found is None:
+        target = TARGETS.get(device_type)
+        found = choice.choice(target, operator, choice.kind(target, dtype)) if target else _NOWHERE
+        _choices[operator, device_type, dtype] = found
+    return found
+
+
+def _order(
+    operator: str,
+    device_type: str,
+    dtype: torch.dtype | None,
+    inputs: Sequence[torch.Tensor | None],
+) -> tuple[str, ...]:
+    """The same in short: nothing is looked at that makes no difference."""
+    found = _choice(operator, device_type, dtype)
+    if found.always is not None:
+        return found.always
+    size = _size(operator, inputs)
+    for work, forward, training in found.bounds:
+        if size <= work:
+            return forward if forward == training or not _due(inputs) else training
     raise AssertionError("the last step has no end")
 
 
-_CPU = choice.Step(math.inf, BACKENDS, "")
+def _due(inputs: Sequence[torch.Tensor | None]) -> bool:
+    """Whether a backward is to come."""
+    if torch.is_grad_enabled():
+        for t in inputs:  # a generator would take longer than all of them
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
-def _first(operator: str, backend: str, device_type: str) -> str:
-    """Where on a GPU a backend is the first choice of an operator, in words."""
-    if device_type != "cuda":
+def _size(operator: str, inputs: Sequence[torch.Tensor | None]) -> float:
+    if not inputs:
+        return math.inf
+    try:
+        return _work[operator](*inputs)
+    except (AttributeError, IndexError, TypeError):
+        return math.inf  # the operator is about to refuse these arguments
+
+
+def first(operator: str, backend: str, device_type: str) -> str:
+    """Where a backend is the first choice of an operator, in words."""
+    target = TARGETS.get(device_type)
+    if not target:
         return ""
-    ranges = {dtype: _ranges(steps, backend) for dtype, steps in _steps[operator].items()}
+    ranges = {
+        (choice.kind(target, dtype), mode): _ranges(steps, backend)
+        for dtype in (torch.float32, torch.bfloat16)
+        for mode, steps in _choice(operator, device_type, dtype).steps.items()
+    }
     if len(set(ranges.values())) == 1:
-        return ranges["half"]
-    return "; ".join(f"{where} in {dtype}" for dtype, where in ranges.items() if where)
+        return next(iter(ranges.values()))
+    parts = []
+    for dtype in dict.fromkeys(dtype for dtype, _ in ranges):
+        by_mode = {mode: ranges[dtype, mode] for mode in choice.MODES}
+        if len(set(by_mode.values())) == 1:
+            by_mode = {"": by_mode["forward"]}
+        parts += [f"{where} in {dtype} {mode}".strip() for mode, where in by_mode.items() if where]
+    return "; ".join(parts)
 
 
 def _ranges(steps: tuple[choice.Step, ...], backend: str) -> str:
@@ -165,7 +213,8 @@ def resolve(
         backend: a name, or None for the one in the environment variable FBP_BACKEND, else the best.
         device_type: where the tensors are, such as "cpu".
         dtype: theirs, where it is known.
-        inputs: the operator's differentiable inputs, where they are known: on a GPU the best depends on the work.
+        inputs: the operator's differentiable inputs: the best depends on the work, and on whether a gradient is due.
+            Without them, which fused kernels would run, if there are any.
 
     Raises:
         ValueError: there is no backend of that name.
@@ -194,7 +243,10 @@ def _best(
     dtype: torch.dtype | None,
     inputs: Sequence[torch.Tensor | None],
 ) -> str:
-    for backend in step(operator, device_type, dtype, inputs).order:
+    order = _order(operator, device_type, dtype, inputs)
+    if not inputs:  # no call that the reference might be faster for
+        order = (*(backend for backend in order if backend != "reference"), "reference")
+    for backend in order:
         # The interpreter is there to check kernels: nobody who asked for nothing wants it.
         interpreted = backend == "triton" and device_type == "cpu"
         if not interpreted and not _why_not(operator, backend, device_type, dtype):

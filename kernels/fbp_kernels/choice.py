@@ -1,17 +1,21 @@
-"""Which backend a call on a GPU gets where nobody asks for one: measurements, and a rule for what was not measured.
+"""Which backend a call gets where nobody asks for one: measurements, and a rule for what was not measured.
 
-`choice.json` has the measurements, a row for each operator, dtype and size; `python -m bench choice RESULTS` fills it.
-A row puts the fused backends that were measured before the others, the fastest first, and the reference last: but
-before those that take more than 1.25 times as long. A call goes by the row that is nearest in work:
+`choice.json` has the measurements, for GPUs and for each instruction set of the CPU kernels: a row for each operator,
+dtype and size. `python -m bench choice RESULTS` fills it. In each mode, forward alone or with the backward to come, a
+row puts the fused backends that were measured first, the fastest in front, then those that were not, then the
+reference; but a fused backend that takes longer than the reference goes behind it. A mode that was not measured goes
+by the other one. A call goes by the row that is nearest in work:
 
-1. among those of its operator and class of dtype; else
-2. of its operator in the other dtypes; else
+1. among those of its operator and dtype; else
+2. of its operator in float32; else in any dtype; else
 3. of the operators that have the same kernels.
 
-Without any, what a GPU has done before Python could have launched the next Triton kernel goes to the native kernels,
-whose launch costs less; what takes longer goes to Triton.
+Without any the fused kernels go first: they were written to be faster, and nothing says that they are not. On a GPU
+what has been done before Python could have launched the next Triton kernel goes to the native kernels, whose launch
+costs less; what takes longer goes to Triton.
 """
 
+import functools
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -22,10 +26,9 @@ from pathlib import Path
 import torch
 
 TABLE = Path(__file__).with_name("choice.json")
-FUSED = ("native", "triton")
+GPU = "cuda"
+MODES = ("forward", "training")
 SAME_KERNELS = ("am_fbp", "fbp", "trunk_fbp")
-# A fused backend that takes this much longer than the reference has lost to it; less is noise, and saves memory.
-FAR = 1.25
 # In multiply-adds: what the native kernels do in 50 us at the rate that they had on an H200 at `clip`, 5.6e12 a second.
 # A call of theirs cost Python 28 us there, one of Triton's 357.
 HIDDEN = 2**28
@@ -33,18 +36,20 @@ HIDDEN = 2**28
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of an operator at one size on a GPU.
+    """What was measured of an operator at one size.
 
     Attributes:
+        target: what ran it: "cuda", or the instruction set of the CPU kernels, such as "avx2".
         operator: such as "am_fbp".
-        dtype: its class, "half" or "float32"; TF32 goes by the latter.
+        dtype: such as "bfloat16"; on a GPU its class, "half" or "float32", by which TF32 goes.
         label: of the shape, such as "clip".
         work: in multiply-adds, as the operator's file counts it.
         seconds: of a call from Python, by mode ("forward" or "training") and backend.
-        source: the GPU, versions and date.
+        source: the machine, versions and date.
         note: what else has to be known of it.
     """
 
+    target: str
     operator: str
     dtype: str
     label: str
@@ -53,24 +58,34 @@ class Row:
     source: str
     note: str = ""
 
-    def share(self, backend: str) -> float | None:
-        """Of the reference's time: the geometric mean over the modes where both were measured, None where none was."""
-        shares = [
-            by[backend] / by["reference"]
-            for by in self.seconds.values()
-            if backend in by and "reference" in by
-        ]
-        return math.prod(shares) ** (1 / len(shares)) if shares else None
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What there is one row of."""
+        return self.target, self.operator, self.dtype, self.label
+
+    def share(self, backend: str, mode: str) -> float | None:
+        """Of the reference's time in a mode, or in the other one where it was measured there alone; else None."""
+        for one in (mode, *MODES):
+            by = self.seconds.get(one, {})
+            if backend in by and "reference" in by:
+                return by[backend] / by["reference"]
+        return None
+
+    def order(self, mode: str) -> tuple[str, ...]:
+        """The backends in a mode, best first; on a CPU, where it is interpreted, Triton comes last."""
+        fused = ("native", "triton") if self.target == GPU else ("native",)
+        share = {backend: self.share(backend, mode) for backend in fused}
+        measured = sorted((s, backend) for backend, s in share.items() if s is not None)
+        won = [backend for s, backend in measured if s <= 1]
+        lost = [backend for s, backend in measured if s > 1]
+        unknown = [backend for backend in fused if share[backend] is None]
+        order = (*won, *unknown, "reference", *lost)
+        return order if self.target == GPU else (*order, "triton")
 
     @property
-    def order(self) -> tuple[str, ...]:
-        """The backends, best first."""
-        share = {backend: self.share(backend) for backend in FUSED}
-        measured = sorted((s, backend) for backend, s in share.items() if s is not None)
-        won = [backend for s, backend in measured if s <= FAR]
-        lost = [backend for s, backend in measured if s > FAR]
-        unknown = [backend for backend in FUSED if share[backend] is None]
-        return (*won, *unknown, "reference", *lost)
+    def loses(self) -> bool:
+        """Whether the reference comes first in some mode."""
+        return any(self.order(mode)[0] == "reference" for mode in MODES)
 
     def __str__(self) -> str:
         times = "; ".join(
@@ -96,30 +111,80 @@ class Step:
     why: str
 
 
-def kind(dtype: torch.dtype | None) -> str:
-    """The class of a dtype; half precision where none is known."""
-    return "float32" if dtype is torch.float32 else "half"
+@dataclass(frozen=True)
+class Choice:
+    """What there is to choose for an operator in one dtype on one target.
+
+    Attributes:
+        steps: by mode, in ascending order of work; the last step has no end.
+    """
+
+    steps: dict[str, tuple[Step, ...]]
+
+    @functools.cached_property
+    def always(self) -> tuple[str, ...] | None:
+        """The order that every call has, whatever its size and mode; None where it depends on them."""
+        orders = {step.order for steps in self.steps.values() for step in steps}
+        return next(iter(orders)) if len(orders) == 1 else None
+
+    @functools.cached_property
+    def bounds(self) -> list[tuple[float, tuple[str, ...], tuple[str, ...]]]:
+        """Up to some work, the orders of a forward alone and of one with a backward to come: no two alike in a row."""
+        found: list[tuple[float, tuple[str, ...], tuple[str, ...]]] = []
+        for forward, training in zip(self.steps["forward"], self.steps["training"], strict=True):
+            if found and found[-1][1:] == (forward.order, training.order):
+                found.pop()
+            found.append((forward.work, forward.order, training.order))
+        return found
+
+    def step(self, mode: str, work: float = math.inf) -> Step:
+        """What holds for some work."""
+        for step in self.steps[mode]:
+            if work <= step.work:
+                return step
+        raise AssertionError("the last step has no end")
 
 
-def steps(operator: str, dtype: str, rows: Sequence[Row] | None = None) -> tuple[Step, ...]:
-    """The choice for an operator by work, in ascending order; the last step has no end.
+def kind(target: str, dtype: torch.dtype | None) -> str:
+    """What rows of a target have for a dtype; where none is known, what most calls have there."""
+    if target == GPU:
+        return "float32" if dtype is torch.float32 else "half"
+    return "float32" if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def choice(target: str, operator: str, dtype: str, rows: Sequence[Row] | None = None) -> Choice:
+    """What there is to choose for an operator.
 
     Args:
+        target: as rows have it.
         operator: such as "fbp".
-        dtype: a class of dtypes.
+        dtype: as rows of the target have it.
         rows: the table's, by default.
     """
-    near, rule = _candidates(operator, dtype, table() if rows is None else rows)
+    rows = measured() if rows is None else rows
+    near, rule = _candidates(operator, dtype, [row for row in rows if row.target == target])
     if not near:
-        return (
-            Step(HIDDEN, ("native", "triton", "reference"), f"{rule}, and native launches faster"),
-            Step(math.inf, ("triton", "native", "reference"), f"{rule}, and this is no small call"),
-        )
+        return Choice(dict.fromkeys(MODES, _unmeasured(target, rule)))
     # Half way between two sizes is where both are as near, in doublings.
-    ends = [math.sqrt(a.work * b.work) for a, b in pairwise(near)]
-    return tuple(
-        Step(end, row.order, f"{rule}{row}")
-        for row, end in zip(near, [*ends, math.inf], strict=True)
+    ends = [*(math.sqrt(a.work * b.work) for a, b in pairwise(near)), math.inf]
+    return Choice(
+        {
+            mode: tuple(
+                Step(end, row.order(mode), f"{rule}{row}")
+                for row, end in zip(near, ends, strict=True)
+            )
+            for mode in MODES
+        }
+    )
+
+
+def _unmeasured(target: str, rule: str) -> tuple[Step, ...]:
+    if target != GPU:
+        why = f"{rule}, and its kernel was written to be faster"
+        return (Step(math.inf, ("native", "reference", "triton"), why),)
+    return (
+        Step(HIDDEN, ("native", "triton", "reference"), f"{rule}, and native launches faster"),
+        Step(math.inf, ("triton", "native", "reference"), f"{rule}, and this is no small call"),
     )
 
 
@@ -131,7 +196,8 @@ def _candidates(operator: str, dtype: str, rows: Iterable[Row]) -> tuple[list[Ro
     if same:
         return same, "measured: "
     if own:
-        return own, f"not measured in {dtype}, so by the other dtypes: "
+        single = [row for row in own if row.dtype == "float32"]
+        return single or own, f"not measured in {dtype}, so by the other dtypes: "
     family = SAME_KERNELS if operator in SAME_KERNELS else ()
     kin = [row for row in rows if row.operator in family]
     alike = [row for row in kin if row.dtype == dtype] or kin
@@ -143,8 +209,16 @@ def table(path: Path = TABLE) -> list[Row]:
     return [Row(**row) for row in json.loads(path.read_text("utf-8"))]
 
 
+@functools.cache
+def measured() -> list[Row]:
+    """The table as the package came with it."""
+    return table()
+
+
 def text(rows: Iterable[Row]) -> str:
     """A table as its file has it: a row a line, in order, so that changes can be read."""
-    ordered = sorted(rows, key=lambda row: (row.operator, row.dtype, row.work))
+    ordered = sorted(
+        rows, key=lambda row: (row.target, row.operator, row.dtype, row.work, row.label)
+    )
     lines = [json.dumps({k: v for k, v in vars(row).items() if v != ""}) for row in ordered]
     return "[\n" + ",\n".join(f"  {line}" for line in lines) + "\n]\n"

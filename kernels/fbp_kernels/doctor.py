@@ -26,7 +26,7 @@ def report() -> str:
         lines += ["", f"{device} ({name})"]
         if device == "cuda":
             lines.append(f"  Triton kernels: {_configurations()}")
-            lines += _choice(name)
+        lines += _choice(device, name)
         lines += [_row(status) for status in backends.available_backends(device)]
     return "\n".join(lines)
 
@@ -59,15 +59,20 @@ def _configurations() -> str:
     )
 
 
-def _choice(gpu: str) -> list[str]:
-    """What the choice of backends on GPUs was measured on."""
-    rows = choice.table()
+def _choice(device: str, name: str) -> list[str]:
+    """What the choice of backends was measured on; the rows where the reference won, and on a GPU all of them."""
+    target = backends.TARGETS[device]
+    rows = [row for row in choice.measured() if row.target == target]
+    if not rows:
+        return [f"  the choice of backends: nothing was measured with {target}"] if target else []
     sources = sorted({row.source for row in rows})
-    here = any(gpu in source for source in sources)
-    elsewhere = "" if here else f"; of a {gpu} nothing was measured"
+    here = device == "cpu" or any(name in source for source in sources)
+    elsewhere = "" if here else f"; of a {name} nothing was measured"
+    what = f"{len(rows)} measurements" + f" with {target}" * (device == "cpu")
+    shown = [row for row in rows if device == "cuda" or row.loses]
     return [
-        f"  the choice of backends: {len(rows)} measurements, by {'; '.join(sources)}{elsewhere}",
-        *(f"    {row}" for row in rows),
+        f"  the choice of backends: {what}, by {'; '.join(sources)}{elsewhere}",
+        *(f"    {row}" for row in shown),
     ]
 
 

@@ -141,6 +141,7 @@ class _Watch(TorchDispatchMode):
         self._tensors = tensors
         self._names = {id(tensor): name for name, tensor in tensors.items()}
         self._first = next(iter(tensors.values()), None)
+        self._dtype = None if self._first is None else self._first.dtype
         self.copies: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -161,6 +162,7 @@ class _Watch(TorchDispatchMode):
         why = "the kernels do not read its strides"
         if dtype != tensor.dtype:
             why = f"made {str(dtype).removeprefix('torch.')}"
+            self._dtype = dtype if tensor is self._first else self._dtype
         self.copies.append(f"{self._names.get(id(tensor), 'a tensor')}: {why}")
         return torch.empty_like(tensor, **options)
 
@@ -169,12 +171,10 @@ class _Watch(TorchDispatchMode):
         first = self._first
         if first is None:
             return
-        kind, dtype = first.device.type, first.dtype
-        inputs = tuple(self._tensors.values())
-        if backends.resolve(self._operator, self._asked, kind, dtype, inputs) == "reference":
-            if torch.is_autocast_enabled(kind):
-                dtype = torch.get_autocast_dtype(kind)
-            raise _StoppedError("reference", first.device, dtype, ())
+        kind, inputs = first.device.type, tuple(self._tensors.values())
+        if backends.resolve(self._operator, self._asked, kind, self._dtype, inputs) == "reference":
+            assert self._dtype is not None
+            raise _StoppedError("reference", first.device, self._dtype, ())
 
 
 def _because(
@@ -188,7 +188,9 @@ def _because(
     first = f"the first of {', '.join(step.order)} that can run this call"
     if not step.why:
         return first
-    return f"{first}; on a GPU {step.why}{_elsewhere(step.why, call.device)}"
+    if call.device.type == "cuda":
+        return f"{first}; on a GPU {step.why}{_elsewhere(step.why, call.device)}"
+    return f"{first}; with {backends.TARGETS['cpu']} {step.why}"
 
 
 def _elsewhere(why: str, device: torch.device) -> str:

@@ -43,6 +43,14 @@ MISSING = _load()
 CUDA_MISSING = MISSING or _load("_native_cuda")
 
 
+def instruction_set() -> str:
+    """The one that the CPU kernels use, "" where there are none, or FBP_CPU_ISA names one that does not run here."""
+    try:
+        return "" if MISSING else str(torch.ops.fbp_native.cpu_isa())
+    except RuntimeError:  # a call of a kernel will say so
+        return ""
+
+
 def why_not(device_type: str, dtype: torch.dtype | None = None) -> str:
     """Why the native kernels cannot run, or an empty string where they can.
 
