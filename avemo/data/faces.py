@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from avemo.data.media import MediaError
+from avemo.data.reasons import MediaError
 
 LOOK_SECONDS = 0.32
 """Time between the frames that the detector looks at; a head hardly moves by its own width in
@@ -28,12 +28,21 @@ LINK_OVERLAP = 0.2
 SEEN_SHARE = 0.3
 """A clip whose face is seen in less than this share of its frames counts as having none."""
 
+TURNED_LOOKS = 8
+"""Frames in which a face that lies on its side is looked for, where none stands upright."""
+
 SMOOTH_SECONDS = 0.24
 """Standard deviation of the Gaussian that takes the detector's jitter out of the boxes."""
 
 PASSES = ((240, 0.2), (640, 0.08))
 """The detector looks for faces of at least this share of the shorter side, in frames scaled down to
 this longer side; the second way, which takes far longer, only if the first finds no face at all."""
+
+_TURNS = {
+    1: ("to the right", "transpose=2"),
+    2: ("upside down", "vflip,hflip"),
+    3: ("to the left", "transpose=1"),
+}
 
 
 class Box(NamedTuple):
@@ -149,21 +158,41 @@ def find_faces(
         likely to be.
 
     Raises:
-        MediaError: the face is seen in too few frames.
+        MediaError: the face is seen in too few frames; the reason says why.
     """
     step = max(1, round(LOOK_SECONDS * fps))
     for side, share in PASSES:
-        track, seen = _follow(_Looks(frames, detector, side, share), len(frames), step)
+        looks = _Looks(frames, detector, side, share)
+        track, seen = _follow(looks, len(frames), step)
         if track:
             break
-    if not track:
-        raise MediaError("no face")
     if seen.mean() < SEEN_SHARE:
-        raise MediaError(f"no face: seen in {seen.mean():.0%} of the frames")
+        raise _why_unseen(frames, detector, seen, looks)
     boxes = smooth_boxes(interpolate_boxes(track, len(frames)), SMOOTH_SECONDS * fps)
     return np.stack(
         [crop(f, Box(*b), size, margin) for f, b in zip(frames, boxes, strict=True)]
     ), seen
+
+
+def _why_unseen(
+    frames: NDArray[np.uint8], detector: FaceDetector, seen: NDArray[np.bool_], looks: _Looks
+) -> MediaError:
+    """The reason why no face is there for long enough."""
+    some = frames[
+        np.linspace(0, len(frames) - 1, min(len(frames), TURNED_LOOKS)).round().astype(int)
+    ]
+    for turns in (1, 3, 2):
+        turned = np.rot90(some, turns, axes=(1, 2))
+        look = _Looks(turned, detector, *PASSES[-1])
+        if len(link_boxes({i: look(i) for i in range(len(some))})) > len(some) / 2:
+            side, turn = _TURNS[turns]
+            command = f"ffmpeg -i FILE -vf {turn} clip.mp4"
+            return MediaError("rotated picture", f"the face lies {side} ({command})")
+    faces = np.mean([bool(boxes) for boxes in looks.known.values()])
+    if faces >= SEEN_SHARE:
+        share = f"one in {faces:.0%} of the frames looked at, the same in {seen.mean():.0%}"
+        return MediaError("several faces", share)
+    return MediaError("no face", f"seen in {seen.mean():.0%} of the frames")
 
 
 class _Looks:
@@ -181,7 +210,7 @@ class _Looks:
         import cv2
 
         if index not in self.known:
-            frame = self.frames[index]
+            frame = np.ascontiguousarray(self.frames[index])
             if self.scale < 1:
                 frame = cv2.resize(
                     frame, None, fx=self.scale, fy=self.scale, interpolation=cv2.INTER_AREA

@@ -11,13 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avemo.data.faces import FaceDetector, HaarDetector, find_faces
-from avemo.data.media import Footage, MediaError, read_footage
+from avemo.data.limits import LONGEST_SECONDS
+from avemo.data.media import Footage, read_footage
+from avemo.data.reasons import MediaError
 
 FULL_BINS = 200
 """Bins from 0 to 4 kHz at 20 Hz; fewer are averages of neighbours."""
 
 SILENCE_PEAK = 1e-4
 """-80 dBFS, three steps of 16-bit sound: below it a clip has a sound track but no sound."""
+
+CANCELLED_SHARE = 0.03
+"""A mean of the channels below this share of the loudest is what a codec leaves of opposite ones."""
 
 FACE_MEAN, FACE_STD = 128.0, 48.0
 """Mean and deviation of the stored grey values of a clip, so that +-2.6 deviations fit into a
@@ -55,7 +60,7 @@ class FeatureConfig:
     face_size: int = 64
     face_margin: float = 0.05
     detector: str = "haar"
-    version: int = 1
+    version: int = 2
 
     def __post_init__(self) -> None:
         if self.bins < 1 or FULL_BINS % self.bins:
@@ -131,12 +136,16 @@ class Clip(NamedTuple):
     valid: NDArray[np.bool_]
 
 
+Window = tuple[float, float, Clip | MediaError]
+"""Start and duration in seconds, and the arrays, or why there are none."""
+
+
 def extract(
     path: Path,
     config: FeatureConfig,
     detector: FaceDetector | None = None,
     *,
-    max_seconds: float | None = 120.0,
+    max_seconds: float | None = LONGEST_SECONDS,
 ) -> Clip:
     """Makes the features of one media file.
 
@@ -164,11 +173,11 @@ def extract(
 
 def extract_windows(
     path: Path, config: FeatureConfig, detector: FaceDetector | None = None, *, seconds: float
-) -> Iterator[tuple[float, float, Clip | MediaError]]:
+) -> Iterator[Window]:
     """Makes the features of a clip of any length, in equal windows no longer than `seconds`.
 
     Yields:
-        Start and duration of the window in seconds, and its arrays, or why there are none.
+        The windows in order.
 
     Raises:
         MediaError: the file as a whole cannot be used.
@@ -191,13 +200,23 @@ def features_of(footage: Footage, config: FeatureConfig, detector: FaceDetector)
     Raises:
         MediaError: there is no sound or no face in it.
     """
-    if footage.waveform.size == 0 or np.abs(footage.waveform).max() < SILENCE_PEAK:
-        raise MediaError("silent audio")
+    check_heard(footage)
     crops, valid = find_faces(
         footage.frames, detector, fps=config.fps, size=config.face_size, margin=config.face_margin
     )
     audio = quantize(log_spectrogram(footage.waveform, config), config)
     return Clip(audio, standardize(crops, valid), valid)
+
+
+def check_heard(footage: Footage) -> None:
+    """Raises a `MediaError` if there is nothing to hear."""
+    peak = float(np.abs(footage.waveform).max(initial=0.0))
+    if footage.loudest < SILENCE_PEAK:
+        raise MediaError("silent audio")
+    if peak < CANCELLED_SHARE * footage.loudest:
+        raise MediaError(
+            "opposite channels", f"their mean has {peak / footage.loudest:.1%} of their level"
+        )
 
 
 def log_spectrogram(waveform: NDArray[np.float32], config: FeatureConfig) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from avemo.data.cache import SPLITS
+from avemo.data.reasons import reason
 
 REQUIRED = ("path", "label", "split")
 """Columns that a manifest must have; `speaker` is known too, and all others are ignored."""
@@ -101,16 +102,16 @@ def read_manifest(path: Path) -> Manifest:
 
 def _fault(name: str, label: str, split: str, seen: dict[str, int]) -> str:
     if not name:
-        return "no path"
+        return reason("no path")
     if _spelling(name) in seen:
         return _duplicate(seen[_spelling(name)])
     if not label:
-        return "no label"
+        return reason("no label")
     if split not in SPLITS:
-        return f"unknown split: {split!r} is none of {', '.join(SPLITS)}"
+        return reason("unknown split", repr(split))
     pure = PurePosixPath(name)
     if pure.is_absolute() or PureWindowsPath(name).is_absolute() or ".." in pure.parts:
-        return "path outside of the root"
+        return reason("path outside of the root")
     return ""
 
 
@@ -120,7 +121,7 @@ def _spelling(name: str) -> str:
 
 
 def _duplicate(row: int) -> str:
-    return f"duplicate: also in row {row}"
+    return reason("duplicate", f"also in row {row}")
 
 
 def refuse_same_files(manifest: Manifest, root: Path) -> Manifest:

@@ -2,13 +2,16 @@
 
 The picture decides what the clip is: it starts with the first frame and ends with the last one;
 sound outside of that is cut and missing sound is silence. So both streams always span the same
-time, which is what attention pooling over trunks takes for granted.
+time, which is what attention pooling over trunks takes for granted. docs/clips.md says what is done
+with clocks that are odd.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,36 +19,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-SHORTEST_SECONDS = 0.2
-"""A clip below this holds too few frames for either encoder."""
+from avemo.data.limits import LARGEST_PIXELS, SHORTEST_SECONDS
+from avemo.data.reasons import MediaError
+from avemo.data.survey import LONGEST_REST_SECONDS, Survey, Track, survey
 
-LARGEST_JUMP_SECONDS = 10.0
-"""A gap between timestamps above this is a fault of the container, not a pause in the recording."""
+LARGEST_GAP_SECONDS = 0.1
+"""Sound that is further from its timestamp than this is laid where the timestamp says."""
 
-SMALLEST_GAP_SECONDS = 0.1
-"""Gaps in the sound below this are jitter of the container's clock and are closed."""
-
-TRUNCATED_SECONDS, TRUNCATED_SHARE = 0.3, 0.05
-"""A file is truncated if more than both of these is missing of the duration that it declares."""
+SMALLEST_GAP_SECONDS, GAP_FRAMES = 0.012, 8
+"""So is sound that is further than this for as many frames; less is jitter of the container's clock."""
 
 DAMAGED_SHARE = 0.2
 """A file is damaged if more than this share of a stream's packets cannot be decoded."""
 
 SMALLEST_SIDE = 16
-LARGEST_SKEW_SECONDS = 5.0
 
-
-class MediaError(Exception):
-    """A clip that cannot be used.
-
-    The message is the reason, as `errors.csv` shows it: a category, or a category, a colon and
-    details.
-    """
-
-    @property
-    def category(self) -> str:
-        """The reason without its details, for counting."""
-        return str(self).split(":", 1)[0]
+PQ, PQ_WHITE, PQ_PEAK = 16, 203.0, 1000.0
+"""The code of SMPTE 2084 (HDR10), and its levels of paper white and of the brightest light that is told
+from brighter, cd/m2 (ITU-R BT.2408)."""
 
 
 class Footage(NamedTuple):
@@ -55,11 +46,13 @@ class Footage(NamedTuple):
         start: seconds from the clip's first frame.
         waveform: float32 (N,), mono, full scale is 1.
         frames: uint8 (T, H, W), grey, upright, square pixels.
+        loudest: level of the loudest channel so far, which the waveform, a mean, may not reach.
     """
 
     start: float
     waveform: NDArray[np.float32]
     frames: NDArray[np.uint8]
+    loudest: float
 
 
 def read_footage(
@@ -71,7 +64,7 @@ def read_footage(
     window_seconds: float | None = None,
     max_seconds: float | None = None,
 ) -> Iterator[Footage]:
-    """Decodes a media file in one pass, window by window.
+    """Decodes a media file, window by window.
 
     Args:
         path: a regular file in any container and codec that FFmpeg reads.
@@ -80,40 +73,43 @@ def read_footage(
             timestamps of the file, so a variable frame rate becomes an even one.
         largest_side: frames larger than this are scaled down while they are converted.
         window_seconds: the length of a window; None gives the whole file as one. A clip longer than
-            a window is cut into equal windows no longer than this, as far as the container knows
-            its duration.
+            a window is cut into equal windows no longer than this.
         max_seconds: the longest clip to accept; bounds the memory when the file is read as a whole.
 
     Yields:
-        The windows in order. Memory is bounded by one window.
+        The windows in order. Memory is bounded by one window, however the streams are interleaved.
 
     Raises:
         MediaError: the file is missing, no regular file, empty, no media file, truncated or
-            damaged, lacks a stream, is too short or too long. Truncation shows at the end only,
-            after the windows before it.
+            damaged, lacks a stream, is too short, too long or too large. Damage shows at the end
+            only, after the windows before it.
     """
-    import av
-
     _check_file(path)
-    try:
-        # An open file with no protocols allowed: a playlist cannot make FFmpeg open another path or
-        # a URL.
-        with (
-            path.open("rb") as file,
-            av.open(file, options={"protocol_whitelist": "pipe"}) as container,
-        ):
-            yield from _read_streams(
-                container,
-                sample_rate=sample_rate,
-                fps=fps,
-                largest_side=largest_side,
-                window_seconds=window_seconds,
-                max_seconds=max_seconds,
-            )
-    except (av.FFmpegError, EOFError) as error:
-        raise MediaError(_reason_unreadable(path, error)) from error
-    except OSError as error:
-        raise MediaError(f"unreadable file: {error.strerror or error}") from error
+    with _open(path) as container:
+        video, audio = _streams(container)
+        found = survey(container, video, audio)
+        places = video.index, audio.index
+    shifts: list[float] = []
+    with (
+        closing(_Packets(path, places[0], "video")) as pictures,
+        closing(_Packets(path, places[1], "audio")) as sounds,
+    ):
+        picture = _Picture(
+            pictures, found, _Clock(found.picture, found.sound, shifts), fps, largest_side
+        )
+        sound = _Sound(sounds, found, _Clock(found.sound, found.picture, shifts), sample_rate)
+        length = found.picture_seconds
+        if max_seconds is not None and length > max_seconds:
+            raise MediaError("too long", f"{length:.1f} s of at most {max_seconds:g} s")
+        window = _window_frames(fps, window_seconds, length)
+        given = 0
+        while picture.read(window, max_seconds):
+            count = picture.ready if window is None else min(window, picture.ready)
+            start, samples = given / fps, round(count / fps * sample_rate)
+            waveform = sound.read(picture.zero + start, samples)
+            sounds.check()
+            yield Footage(start, waveform, np.stack(picture.take(count)), sound.loudest)
+            given += count
 
 
 def _check_file(path: Path) -> None:
@@ -125,71 +121,69 @@ def _check_file(path: Path) -> None:
         if path.stat().st_size == 0:
             raise MediaError("empty file")
     except (OSError, ValueError) as error:  # no permission, name too long, a null character
-        raise MediaError(f"unreadable file: {error}") from error
+        raise MediaError("unreadable file", str(error)) from error
 
 
-def _reason_unreadable(path: Path, error: Exception) -> str:
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """An open container; errors of reading it become reasons."""
+    import av
+
+    try:
+        with path.open("rb") as file:
+            try:
+                # An open file with no protocols allowed: a playlist cannot make FFmpeg open another
+                # path or a URL.
+                container = av.open(
+                    file, options={"protocol_whitelist": "pipe"}, metadata_errors="replace"
+                )
+            except (av.FFmpegError, EOFError, ValueError) as error:
+                if isinstance(error, MemoryError):
+                    raise
+                raise _reason_unreadable(path, error) from error
+            with container:
+                yield container
+    except MemoryError:
+        raise
+    except (av.FFmpegError, OSError) as error:
+        raise MediaError("unreadable file", error.strerror or str(error)) from error
+
+
+_PLAYLISTS = (b"#extm3u", b"ffconcat", b"[playlist]", b"<smil", b"<mpd", b"<asx", b"<?xml")
+
+
+def _reason_unreadable(path: Path, error: Exception) -> MediaError:
     with path.open("rb") as file:
-        head = file.read(12)
+        head = file.read(64)
     if head[4:8] == b"ftyp":
-        return "truncated: an MP4 file without its index"
-    return f"not a media file: {getattr(error, 'strerror', None) or error}"
+        return MediaError("truncated", "an MP4 file without its index")
+    if head.startswith(b"version https://git-lfs"):
+        return MediaError("Git LFS pointer")
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(_PLAYLISTS):
+        return MediaError("playlist")
+    return MediaError("not a media file", getattr(error, "strerror", None) or str(error))
 
 
-def _read_streams(
-    container: Any,
-    *,
-    sample_rate: int,
-    fps: float,
-    largest_side: int,
-    window_seconds: float | None,
-    max_seconds: float | None,
-) -> Iterator[Footage]:
+def _streams(container: Any) -> tuple[Any, Any]:
+    """The streams to read: the first of pictures, and of sound the one that FFmpeg thinks best."""
     video = next((s for s in container.streams.video if not _is_cover(s)), None)
     audio = container.streams.best("audio")
-    if video is None:
-        raise MediaError("no video stream")
-    if audio is None:
-        raise MediaError("no audio stream")
-    declared = _declared_seconds(container, video, audio)
-    window = _window_frames(fps, window_seconds, declared)
-    for stream in (video, audio):
-        # One thread: the cores belong to the workers, and the order of errors stays the same every
-        # time.
-        stream.codec_context.thread_count = 1
-    picture = _Picture(video, fps, largest_side)
-    sound = _Sound(sample_rate)
-    packets = {video.index: 0, audio.index: 0}
-    bad_packets = dict(packets)
-    given = 0
-    for packet in container.demux(video, audio):
-        index = packet.stream.index
-        packets[index] += 1
-        try:
-            frames = packet.decode()
-        except Exception as error:
-            if not _is_decoding_error(error):
-                raise
-            bad_packets[index] += 1
-            continue
-        for frame in frames:
-            (picture if index == video.index else sound).add(frame)
-        if max_seconds is not None and picture.end > max_seconds:
-            raise MediaError(f"too long: more than {max_seconds:g} s")
-        while (
-            window is not None
-            and picture.ready >= window
-            and _sound_is_there(picture, sound, given + window, fps)
-        ):
-            yield _footage(picture, sound, given, window, fps, sample_rate)
-            given += window
-    sound.finish()
-    picture.finish()
-    _check_end(packets, bad_packets, declared, picture, sound, video.index, audio.index)
-    while picture.ready:
-        count = picture.ready if window is None else min(window, picture.ready)
-        yield _footage(picture, sound, given, count, fps, sample_rate)
-        given += count
+    for kind, stream in (("video", video), ("audio", audio)):
+        if stream is None:
+            raise MediaError(f"no {kind} stream")
+        if stream.codec_context is None:
+            raise MediaError("no decoder", f"FFmpeg knows none for the {kind} stream")
+    assert video is not None
+    _check_size(video.codec_context)
+    return video, audio
+
+
+def _check_size(picture: Any) -> None:
+    if picture.width * picture.height > LARGEST_PIXELS:
+        raise MediaError(
+            "too large",
+            f"{picture.width} x {picture.height} pixels of at most {LARGEST_PIXELS:,} in all",
+        )
 
 
 def _is_cover(stream: Any) -> bool:
@@ -198,123 +192,167 @@ def _is_cover(stream: Any) -> bool:
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
-def _is_decoding_error(error: Exception) -> bool:
-    import av
-
-    return isinstance(error, av.FFmpegError | EOFError | ValueError)
-
-
-def _declared_seconds(container: Any, video: Any, audio: Any) -> float | None:
-    known = [float(s.duration * s.time_base) for s in (video, audio) if s.duration and s.time_base]
-    if len(known) == 2:
-        return max(known)
-    return container.duration / 1e6 if container.duration else None
-
-
-def _window_frames(fps: float, window_seconds: float | None, declared: float | None) -> int | None:
+def _window_frames(fps: float, window_seconds: float | None, length: float) -> int | None:
     if window_seconds is None:
         return None
-    pieces = max(1, math.ceil(declared / window_seconds - 0.01)) if declared else 1
-    seconds = declared / pieces if declared else window_seconds
-    return max(1, math.ceil(seconds * fps - 1e-6))
+    pieces = max(1, math.ceil(length / window_seconds - 0.01))
+    return max(1, math.ceil((length / pieces or window_seconds) * fps - 1e-6))
 
 
-def _sound_is_there(picture: _Picture, sound: _Sound, upto: int, fps: float) -> bool:
-    return sound.end >= picture.zero + upto / fps or picture.end > upto / fps + LARGEST_SKEW_SECONDS
+class _Packets:
+    """Decodes one stream. Each has its own reader, so none waits in memory for the other.
+
+    Attributes:
+        stream: PyAV's.
+    """
+
+    def __init__(self, path: Path, index: int, name: str) -> None:
+        self._opened = _open(path)
+        self._container = self._opened.__enter__()
+        self.stream = self._container.streams[index]
+        # One thread: the cores belong to the workers, and the order of errors stays the same every
+        # time.
+        self.stream.codec_context.thread_count = 1
+        self._name = name
+        self._total = self._bad = self._frames = 0
+        self._decoded = self._decode()
+
+    def close(self) -> None:
+        self._opened.__exit__(None, None, None)
+
+    def next(self) -> Any:
+        """The next frame in order of display, or None at the end."""
+        return next(self._decoded, None)
+
+    def check(self) -> None:
+        """Raises a `MediaError` if too much so far could not be decoded."""
+        if self._bad > DAMAGED_SHARE * self._total or (self._total and not self._frames):
+            raise MediaError(f"damaged {self._name}", f"{self._bad} of {self._total} packets")
+
+    def _decode(self) -> Iterator[Any]:
+        import av
+
+        for packet in self._container.demux(self.stream):
+            self._total += 1
+            try:
+                frames = packet.decode()
+            except MemoryError:
+                raise
+            except (av.FFmpegError, EOFError, ValueError):
+                self._bad += 1
+                continue
+            self._frames += len(frames)
+            yield from frames
 
 
-def _footage(
-    picture: _Picture, sound: _Sound, first: int, count: int, fps: float, sample_rate: int
-) -> Footage:
-    start = first / fps
-    samples = round(count / fps * sample_rate)
-    waveform = sound.take(picture.zero + start, samples)
-    return Footage(start, waveform, np.stack(picture.take(count)))
-
-
-def _check_end(
-    packets: dict[int, int],
-    bad_packets: dict[int, int],
-    declared: float | None,
-    picture: _Picture,
-    sound: _Sound,
-    video: int,
-    audio: int,
-) -> None:
-    for name, index, empty in (
-        ("video", video, not picture.seen),
-        ("audio", audio, not sound.segments),
-    ):
-        if bad_packets[index] > DAMAGED_SHARE * packets[index]:
-            raise MediaError(f"damaged {name}: {bad_packets[index]} of {packets[index]} packets")
-        if (
-            empty and declared and packets[index] <= 1
-        ):  # the last packet is the empty one that flushes
-            raise MediaError(f"truncated: no {name} in the file")
-        if empty:
-            raise MediaError(f"no {name} stream: it is empty")
-    end = max(picture.end, sound.end - picture.zero)
-    if declared and declared - end > max(TRUNCATED_SECONDS, TRUNCATED_SHARE * declared):
-        raise MediaError(f"truncated: {end:.2f} s of {declared:.2f} s")
-    if picture.end < SHORTEST_SECONDS:
-        raise MediaError(f"too short: {picture.end:.2f} s of video")
-
-
-@dataclass
 class _Clock:
-    """Makes one steady time line of a stream's timestamps, missing and odd ones included."""
+    """Makes one steady time line of a stream's timestamps, missing and odd ones included.
 
-    shift: float = 0.0
-    expected: float | None = None  # where the next frame belongs if it has no timestamp
+    Args:
+        own: the stream's track.
+        other: that of the stream beside it.
+        shifts: by which the clocks of both were put right; the second to meet a fault of the
+            container's clock follows the first, or they would part.
+        steady: timestamps off by less than this are taken for even ones, seconds.
+    """
+
+    def __init__(
+        self, own: Track | None, other: Track | None, shifts: list[float], steady: float = 0.0
+    ) -> None:
+        self.own, self.other, self.shifts, self.steady = own, other, shifts, steady
+        self.shift, self.used = 0.0, 0
+        self.expected: float | None = None  # where the next frame belongs if it has no timestamp
 
     def place(self, raw: float | None, duration: float) -> float:
         if self.expected is None:
             time = raw or 0.0
-        elif raw is None:
+        elif raw is None or abs(raw + self.shift - self.expected) < self.steady:
             time = self.expected
         else:
+            if self._is_fault(raw, self.shift, duration):
+                self._shift_for(raw, duration)
             time = raw + self.shift
-            if (
-                abs(time - self.expected) > LARGEST_JUMP_SECONDS
-                or time < self.expected - 2 * duration - 0.5
-            ):
-                self.shift += self.expected - time  # the stream's clock was reset: go on from here
-                time = self.expected
         self.expected = time + duration
         return time
+
+    def _is_fault(self, raw: float, shift: float, duration: float) -> bool:
+        assert self.expected is not None
+        ahead = raw + shift - self.expected
+        if ahead > LONGEST_REST_SECONDS:
+            return not (self.other and self.other.goes_on(self.expected - shift, raw))
+        return ahead < -2 * duration - 0.5
+
+    def _shift_for(self, raw: float, duration: float) -> None:
+        """Goes on from here: by the other stream's shift if there is one, by one of its own else."""
+        for number in range(self.used, len(self.shifts)):
+            if not self._is_fault(raw, self.shifts[number], duration):
+                self.shift, self.used = self.shifts[number], number + 1
+                return
+        assert self.expected is not None
+        self.shift = self.expected - raw
+        self.shifts.append(self.shift)
+        self.used = len(self.shifts)
 
 
 class _Picture:
     """Collects the frames shown at n / fps seconds after the first one."""
 
-    def __init__(self, stream: Any, fps: float, largest_side: int) -> None:
+    def __init__(
+        self, packets: _Packets, found: Survey, clock: _Clock, fps: float, largest_side: int
+    ) -> None:
         from av.video.reformatter import VideoReformatter
 
+        stream = packets.stream
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         self.period = 1 / rate if 1 <= rate <= 1000 else 1 / 25
+        self.packets, self.found, self.clock = packets, found, clock
+        self.clock.steady = 2.5 * self.period if found.steady else 0.0
         self.time_base = stream.time_base
         self.aspect = float(stream.sample_aspect_ratio or 1) or 1.0
+        self.levels = _sdr_levels() if stream.codec_context.color_trc == PQ else None
         self.fps = fps
         self.largest_side = largest_side
         self.reformatter = VideoReformatter()
-        self.clock = _Clock()
         self.zero = 0.0
         self.end = 0.0  # seconds from the first frame to where the last one ends
         self.count = 0  # frames given out or waiting
         self.waiting: list[NDArray[np.uint8]] = []
         self.size: tuple[int, int] | None = None
+        self.turns = 0  # quarters, counterclockwise
         self.last: Any = None  # the frame on show, converted only if it is wanted
-        self.seen = False
+        self.last_raw: float | None = None
+        self.number: int | None = None  # of the packet with which the last frame came, if counted
+        self.late = 0  # packets that the decoder wants before it gives the first frame
+        self.seen = self.done = False
 
     @property
     def ready(self) -> int:
         return len(self.waiting)
 
-    def add(self, frame: Any) -> None:
-        pts = frame.pts if frame.pts is not None else frame.dts
-        base = frame.time_base or self.time_base
-        raw = float(pts * base) if pts is not None and base else None
-        time = self.clock.place(raw, self.period)
+    def read(self, window: int | None, max_seconds: float | None) -> bool:
+        """Decodes until a window is full or the stream ends; says whether there are frames."""
+        while not self.done and (window is None or self.ready < window):
+            frame = self.packets.next()
+            if frame is None:
+                self._finish()
+            else:
+                self._add(frame)
+            if max_seconds is not None and self.end > max_seconds:
+                raise MediaError("too long", f"more than {max_seconds:g} s")
+        if self.done:
+            self.packets.check()
+            if self.end < SHORTEST_SECONDS:
+                raise MediaError("too short", f"{self.end:.2f} s of video")
+        return self.ready > 0
+
+    def take(self, count: int) -> list[NDArray[np.uint8]]:
+        taken, self.waiting = self.waiting[:count], self.waiting[count:]
+        return taken
+
+    def _add(self, frame: Any) -> None:
+        _check_size(frame)
+        self.last_raw = self._counted(frame) if self.found.counted else self._stamped(frame)
+        time = self.clock.place(self.last_raw, self.period)
         if not self.seen:
             self.zero, self.seen = time, True
         time -= self.zero
@@ -322,15 +360,40 @@ class _Picture:
         self.last = frame
         self.end = max(self.end, time + self.period)
 
-    def finish(self) -> None:
+    def _stamped(self, frame: Any) -> float | None:
+        pts = frame.pts if frame.pts is not None else frame.dts
+        base = frame.time_base or self.time_base
+        return float(pts * base) if pts is not None and base else None
+
+    def _counted(self, frame: Any) -> float | None:
+        """The time of a frame by the number of its packet in order of display."""
+        assert self.found.picture is not None
+        times = self.found.picture.times
+        if frame.dts is not None:
+            number = int(np.searchsorted(times, float(frame.dts * self.time_base) - 1e-9))
+        else:
+            number = 0 if self.number is None else self.number + 1
+        if self.number is None:
+            self.late = number
+        self.number = number
+        place = min(max(number - self.late, 0), len(times) - 1)
+        return float(times[place]) - (self.found.allowance if place else 0.0)
+
+    def _finish(self) -> None:
+        self.done = True
+        if self.seen:
+            self.end += max(0.0, self._stands() - self.period)
         self._show_until(self.end)
         if self.seen and self.count == 0:
             self._show_until(1 / self.fps)
         self.last = None
 
-    def take(self, count: int) -> list[NDArray[np.uint8]]:
-        taken, self.waiting = self.waiting[:count], self.waiting[count:]
-        return taken
+    def _stands(self) -> float:
+        """How long the last picture is shown: as its container says, while there is sound."""
+        picture, sound = self.found.picture, self.found.sound
+        if picture is None or sound is None or self.last_raw is None or not picture.times.size:
+            return self.period
+        return min(picture.end - float(picture.times[-1]), sound.end - self.last_raw)
 
     def _show_until(self, time: float) -> None:
         # A millisecond of grace: containers that count in milliseconds round either way.
@@ -352,30 +415,59 @@ class _Picture:
                 max(SMALLEST_SIDE, round(width * scale)),
                 max(SMALLEST_SIDE, round(height * scale)),
             )
-        rotation = frame.rotation
-        grey = self.reformatter.reformat(frame, *self.size, format="gray").to_ndarray()
-        # FFmpeg's display matrix: the angle by which the decoded picture turns counterclockwise to
-        # stand upright.
-        return np.ascontiguousarray(np.rot90(grey, round(rotation / 90) % 4))
+            # FFmpeg's display matrix: the angle by which the decoded picture turns counterclockwise
+            # to stand upright.
+            self.turns = round(frame.rotation / 90) % 4
+        grey = self.reformatter.reformat(
+            _one_field(frame), *self.size, format="gray" if self.levels is None else "gray16le"
+        ).to_ndarray()
+        if self.levels is not None:
+            grey = self.levels[grey]
+        return np.ascontiguousarray(np.rot90(grey, self.turns))
+
+
+def _one_field(frame: Any) -> Any:
+    """A frame of one moment: of an interlaced frame, whose lines are of two, every second line."""
+    if not frame.interlaced_frame:
+        return frame
+    from av import VideoFrame
+
+    lines = frame.to_ndarray(format="gray16le")[::2]
+    return VideoFrame.from_ndarray(np.ascontiguousarray(lines), format="gray16le")
+
+
+def _sdr_levels() -> NDArray[np.uint8]:
+    """Grey values, uint8 (65536,), of those coded by SMPTE 2084: light to paper white, the rest
+    pressed together (Reinhard et al., 2002), then a gamma of 2.4."""
+    power = (np.arange(65536) / 65535) ** (1 / 78.84375)
+    light = 10000 * (np.maximum(power - 0.8359375, 0) / (18.8515625 - 18.6875 * power)) ** (
+        1 / 0.1593017578125
+    )
+    light, peak = light / PQ_WHITE, PQ_PEAK / PQ_WHITE
+    mapped = np.minimum(light * (1 + light / peak**2) / (1 + light), 1.0)
+    return np.rint(255 * mapped ** (1 / 2.4)).astype(np.uint8)
 
 
 @dataclass
 class _Segment:
     start: float
-    chunks: list[NDArray[np.float32]] = field(default_factory=list)
+    chunks: deque[NDArray[np.float32]] = field(default_factory=deque)
     samples: int = 0
 
 
 class _Sound:
     """Collects mono sound at one sample rate and lays it out by its timestamps."""
 
-    def __init__(self, sample_rate: int) -> None:
-        self.sample_rate = sample_rate
-        self.clock = _Clock()
+    def __init__(self, packets: _Packets, found: Survey, clock: _Clock, sample_rate: int) -> None:
+        self.lead_in = found.lead_in
+        self.packets, self.clock, self.sample_rate = packets, clock, sample_rate
         self.segments: list[_Segment] = []
         self.resampler: Any = None
         self.input: tuple[Any, ...] | None = None
         self.until: float | None = None  # where the input so far ends
+        self.off = 0  # frames in a row that are away from their timestamps
+        self.done = False
+        self.loudest = 0.0
 
     @property
     def end(self) -> float:
@@ -385,31 +477,64 @@ class _Sound:
             else -math.inf
         )
 
-    def add(self, frame: Any) -> None:
+    def read(self, start: float, samples: int) -> NDArray[np.float32]:
+        """The sound of a stretch; sound before its end is forgotten."""
+        self.loudest = 0.0
+        while not self.done and self.end < start + samples / self.sample_rate:
+            frame = self.packets.next()
+            if frame is None:
+                self._flush()
+                self.done = True
+            else:
+                self._add(frame)
+                self._forget(start)
+        waveform = np.zeros(samples, np.float32)
+        for segment in self.segments:
+            if segment.chunks:
+                whole = np.concatenate(segment.chunks)
+                offset = round((segment.start - start) * self.sample_rate)
+                first, last = max(0, offset), min(samples, offset + whole.size)
+                if first < last:
+                    waveform[first:last] = whole[first - offset : last - offset]
+        self.loudest = max(self.loudest, float(np.abs(waveform).max(initial=0.0)))
+        return waveform
+
+    def _add(self, frame: Any) -> None:
         import av
 
         duration = frame.samples / frame.sample_rate
         raw = (
-            float(frame.pts * frame.time_base)
+            float(frame.pts * frame.time_base) - self.lead_in
             if frame.pts is not None and frame.time_base
             else None
         )
         time = self.clock.place(raw, duration)
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-        gap = self.until is not None and time - self.until > SMALLEST_GAP_SECONDS
+        gap = self._is_off(time)
         if kind != self.input or gap:
             start = time if gap or self.until is None else self.until
-            self.finish()
+            self._flush()
             # Integers, as FFmpeg's downmix of floats to mono is louder than the channels are.
             self.resampler = av.AudioResampler(format="s32", layout="mono", rate=self.sample_rate)
             self.input = kind
             self.segments.append(_Segment(start))
         self.until = time + duration if gap or self.until is None else self.until + duration
         self.clock.expected = self.until
+        if frame.layout.nb_channels > 1:
+            self.loudest = max(self.loudest, _peak(frame))
         frame.pts = None  # the layout is ours; the resampler must not pad or drop by timestamps
-        self._keep(self.resampler.resample(frame))
+        try:
+            self._keep(self.resampler.resample(frame))
+        except av.ArgumentError as error:  # it guesses an arrangement for the usual numbers
+            channels = frame.layout.nb_channels
+            raise MediaError("too many channels", f"{channels} in no known arrangement") from error
 
-    def finish(self) -> None:
+    def _is_off(self, time: float) -> bool:
+        away = 0.0 if self.until is None else abs(time - self.until)
+        self.off = self.off + 1 if away > SMALLEST_GAP_SECONDS else 0
+        return away > LARGEST_GAP_SECONDS or self.off >= GAP_FRAMES
+
+    def _flush(self) -> None:
         if self.resampler is not None:
             self._keep(self.resampler.resample(None))
             self.resampler = None
@@ -421,20 +546,23 @@ class _Sound:
             segment.chunks.append(chunk)
             segment.samples += chunk.size
 
-    def take(self, start: float, samples: int) -> NDArray[np.float32]:
-        """The sound of a stretch; sound before its end is forgotten."""
-        waveform = np.zeros(samples, np.float32)
-        kept = []
+    def _forget(self, start: float) -> None:
+        """Drops sound that ends before a time."""
         for segment in self.segments:
-            whole = np.concatenate(segment.chunks) if segment.chunks else np.zeros(0, np.float32)
-            offset = round((segment.start - start) * self.sample_rate)
-            first, last = max(0, offset), min(samples, offset + whole.size)
-            if first < last:
-                waveform[first:last] = whole[first - offset : last - offset]
-            rest = min(max(0, samples - offset), whole.size)
-            tail = whole[rest:]
-            kept.append(_Segment(segment.start + rest / self.sample_rate, [tail], tail.size))
-        self.segments = (
-            kept[-1:] if kept and kept[-1].samples == 0 else [s for s in kept if s.samples]
-        )
-        return waveform
+            while (
+                segment.chunks
+                and segment.start + segment.chunks[0].size / self.sample_rate <= start
+            ):
+                size = segment.chunks.popleft().size
+                segment.start += size / self.sample_rate
+                segment.samples -= size
+        self.segments = [s for s in self.segments[:-1] if s.samples] + self.segments[-1:]
+
+
+def _peak(frame: Any) -> float:
+    """The loudest channel's level, full scale is 1."""
+    values = frame.to_ndarray()
+    if values.dtype == np.uint8:
+        values = values.astype(np.int16) * 256 - 32768
+    scale = 1.0 if values.dtype.kind == "f" else float(np.iinfo(values.dtype).max)
+    return float(np.abs(values.astype(np.float64)).max(initial=0.0)) / scale

@@ -24,15 +24,16 @@ from typing import Any
 
 from avemo.data.cache import INDEX, ClipInfo, index_json
 from avemo.data.features import Clip, FeatureConfig, extract
+from avemo.data.limits import LONGEST_SECONDS, LONGEST_WORK_SECONDS, MOST_MEMORY
 from avemo.data.manifest import Manifest, Row, locate, read_manifest, refuse_same_files
-from avemo.data.media import MediaError
-from avemo.data.worker import WorkerDeath, process_all
+from avemo.data.reasons import category_of, reason, refusal
+from avemo.data.worker import WorkerDeath, ended, process_all
 
 ERRORS = "errors.csv"
 _SETTINGS = "settings.json"
 _PARTS = "parts"
 _SHARD_ROWS = 128
-_LONGEST_WORK = 600.0  # seconds on one clip before its worker is given up
+_LINKED = reason("path outside of the root", "by a link")
 
 
 class PrepareError(ValueError):
@@ -76,7 +77,7 @@ def prepare(
     face_size: int = FeatureConfig.face_size,
     face_margin: float = FeatureConfig.face_margin,
     detector: Path | None = None,
-    max_seconds: float = 120.0,
+    max_seconds: float = LONGEST_SECONDS,
 ) -> PrepareReport:
     """Decodes the clips of a corpus, finds the faces and writes a cache for training.
 
@@ -227,7 +228,7 @@ class _Work:
             if fault:
                 yield row, fault
             elif locate(root, self.rows[row].path) is None:
-                yield row, "path outside of the root: by a link"
+                yield row, _LINKED
             else:
                 good.append((row, self.rows[row].path))
         for (row, _), result in process_all(
@@ -235,12 +236,10 @@ class _Work:
             _worker_setup,
             arguments,
             workers=min(workers, max(1, len(good))),
-            timeout=_LONGEST_WORK,
+            timeout=LONGEST_WORK_SECONDS,
+            memory=MOST_MEMORY,
         ):
-            yield (
-                row,
-                f"decoder crashed: {result.how}" if isinstance(result, WorkerDeath) else result,
-            )
+            yield row, str(ended(result)) if isinstance(result, WorkerDeath) else result
 
     def _pack(self, number: int) -> None:
         """Makes a shard of a finished group, and its part of the index."""
@@ -302,7 +301,7 @@ class _Work:
     def error_counts(self) -> dict[str, int]:
         """Errors by the category of their reason."""
         with (self.out / ERRORS).open(newline="", encoding="utf-8") as file:
-            return dict(Counter(MediaError(e["reason"]).category for e in csv.DictReader(file)))
+            return dict(Counter(category_of(e["reason"]) for e in csv.DictReader(file)))
 
 
 def _worker_setup(
@@ -336,13 +335,11 @@ def _prepare_clip(
     row, name = item
     path = locate(root, name)
     if path is None:
-        return "path outside of the root: by a link"
+        return _LINKED
     try:
         clip = extract(path, features, detector, max_seconds=max_seconds)
-    except MediaError as error:
-        return str(error)
-    except Exception as error:  # a fault of ours or of a library must not stop thousands of clips
-        return f"unexpected {type(error).__name__}: {error}"
+    except Exception as error:
+        return str(refusal(error))
     _save_clips(_clip_part(parts, row), [clip])
     return None
 

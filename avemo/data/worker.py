@@ -6,13 +6,17 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import time
+import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+from avemo.data.reasons import MediaError
 
 Task = Callable[[Any], Any]
 
@@ -22,9 +26,16 @@ PRELOAD = ["av", "cv2", "librosa.core.spectrum", "librosa.filters", "safetensors
 
 @dataclass(frozen=True)
 class WorkerDeath:
-    """A worker process ended in the middle of an item: a crash in native code, or no memory left."""
+    """A worker process ended in the middle of an item: a crash in native code, no memory left, or
+    no time."""
 
     how: str
+    late: bool = False
+
+
+def ended(death: WorkerDeath) -> MediaError:
+    """The reason for a clip at which a worker ended."""
+    return MediaError("too much time" if death.late else "decoder crashed", death.how)
 
 
 @dataclass(frozen=True)
@@ -34,14 +45,21 @@ class _Failed:
     message: str
 
 
+class _End:
+    """Follows the last result of an item that has several."""
+
+
 class _Worker:
-    def __init__(self, setup: Callable[..., Task], arguments: tuple[Any, ...]) -> None:
+    def __init__(
+        self, setup: Callable[..., Task], arguments: tuple[Any, ...], memory: int | None
+    ) -> None:
         context = _context()
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(
-            target=_serve, args=(theirs, setup, arguments), daemon=True
+            target=_serve, args=(theirs, setup, arguments, memory), daemon=True
         )
-        self.process.start()
+        with _no_main():
+            self.process.start()
         theirs.close()
         self.ready = False
         self.item: Any = None
@@ -59,6 +77,17 @@ class _Worker:
         self.connection.close()
 
 
+@contextlib.contextmanager
+def _no_main() -> Iterator[None]:
+    """Hides the running script: a new process would run it anew, and nothing of it is needed there."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 def _context() -> Any:
     """Not a fork of this process: that would copy locks which threads of other libraries hold.
 
@@ -71,20 +100,50 @@ def _context() -> Any:
     return context
 
 
-def _serve(connection: Connection, setup: Callable[..., Task], arguments: tuple[Any, ...]) -> None:
+def _serve(
+    connection: Connection,
+    setup: Callable[..., Task],
+    arguments: tuple[Any, ...],
+    memory: int | None,
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     task = setup(*arguments)
+    if memory is not None:
+        _bound_memory(memory)
     try:
-        connection.send(None)  # ready
+        connection.send((True, None))  # ready
         while True:
-            item = connection.recv()
-            try:
-                result = task(item)
-            except Exception as error:
-                result = _Failed(f"{type(error).__name__}: {error}")
-            connection.send(result)
+            for message in _messages(task, connection.recv()):
+                connection.send(message)
     except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
         os._exit(0)
+
+
+def _messages(task: Task, item: Any) -> Iterator[tuple[bool, Any]]:
+    """The results of an item, each with whether it is the last."""
+    try:
+        result = task(item)
+        if isinstance(result, Iterator):
+            for part in result:
+                yield False, part
+            result = _End()
+    except Exception as error:
+        result = _Failed(f"{type(error).__name__}: {error}")
+    yield True, result
+
+
+def _bound_memory(extra: int) -> None:
+    """Lets this process take so many bytes more than it has now: then allocations fail, not the
+    machine. Linux alone holds a process to that."""
+    if not sys.platform.startswith("linux"):
+        return
+    import resource
+
+    with open("/proc/self/statm", encoding="ascii") as file:
+        now = int(file.read().split()[0]) * resource.getpagesize()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = now + extra if hard == resource.RLIM_INFINITY else min(now + extra, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
 def process_all(
@@ -94,6 +153,7 @@ def process_all(
     *,
     workers: int,
     timeout: float,
+    memory: int | None = None,
 ) -> Iterator[tuple[Any, Any]]:
     """Calls a function for every item, in processes of their own.
 
@@ -101,13 +161,17 @@ def process_all(
         items: what to work on; picklable.
         setup: called once in each worker with `arguments`; gives the function. Importable by name.
             An exception of the function ends the run: what an item may fail with, it must return.
+            An iterator that it returns is worked off there: its parts are the item's results, and
+            it waits while no one takes them.
         arguments: for `setup`.
         workers: number of processes.
-        timeout: seconds after which an item is given up and its worker replaced.
+        timeout: seconds to a result after which an item is given up and its worker replaced.
+        memory: bytes that a worker may take on top of what it has after `setup`; none by default.
 
     Yields:
-        Each item with its result, in the order of completion. The result is a :class:`WorkerDeath`
-        where the worker died or did not come back in time; the other items are not touched by that.
+        Each item with a result, in the order in which they come: one for each item, or as many as
+        its iterator has. The last one is a :class:`WorkerDeath` where the worker died or did not
+        come back in time; the other items are not touched by that.
 
     Raises:
         RuntimeError: a worker could not start, or the function raised an exception.
@@ -117,13 +181,13 @@ def process_all(
     try:
         while queue or pool:
             while queue and len(pool) < workers:
-                worker = _Worker(setup, arguments)
+                worker = _Worker(setup, arguments, memory)
                 worker.item = queue.popleft()
                 pool.append(worker)
             ready = wait([worker.connection for worker in pool], timeout=1.0)
             for worker in list(pool):
                 if worker.connection in ready:
-                    result = _receive(worker)
+                    last, result = _receive(worker)
                     if not worker.ready:
                         if isinstance(result, WorkerDeath):
                             raise RuntimeError(f"a worker process could not start: {result.how}")
@@ -133,26 +197,32 @@ def process_all(
                     if isinstance(result, _Failed):
                         raise RuntimeError(f"a worker process failed: {result.message}")
                 elif time.monotonic() - worker.since > timeout:
-                    result = WorkerDeath(f"no result within {timeout:g} s")
+                    last, result = True, WorkerDeath(f"no result within {timeout:g} s", late=True)
                 else:
                     continue
                 item = worker.item
+                if not last:
+                    yield item, result
+                    worker.since = time.monotonic()
+                    continue
                 if isinstance(result, WorkerDeath) or not queue:
                     worker.stop()
                     pool.remove(worker)
                 else:
                     worker.give(queue.popleft())
-                yield item, result
+                if not isinstance(result, _End):
+                    yield item, result
     finally:
         for worker in pool:
             worker.stop()
 
 
-def _receive(worker: _Worker) -> Any:
+def _receive(worker: _Worker) -> tuple[bool, Any]:
     try:
-        return worker.connection.recv()
+        message: tuple[bool, Any] = worker.connection.recv()
+        return message
     except (EOFError, OSError):
         worker.process.join()
         code = worker.process.exitcode or 0
         how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        return WorkerDeath(f"the process ended with {how}")
+        return True, WorkerDeath(f"the process ended with {how}")

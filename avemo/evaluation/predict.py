@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avemo.data.features import FULL_BINS, Clip, dequantize, extract_windows
-from avemo.data.media import MediaError
+from avemo.data.features import (
+    FULL_BINS,
+    Clip,
+    FeatureConfig,
+    Window,
+    dequantize,
+    extract_windows,
+)
+from avemo.data.limits import LONGEST_WORK_SECONDS, MOST_MEMORY, WINDOW_SECONDS
+from avemo.data.reasons import MediaError, refusal
+from avemo.data.worker import WorkerDeath, ended, process_all
 from avemo.text import printable
 
 if TYPE_CHECKING:
-    from avemo.data.faces import FaceDetector
     from avemo.evaluation.plots import Stretch
     from avemo.training.checkpoint import Checkpoint
 
-_WINDOW_SECONDS = 30.0
 _PICTURE_COLUMNS = 200  # of the spectrogram, per window
 _BAR = 30  # characters of a probability of 1
 _LONGEST_NAME = 200  # bytes of a picture's name; file systems take 255, or 143 where encrypted
@@ -80,18 +90,19 @@ def predict(
     if not clips:
         raise ValueError("clips must name at least one media file")
     trained = checkpoints.load(checkpoint)
-    finder = load_detector(detector)
-    if finder.name != trained.features.detector:
+    finder = load_detector(detector).name
+    if finder != trained.features.detector:
         raise ValueError(
             f"detector must be {trained.features.detector}, which the model was trained with, "
-            f"got {finder.name}"
+            f"got {finder}"
         )
     out.mkdir(parents=True, exist_ok=True)
     predictions: list[Prediction] = []
     failed: Counter[str] = Counter()
-    for clip, picture in zip(clips, _picture_paths(clips, out), strict=True):
+    pictures = _picture_paths(clips, out)
+    for (number, clip), windows in _decoded(trained, clips, detector):
         try:
-            prediction = _predict_clip(trained, clip, picture, finder)
+            prediction = _predict_clip(trained, clip, pictures[number], windows)
         except MediaError as error:
             failed[error.category] += 1
             print(printable(f"{clip}: cannot be used: {error}"), file=sys.stderr)
@@ -106,19 +117,56 @@ def predict(
     return predictions
 
 
+def _decoded(
+    trained: Checkpoint, clips: list[Path], detector: Path | None
+) -> Iterator[tuple[tuple[int, Path], Iterator[Window | MediaError]]]:
+    """Each clip, by its number and path, with its windows as another process decodes them: what
+    kills a decoder costs its clip alone."""
+    seconds = trained.config.data.max_seconds or WINDOW_SECONDS
+    results = process_all(
+        enumerate(clips),
+        _decoder,
+        (trained.features, detector, seconds),
+        workers=1,
+        timeout=LONGEST_WORK_SECONDS,
+        memory=MOST_MEMORY,
+    )
+    for clip, group in itertools.groupby(results, key=itemgetter(0)):
+        yield clip, (ended(r) if isinstance(r, WorkerDeath) else r for _, r in group)
+
+
+def _decoder(
+    features: FeatureConfig, detector: Path | None, seconds: float
+) -> Callable[[tuple[int, Path]], Iterator[Window | MediaError]]:
+    """What the other process does with a clip."""
+    from avemo.data.faces import load_detector
+
+    finder = load_detector(detector)
+
+    def decode(item: tuple[int, Path]) -> Iterator[Window | MediaError]:
+        try:
+            yield from extract_windows(item[1], features, finder, seconds=seconds)
+        except Exception as error:
+            yield refusal(error)
+
+    return decode
+
+
 def _predict_clip(
-    trained: Checkpoint, path: Path, picture: Path, detector: FaceDetector
+    trained: Checkpoint, path: Path, picture: Path, windows: Iterator[Window | MediaError]
 ) -> Prediction:
     from tqdm import tqdm
 
     from avemo.evaluation.plots import draw_attention, save_picture
 
-    seconds = trained.config.data.max_seconds or _WINDOW_SECONDS
     total = np.zeros(len(trained.classes))
     stretches: list[Stretch] = []
     reasons: list[MediaError] = []
-    windows = extract_windows(path, trained.features, detector, seconds=seconds)
-    for start, duration, clip in tqdm(windows, path.name, unit="window", leave=False, disable=None):
+    shown = printable(path.name)
+    for window in tqdm(windows, shown, unit="window", leave=False, disable=None):
+        if isinstance(window, MediaError):  # of the file as a whole
+            raise window
+        start, duration, clip = window
         if isinstance(clip, MediaError):
             reasons.append(clip)
             continue

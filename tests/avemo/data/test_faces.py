@@ -18,8 +18,8 @@ from avemo.data.faces import (
     overlap,
     smooth_boxes,
 )
-from avemo.data.media import MediaError
 from avemo.data.prepare import prepare
+from avemo.data.reasons import MediaError
 from tests.avemo.data.media_files import talking_head
 
 FPS = 12.5
@@ -77,7 +77,9 @@ def test_brief_large_blunder_does_not_take_over() -> None:
 
 
 def test_no_face_and_too_few_faces() -> None:
-    with pytest.raises(MediaError, match=r"^no face$"):
+    with pytest.raises(
+        MediaError, match=r"^no face: seen in 0% of the frames; the face has to look"
+    ):
         find(Scripted({}), 25)
     with pytest.raises(MediaError, match=r"^no face: seen in 20% of the frames"):
         find(Scripted({i: [Box(50, 50, 40)] for i in range(5)}), 25)
@@ -155,3 +157,23 @@ def test_opencv_without_cascades_is_told_at_once(
     with pytest.raises(ValueError, match=words):
         prepare(tmp_path / "none.csv", out=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("turns", "words"), [(-1, "to the right"), (1, "to the left"), (2, "upside down")]
+)
+def test_a_face_on_its_side_is_told(turns: int, words: str) -> None:
+    frames = np.stack([cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in talking_head(50)[::2]])
+    turned = np.ascontiguousarray(np.rot90(frames, turns, axes=(1, 2)))
+    with pytest.raises(MediaError, match=f"^rotated picture: the face lies {words} .*; turn it"):
+        find_faces(turned, HaarDetector(), fps=FPS, size=64, margin=0.05)
+
+
+def test_faces_that_take_turns_are_told() -> None:
+    """Four people for a quarter of the time each, at places of their own: none is the clip's."""
+    count = 40
+    boxes = {i: [Box(20 + 40 * (i // 10), 50, 30)] for i in range(count)}
+    frames = numbered(count)
+    words = "^several faces: one in 100% of the frames looked at, the same in 2[0-9]%; no one"
+    with pytest.raises(MediaError, match=words):
+        find_faces(frames, Scripted(boxes), fps=FPS, size=16, margin=0.0)

@@ -14,7 +14,7 @@ from avemo.data.features import (
     quantize,
     standardize,
 )
-from avemo.data.media import MediaError
+from avemo.data.reasons import MediaError
 from tests.avemo.data.media_files import no_face, talking_head, tone, write_media
 
 
@@ -127,7 +127,7 @@ def test_extract_real_face(clip: Path) -> None:
 def test_extract_refuses_silence_and_no_face(tmp_path: Path) -> None:
     silent = write_media(tmp_path / "s.mp4", talking_head(25), np.zeros(16000, np.float32))
     faceless = write_media(tmp_path / "f.mp4", no_face(25), tone(1.0))
-    with pytest.raises(MediaError, match=r"^silent audio$"):
+    with pytest.raises(MediaError, match=r"^silent audio: record"):
         extract(silent, FeatureConfig())
     with pytest.raises(MediaError, match=r"^no face"):
         extract(faceless, FeatureConfig())

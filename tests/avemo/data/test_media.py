@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avemo.data.media import MediaError, _Clock, read_footage
+from avemo.data.media import _Clock, read_footage
+from avemo.data.reasons import MediaError
 from tests.avemo.data.media_files import (
     carphone,
     no_face,
@@ -165,7 +166,7 @@ def test_windows_are_the_whole(tmp_path: Path) -> None:
 
 
 def test_clock_bridges_missing_and_odd_timestamps() -> None:
-    clock = _Clock()
+    clock = _Clock(None, None, [])
     raw = [0.5, None, 0.58, 3.0, 1e6, 1e6 + 0.04, None, 0.0]
     placed = [clock.place(t, 0.04) for t in raw]
     assert placed == pytest.approx([0.5, 0.54, 0.58, 3.0, 3.04, 3.08, 3.12, 3.16])
@@ -180,16 +181,17 @@ def test_reasons(tmp_path: Path) -> None:
     empty.touch()
     text = tmp_path / "t.mp4"
     text.write_text("not a film\n" * 1000)
-    assert read_error(wav) == "no video stream"
-    assert read_error(mute) == "no audio stream"
-    assert read_error(carphone()) == "no audio stream"
-    assert read_error(brief) == "too short: 0.12 s of video"
-    assert read_error(empty) == "empty file"
-    assert read_error(text).startswith("not a media file")
-    assert read_error(tmp_path / "none.mp4") == "no such file"
-    assert read_error(tmp_path) == "not a regular file"
-    assert read_error(tmp_path / ("x" * 3000)).startswith("unreadable file")
-    assert read_error(write_clip(tmp_path / "c.mp4"), max_seconds=0.5).startswith("too long")
+    assert read_error(wav).startswith("no video stream: ")
+    assert read_error(mute).startswith("no audio stream: ")
+    assert read_error(carphone()).startswith("no audio stream: ")
+    assert read_error(brief) == "too short: 0.12 s of video; give at least 0.2 s"
+    assert read_error(empty).startswith("empty file: ")
+    assert read_error(text).startswith("not a media file: ")
+    assert read_error(tmp_path / "none.mp4").startswith("no such file: ")
+    assert read_error(tmp_path).startswith("not a regular file: ")
+    assert read_error(tmp_path / ("x" * 3000)).startswith("unreadable file: ")
+    long = write_clip(tmp_path / "c.mp4")
+    assert read_error(long, max_seconds=0.5).startswith("too long: 1.0 s of at most 0.5 s; cut it")
 
 
 @pytest.mark.parametrize(
@@ -227,5 +229,5 @@ def test_playlists_open_nothing(tmp_path: Path) -> None:
     hls.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1,\nfilm.ts\n#EXT-X-ENDLIST\n")
     concat = tmp_path / "list.ffconcat"
     concat.write_text("ffconcat version 1.0\nfile film.ts\n")
-    assert read_error(hls).startswith("not a media file")
-    assert read_error(concat).startswith("not a media file")
+    assert read_error(hls).startswith("playlist: it only names other files")
+    assert read_error(concat).startswith("playlist: ")

@@ -16,6 +16,7 @@ from avemo.data import prepare as prepare_module
 from avemo.data.cache import ClipCache
 from avemo.data.features import FeatureConfig, extract
 from avemo.data.prepare import PrepareError, prepare
+from avemo.data.reasons import category_of
 from tests.avemo.data import crashing
 from tests.avemo.data.media_files import no_face, talking_head, tone, write_clip, write_media
 
@@ -224,7 +225,7 @@ def test_all_clips_fail(tmp_path: Path) -> None:
     manifest.write_text("path,label,split\na.mp4,sad,train\nb.mp4,,train\n")
     with pytest.raises(PrepareError, match="none of the 2 clips could be used"):
         prepare(manifest, out=tmp_path / "cache", workers=1)
-    reasons = [row["reason"] for row in read_rows(tmp_path / "cache" / "errors.csv")]
+    reasons = [category_of(row["reason"]) for row in read_rows(tmp_path / "cache" / "errors.csv")]
     assert reasons == ["no such file", "no label"]
     write_clip(tmp_path / "a.mp4")  # put right, the next try starts afresh
     assert prepare(manifest, out=tmp_path / "cache", workers=1).done == 1

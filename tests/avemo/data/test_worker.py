@@ -20,7 +20,7 @@ def test_crashes_are_told_and_others_go_on(workers: int) -> None:
 
 def test_hanging_item_is_given_up() -> None:
     got = results(["hang", 1, 2], workers=1, timeout=1.0)
-    assert got == {"hang": WorkerDeath("no result within 1 s"), 1: 11, 2: 12}
+    assert got == {"hang": WorkerDeath("no result within 1 s", late=True), 1: 11, 2: 12}
 
 
 def test_faults_of_the_run_stop_it() -> None:

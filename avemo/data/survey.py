@@ -1,0 +1,197 @@
+"""What the packets of a file say before any is decoded: when each stream begins, rests and ends.
+
+Reading them takes a hundredth of what decoding takes, and the reader then knows what comes: whether
+a hole in one stream is a rest, how long the last picture stands, whether the file is whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avemo.data.reasons import MediaError
+
+LONGEST_REST_SECONDS = 10.0
+"""A forward step between timestamps above this is a fault of the clock, unless the other stream goes
+on meanwhile: then this one rests."""
+
+TRUNCATED_SECONDS, TRUNCATED_SHARE = 0.3, 0.05
+"""A stream is truncated if more than both of these is missing of what its container declares."""
+
+COUNTED = ("avi", "swf")
+"""Containers that have no times of their own: a packet's time is its number. FFmpeg makes `pts` of
+those that are wrong where pictures are stored in another order than they are shown in."""
+
+LEAD_IN = {
+    "aac": 1024,
+    "mp3": 1105,
+    "mp3float": 1105,
+    "mp2": 481,
+    "mp2float": 481,
+    "ac3": 256,
+    "eac3": 256,
+}
+"""Samples by which codecs delay sound. Other containers say so, or have it in their timestamps."""
+
+
+@dataclass(frozen=True)
+class Track:
+    """One stream as its packets tell.
+
+    Attributes:
+        packets: their number.
+        times: seconds on the container's clock, sorted, of those that have any; float64.
+        end: where the last of them ends, by the duration that the container gives it.
+        declared: seconds that the container says the stream has, if it does.
+    """
+
+    packets: int
+    times: NDArray[np.float64]
+    end: float
+    declared: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """What the stream measures."""
+        return self.end - float(self.times[0]) if self.times.size else 0.0
+
+    def goes_on(self, start: float, end: float) -> bool:
+        """Whether the stream has no long rest of its own between two times."""
+        first, last = np.searchsorted(self.times, (start, end))
+        inside = np.concatenate([[start], self.times[first:last], [end]])
+        return bool(np.diff(inside).max() <= LONGEST_REST_SECONDS)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The streams that are read of a file.
+
+    Attributes:
+        picture: the video stream, or None if there is none.
+        sound: the audio stream, or None.
+        counted: the container has no times of its own.
+        steady: the pictures come at an even rate, whatever their timestamps say.
+        lead_in: seconds at the beginning of the sound that the encoder put there and the timestamps
+            do not tell.
+        allowance: seconds by which the writer put all pictures but the first off for that.
+    """
+
+    picture: Track | None
+    sound: Track | None
+    counted: bool = False
+    steady: bool = False
+    lead_in: float = 0.0
+    allowance: float = 0.0
+
+    @property
+    def picture_seconds(self) -> float:
+        """About how long the clip is: what the pictures measure, without faults of the clock."""
+        if self.picture is None:
+            return 0.0
+        times, other = self.picture.times, self.sound
+        steps = np.diff(times)
+        faults = [
+            steps[i]
+            for i in np.flatnonzero(steps > LONGEST_REST_SECONDS)
+            if not (other and other.goes_on(float(times[i]), float(times[i + 1])))
+        ]
+        return self.picture.seconds - float(sum(faults))
+
+
+def survey(container: Any, video: Any, audio: Any) -> Survey:
+    """Reads the packets of an open container to its end.
+
+    Args:
+        container: PyAV's.
+        video: its stream of pictures, or None.
+        audio: its stream of sound, or None.
+
+    Raises:
+        MediaError: the file is shorter than it declares.
+    """
+    counted = container.format.name in COUNTED
+    streams = [s for s in (video, audio) if s is not None]
+    packets: dict[int, list[tuple[float, float]]] = {s.index: [] for s in streams}
+    for packet in container.demux(*streams):
+        if packet.size and not packet.is_discard:
+            time = packet.dts if counted or packet.pts is None else packet.pts
+            base = float(packet.time_base or 0)
+            start = math.nan if time is None else time * base
+            packets[packet.stream.index].append((start, start + (packet.duration or 0) * base))
+    tracks = [
+        None if s is None else _track(packets[s.index], _declared(container, s))
+        for s in (video, audio)
+    ]
+    _check_whole(container, dict(zip(("video", "audio"), tracks, strict=True)))
+    picture, sound = tracks
+    steady = picture is not None and container.format.name == "mpeg" and _fits(picture, video)
+    lead_in = allowance = 0.0
+    if counted and audio is not None and audio.codec_context.sample_rate:
+        lead_in = LEAD_IN.get(audio.codec_context.name, 0) / audio.codec_context.sample_rate
+    if picture is not None and lead_in:
+        allowance = _allowance(picture, _rate(video), lead_in)
+    return Survey(picture, sound, counted, steady, lead_in, allowance)
+
+
+def _track(packets: Iterable[tuple[float, float]], declared: float | None) -> Track:
+    both = np.array(list(packets), np.float64).reshape(-1, 2)
+    timed = both[~np.isnan(both[:, 0])]
+    times = np.sort(timed[:, 0])
+    end = float(timed[np.argmax(timed[:, 0]), 1]) if times.size else 0.0
+    return Track(len(both), times, end, declared)
+
+
+def _estimated(container: Any) -> bool:
+    """Whether FFmpeg guesses durations, as the container declares none."""
+    from av import format as formats
+
+    return bool(container.format.flags & formats.Flags.ts_discont.value)
+
+
+def _declared(container: Any, stream: Any) -> float | None:
+    if _estimated(container) or not stream.duration or not stream.time_base:
+        return None
+    return float(stream.duration * stream.time_base)
+
+
+def _check_whole(container: Any, tracks: dict[str, Track | None]) -> None:
+    there = {name: track for name, track in tracks.items() if track is not None}
+    measured = {name: (track.seconds, track.declared) for name, track in there.items()}
+    if not any(track.declared for track in there.values()):
+        # Matroska and FLV declare one duration for all, and count it from 0, not from where the
+        # streams begin; some writers from there.
+        end = max((track.end for track in there.values() if track.times.size), default=0.0)
+        length = max(end, *(track.seconds for track in there.values()), 0.0)
+        whole = not _estimated(container) and container.duration
+        measured = {"file": (length, container.duration / 1e6 if whole else None)}
+    for name, (length, declared) in measured.items():
+        if declared and declared - length > max(TRUNCATED_SECONDS, TRUNCATED_SHARE * declared):
+            raise MediaError("truncated", f"{length:.2f} s of {declared:.2f} s ({name})")
+
+
+def _fits(track: Track, stream: Any) -> bool:
+    """Whether the pictures are as many as the stream's rate gives for the time that they take."""
+    rate = _rate(stream)
+    span = float(np.ptp(track.times)) if track.times.size else 0.0
+    return rate > 0 and abs(span * rate + 1 - track.packets) < 1
+
+
+def _rate(stream: Any) -> float:
+    return float(stream.guessed_rate or stream.average_rate or 0)
+
+
+def _allowance(picture: Track, rate: float, lead_in: float) -> float:
+    """Seconds between the first pictures that are there to make up for the sound's lead-in.
+
+    Where a codec's first samples come before 0, FFmpeg moves all streams so that they begin at 0. A
+    container that counts takes whole pictures only, so the first is followed by as many empty places.
+    """
+    if rate <= 0 or picture.times.size < 2:
+        return 0.0
+    empty = round(float(picture.times[1] - picture.times[0]) * rate) - 1
+    return empty / rate if 1 <= empty <= math.ceil(lead_in * rate) else 0.0
