@@ -36,7 +36,7 @@ class Forward {
       count[i] = ceil_div(part.outputs(), outputs[i]) * row_blocks;
       jobs += count[i];
       area = larger(area, rows * round_up(outputs[i] * part.K, kWidth<S>));
-      pooled = larger(pooled, rows * outputs[i]);
+      pooled = larger(pooled, round_up(rows * outputs[i], kWidth<S>));
     }
     const WorkerBuffers<Scales<S>> scales(threads_, 1);
     for (int worker = 0; worker < threads_; ++worker) scales.of(worker)->row = -1;

@@ -65,18 +65,18 @@ using BetweenOf = AccumulateIn<T>;
 template <class T>
 using Between = typename BetweenOf<T>::type;
 
-// Rows r of `from` (r * row + k * step) widened to (rows, depth).
+// Rows r of `from` (r * row + k * step) as the loop reads them: where they stand, or widened to
+// (rows, depth).
 template <class T, class S>
 Matrix<S> broadcastable(const Matrix<T>& from, i64 rows, i64 depth, S* scratch) {
   if constexpr (__is_same(T, S)) {
-    return from;
-  } else {
-    const i64 ld = round_up(depth, kWidth<S>);
-    for (i64 r = 0; r < rows; ++r)
-      for (i64 k = 0; k < depth; k += kWidth<S>)
-        store(scratch + r * ld + k, load_strided(from.at(r, k), from.step, depth - k));
-    return {scratch, ld, 1};
+    if (!kFixedDistances || from.row == 1) return from;
   }
+  const i64 ld = round_up(depth, kWidth<S>);
+  for (i64 r = 0; r < rows; ++r)
+    for (i64 k = 0; k < depth; k += kWidth<S>)
+      store(scratch + r * ld + k, load_strided(from.at(r, k), from.step, depth - k));
+  return {scratch, ld, 1};
 }
 
 // Elements (k, j) of `from` (k * row + j * step) widened to (depth, lanes), zero from `columns` on.
@@ -190,6 +190,7 @@ void multiply_block(const Matrix<L>& left, const Matrix<R>& right, i64 rows, i64
   Element* const left_scratch = reinterpret_cast<Element*>(scratch);
   Element* const right_scratch = left_scratch + kBlockRows * (kRun + W) + kPackSlack<S>;
   OuterTile<Op> tile{};
+  tile.turns = tiles.count;
   tile.sums_stride = ld;
   tile.streamed_stride = streamed.ld;
   if (left.step == 1) {
@@ -220,14 +221,17 @@ void multiply_block(const Matrix<L>& left, const Matrix<R>& right, i64 rows, i64
           vectors_of(Matrix<R>{here, right.row, right.step}, steps, used,
                      columns - j - used + spare, i64{vectors} * W, right_scratch, stride);
       tile.right = tile.next_right = x;
-      tile.right_stride = stride;
-      if (static_cast<const void*>(x) == here) {
+      tile.right_stride = tile.next_right_stride = stride;
+      const bool in_place = static_cast<const void*>(x) == here;
+      tile.copy = in_place && tiles.count >= kCopyingTurns ? right_scratch : nullptr;
+      if (in_place) {
         tile.next_right = reinterpret_cast<const Element*>(next);
       } else {
         fetch(Matrix<R>{next, right.row, right.step}, steps, i64{vectors} * W);
       }
       for (i64 t = 0; t < tiles.count; ++t) {
         const i64 row = tiles.start(t);
+        tile.turn = t;
         tile.left = {factors.at(row, 0), factors.row, factors.step};
         tile.sums = out + row * ld + j;
         if (last && streamed.data) tile.streamed = streamed.data + row * streamed.ld + j;
@@ -238,6 +242,10 @@ void multiply_block(const Matrix<L>& left, const Matrix<R>& right, i64 rows, i64
                                                          : left.at(0, next_k);
         tile.next_left = reinterpret_cast<const char*>(next_left);
         outer(tiles.rows(t), vectors, tile);
+        if (t == 0 && tile.copy) {
+          tile.right = tile.copy;
+          tile.right_stride = i64{vectors} * W;
+        }
       }
     }
   }
