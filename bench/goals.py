@@ -23,7 +23,7 @@ from .operators import SUBJECTS
 from .operators.call import Draw
 from .plan import OperatorPlan
 from .records import Spread
-from .shapes import CURVES, USUAL
+from .shapes import CURVES, SMALLEST, USUAL
 from .timing import Run, clock, interleave, ratio
 
 _PROBE, _PROBE_SIDE = "probe", 256
@@ -137,11 +137,14 @@ def _others() -> Iterator[Goal]:
 
 
 def _never_slower(special: Sequence[Goal]) -> Iterator[Goal]:
-    """Every operator against eager PyTorch, where nothing better is asked for: by these a backend is chosen."""
+    """Every operator against eager PyTorch, where nothing better is asked for: by these a backend is chosen.
+
+    Not at a size of 1, which has no arithmetic to be faster in.
+    """
     asked = {goal.name for goal in special}
     for operator in ops.__all__:
         for label, sizes in SUBJECTS[operator].sizes.items():
-            if label not in USUAL:
+            if label not in USUAL or label in SMALLEST:
                 continue
             for dtype in _CHOSEN:
                 for mode in ("forward", "training"):

@@ -3,8 +3,9 @@
 Each library has a switch of its own, which it reads when it is loaded: so a process is held from its start. What each
 of them then says of itself is asked inside.
 
-MKL (PyTorch's float32 products) reads its switch on Intel's processors only. On others it ignores it, takes AVX2
-whether or not there is AVX-512, and says nothing of it (findings/mkl_on_amd_is_avx2.sh).
+MKL (PyTorch's float32 products) minds its switch on Intel's processors. On AMD's it has a kernel for AVX2 that it takes
+whether or not there is AVX-512 and whatever is asked for, and says nothing of it
+(findings/mkl_on_amd_has_one_kernel.sh).
 """
 
 import ctypes

@@ -1,8 +1,32 @@
 """Before anything imports Triton or PyTorch: what both are told through the environment."""
 
 import os
+from typing import Any
+
+import pytest
 
 # An interpreter stands in for a GPU.
 os.environ["TRITON_INTERPRET"] = "1"
 # Tests run in several processes: a thread that waits must not keep a core from the others.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@pytest.fixture(scope="session")
+def choices_of_gpus() -> dict[Any, Any]:
+    """What there is to choose if no processor had been measured."""
+    from fbp_kernels import backends, choice, ops  # noqa: F401
+
+    gpus = [row for row in choice.table() if row.target == choice.GPU]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, "measured", lambda: gpus)
+        patch.setattr(backends, "_choices", {})
+        backends.read_table()
+        return backends._choices
+
+
+@pytest.fixture(autouse=True)
+def no_processor_measured(choices_of_gpus: dict[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which backend a test gets does not depend on figures that are taken anew."""
+    from fbp_kernels import backends
+
+    monkeypatch.setattr(backends, "_choices", choices_of_gpus)

@@ -50,10 +50,11 @@ class BackendStatus:
 
 _kernels: dict[str, dict[str, Kernel]] = {}
 _work: dict[str, Callable[..., int]] = {}
+_DTYPES = (None, torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _choices: dict[
     tuple[str, str, torch.dtype | None], choice.Choice
 ] = {}  # by operator, device, dtype
-_NOWHERE = choice.Choice(
+_NOWHERE = choice.Choice.of(
     dict.fromkeys(choice.MODES, (choice.Step(math.inf, ("reference", "native", "triton"), ""),))
 )
 
@@ -68,6 +69,7 @@ def register(operator: str, work: Callable[..., int], **kernels: Kernel) -> None
     """
     _kernels[operator] = kernels
     _work[operator] = work
+    _read(operator)
 
 
 def kernel(operator: str, backend: str) -> Kernel:
@@ -110,13 +112,27 @@ def step(
     return found.step("training" if _due(inputs) else "forward", _size(operator, inputs))
 
 
+def read_table() -> None:
+    """Reads the table of measurements again; each operator's part is read when it is registered.
+
+    Ahead of calls: a compiler that traces the first one would have to trace this.
+    """
+    for operator in _kernels:
+        _read(operator)
+
+
+def _read(operator: str) -> None:
+    for device_type, target in TARGETS.items():
+        if target:
+            kinds = {choice.kind(target, dtype) for dtype in _DTYPES}
+            found = {kind: choice.choice(target, operator, kind) for kind in kinds}
+            for dtype in _DTYPES:
+                _choices[operator, device_type, dtype] = found[choice.kind(target, dtype)]
+
+
 def _choice(operator: str, device_type: str, dtype: torch.dtype | None) -> choice.Choice:
     found = _choices.get((operator, device_type, dtype))
-    if found is None:
-        target = TARGETS.get(device_type)
-        found = choice.choice(target, operator, choice.kind(target, dtype)) if target else _NOWHERE
-        _choices[operator, device_type, dtype] = found
-    return found
+    return found or _choices.get((operator, device_type, None), _NOWHERE)
 
 
 def _order(

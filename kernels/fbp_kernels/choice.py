@@ -117,25 +117,25 @@ class Choice:
 
     Attributes:
         steps: by mode, in ascending order of work; the last step has no end.
+        bounds: the same in short: up to some work, the orders of a forward alone and of one with a backward to come.
+        always: the order that every call has, whatever its size and mode; None where it depends on them.
     """
 
     steps: dict[str, tuple[Step, ...]]
+    bounds: tuple[tuple[float, tuple[str, ...], tuple[str, ...]], ...]
+    always: tuple[str, ...] | None
 
-    @functools.cached_property
-    def always(self) -> tuple[str, ...] | None:
-        """The order that every call has, whatever its size and mode; None where it depends on them."""
-        orders = {step.order for steps in self.steps.values() for step in steps}
-        return next(iter(orders)) if len(orders) == 1 else None
-
-    @functools.cached_property
-    def bounds(self) -> list[tuple[float, tuple[str, ...], tuple[str, ...]]]:
-        """Up to some work, the orders of a forward alone and of one with a backward to come: no two alike in a row."""
-        found: list[tuple[float, tuple[str, ...], tuple[str, ...]]] = []
-        for forward, training in zip(self.steps["forward"], self.steps["training"], strict=True):
-            if found and found[-1][1:] == (forward.order, training.order):
-                found.pop()
-            found.append((forward.work, forward.order, training.order))
-        return found
+    @classmethod
+    def of(cls, steps: dict[str, tuple[Step, ...]]) -> "Choice":
+        """Ready to be asked, by a compiler that traces the question too."""
+        bounds: list[tuple[float, tuple[str, ...], tuple[str, ...]]] = []
+        for forward, training in zip(*(steps[mode] for mode in MODES), strict=True):
+            if bounds and bounds[-1][1:] == (forward.order, training.order):
+                bounds.pop()
+            bounds.append((forward.work, forward.order, training.order))
+        _, forward_order, training_order = bounds[0]
+        alike = len(bounds) == 1 and forward_order == training_order
+        return cls(steps, tuple(bounds), forward_order if alike else None)
 
     def step(self, mode: str, work: float = math.inf) -> Step:
         """What holds for some work."""
@@ -164,14 +164,15 @@ def choice(target: str, operator: str, dtype: str, rows: Sequence[Row] | None = 
     rows = measured() if rows is None else rows
     near, rule = _candidates(operator, dtype, [row for row in rows if row.target == target])
     if not near:
-        return Choice(dict.fromkeys(MODES, _unmeasured(target, rule)))
+        return Choice.of(dict.fromkeys(MODES, _unmeasured(target, rule)))
     # Half way between two sizes is where both are as near, in doublings.
     ends = [*(math.sqrt(a.work * b.work) for a, b in pairwise(near)), math.inf]
-    return Choice(
+    why = [f"{rule}{row}" for row in near]
+    return Choice.of(
         {
             mode: tuple(
-                Step(end, row.order(mode), f"{rule}{row}")
-                for row, end in zip(near, ends, strict=True)
+                Step(end, row.order(mode), said)
+                for row, end, said in zip(near, ends, why, strict=True)
             )
             for mode in MODES
         }

@@ -124,6 +124,7 @@ def test_what_says_nothing_of_a_choice_is_refused(
 
 def test_variants_curves_and_other_dtypes_are_left_out() -> None:
     others = [case("fbp_biased"), case(curve="B"), case(dtype="float16"), case(dtype="tf32")]
+    others.append(replace(case(native=1.0), label="one"))
     rows = entered([], run(*others, case(native=1.0)))
     assert [row.key for row in rows] == [("cuda", "fbp", "half", "tiny")]
     (row,) = entered([], run(case("power_normalize", "float32", triton=1.0, eager=2.0)))

@@ -23,7 +23,9 @@ HALF = torch.bfloat16
 
 @pytest.fixture(autouse=True)
 def built(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if both libraries were there, and Triton not interpreted."""
+    """As if both libraries were there, and Triton not interpreted; with the table as it is."""
+    monkeypatch.setattr(backends, "_choices", {})
+    backends.read_table()
     monkeypatch.setattr(native, "CUDA_MISSING", "")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.delenv(backends.ENVIRONMENT, raising=False)
@@ -244,6 +246,7 @@ def test_no_call_on_a_processor_gets_a_kernel_that_was_measured_to_be_slower(
     """The whole way: by inputs of the row's work to its times."""
     monkeypatch.setitem(backends.TARGETS, "cpu", measured.target)
     monkeypatch.setattr(backends, "_choices", {})
+    backends.read_table()
     monkeypatch.setitem(backends._work, measured.operator, lambda *_: measured.work)
     x = torch.empty(1, dtype=getattr(torch, measured.dtype))
     for mode, seconds in measured.seconds.items():
@@ -267,6 +270,7 @@ def losing(monkeypatch: pytest.MonkeyPatch) -> choice.Row:
     large.seconds["training"] = {"native": 1.0, "reference": 2.0}
     monkeypatch.setattr(choice, "measured", lambda: [small, large])
     monkeypatch.setattr(backends, "_choices", {})
+    backends.read_table()
     return large
 
 

@@ -25,7 +25,7 @@ def test_two_processes_get_the_gradients_of_the_whole_batch(backend: str, tmp_pa
         )
         for rank in range(2)
     ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
+    errors = [process.communicate(timeout=600)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
     network = distributed.model("reference")
     distributed.loss(network, distributed.batch()).backward()

@@ -12,7 +12,7 @@ def setup(base):
         if item == "exit":
             os._exit(3)
         if item == "hang":
-            time.sleep(60)
+            time.sleep(3600)
         if item == "raise":
             raise OSError("disk full")
         return base + item
