@@ -161,14 +161,13 @@ def _declared(container: Any, stream: Any) -> float | None:
 
 def _check_whole(container: Any, tracks: dict[str, Track | None]) -> None:
     there = {name: track for name, track in tracks.items() if track is not None}
-    measured = {name: (track.seconds, track.declared) for name, track in there.items()}
+    # Some containers and writers count a duration from where a stream begins, others from 0.
+    lengths = {name: max(track.seconds, track.end) for name, track in there.items()}
+    measured = {name: (lengths[name], track.declared) for name, track in there.items()}
     if not any(track.declared for track in there.values()):
-        # Matroska and FLV declare one duration for all, and count it from 0, not from where the
-        # streams begin; some writers from there.
-        end = max((track.end for track in there.values() if track.times.size), default=0.0)
-        length = max(end, *(track.seconds for track in there.values()), 0.0)
         whole = not _estimated(container) and container.duration
-        measured = {"file": (length, container.duration / 1e6 if whole else None)}
+        declared = container.duration / 1e6 if whole else None
+        measured = {"file": (max(lengths.values()), declared)}
     for name, (length, declared) in measured.items():
         if declared and declared - length > max(TRUNCATED_SECONDS, TRUNCATED_SHARE * declared):
             raise MediaError("truncated", f"{length:.2f} s of {declared:.2f} s ({name})")

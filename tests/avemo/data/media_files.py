@@ -58,11 +58,16 @@ def write_media(
     pixel_format: str = "yuv420p",
     rotation: int | None = None,
     audio_offset: float = 0.0,
+    unheard: tuple[float, float] = (0.0, 0.0),
+    last_seconds: float | None = None,
     options: dict[str, str] | None = None,
+    video_options: dict[str, str] | None = None,
 ) -> Path:
     """Encodes frames (T, H, W, 3) and sound (N,) or (N, channels); the container follows the suffix.
 
-    `times` are the frames' seconds, for a variable frame rate.
+    `times` are the frames' seconds, for a variable frame rate; `last_seconds` is how long the last one
+    stands. In the stretch `unheard` no sound is written, as while a microphone is off. All packets are
+    in order of time.
     """
     with av.open(str(path), "w", options=options or {}) as container:
         streams = []
@@ -74,26 +79,23 @@ def write_media(
             video.codec_context.time_base = video.time_base
             if video_codec == "libx264":
                 video.options = {"preset": "ultrafast", "crf": "18", "bf": "0"}
+            video.options = video.options | (video_options or {})
             if rotation is not None:
                 video.set_display_rotation(rotation)
             streams.append((video, _video_frames(frames, times, fps)))
         if waveform is not None:
             sound = waveform.reshape(len(waveform), -1)
-            layout = {1: "mono", 2: "stereo"}[sound.shape[1]]
+            layout = {1: "mono", 2: "stereo"}.get(sound.shape[1], f"{sound.shape[1]} channels")
             audio = container.add_stream(audio_codec, rate=rate, layout=layout)
-            streams.append((audio, _audio_frames(sound, layout, rate, audio_offset)))
-        pending = [(next(source), stream, source) for stream, source in streams]
-        while pending:
-            pending.sort(key=lambda entry: entry[0].time)
-            frame, stream, source = pending.pop(0)
-            for packet in stream.encode(frame):
-                container.mux(packet)
-            following = next(source, None)
-            if following is not None:
-                pending.append((following, stream, source))
-        for stream, _ in streams:
-            for packet in stream.encode(None):
-                container.mux(packet)
+            streams.append((audio, _audio_frames(sound, layout, rate, audio_offset, unheard)))
+        packets = []
+        for stream, frames_of_it in streams:
+            made = [p for frame in [*frames_of_it, None] for p in stream.encode(frame)]
+            if last_seconds is not None and stream.type == "video":
+                made[-1].duration = round(last_seconds / made[-1].time_base)
+            packets += made
+        for packet in sorted(packets, key=lambda p: (p.dts or 0) * p.time_base):
+            container.mux(packet)
     return path
 
 
@@ -105,8 +107,10 @@ def _video_frames(frames, times, fps):
         yield frame
 
 
-def _audio_frames(sound, layout, rate, offset):
+def _audio_frames(sound, layout, rate, offset, unheard):
     for first in range(0, len(sound), 1024):
+        if unheard[0] <= first / rate < unheard[1]:
+            continue
         block = np.ascontiguousarray(sound[first : first + 1024].T)
         frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=layout)
         frame.sample_rate = rate
