@@ -20,6 +20,35 @@ def setup(base):
     return task
 
 
+def refusing():
+    """Goes wrong as a clip does, and gives the reason as `prepare` does."""
+    from avemo.data.reasons import refusal
+
+    def task(item):
+        try:
+            if item == "eat":
+                return len(bytearray(1 << 30))
+            return setup(0)(item)
+        except Exception as error:
+            return str(refusal(error))
+
+    return task
+
+
+def streaming(seconds=0.0):
+    """Counts as an iterator does: to a number, or until it crashes."""
+
+    def task(item):
+        crash = isinstance(item, str)
+        for i in range(int(item.split()[-1]) if crash else item):
+            time.sleep(seconds)
+            yield i
+        if crash:
+            os.kill(os.getpid(), signal.SIGSEGV)
+
+    return task
+
+
 def broken_setup():
     raise ImportError("no such library")
 
@@ -34,5 +63,21 @@ def crashing_clips(root, features, detector, max_seconds, parts):
         if "crash" in item[1]:
             os.kill(os.getpid(), signal.SIGSEGV)
         return task(item)
+
+    return crash
+
+
+def crashing_decoder(features, detector, seconds):
+    """As `predict` does it, but the decoder crashes on some files, on some after the first window."""
+    from avemo.evaluation.predict import _decoder
+
+    decode = _decoder(features, detector, seconds)
+
+    def crash(item):
+        for window in decode(item):
+            if "crash" not in item[1].name or "late" in item[1].name:
+                yield window
+            if "crash" in item[1].name:
+                os.kill(os.getpid(), signal.SIGSEGV)
 
     return crash

@@ -57,6 +57,7 @@ def write_media(
     audio_codec: str = "aac",
     pixel_format: str = "yuv420p",
     rotation: int | None = None,
+    transfer: int | None = None,
     audio_offset: float = 0.0,
     unheard: tuple[float, float] = (0.0, 0.0),
     last_seconds: float | None = None,
@@ -80,6 +81,8 @@ def write_media(
             if video_codec == "libx264":
                 video.options = {"preset": "ultrafast", "crf": "18", "bf": "0"}
             video.options = video.options | (video_options or {})
+            if transfer is not None:
+                video.codec_context.color_trc = transfer
             if rotation is not None:
                 video.set_display_rotation(rotation)
             streams.append((video, _video_frames(frames, times, fps)))
@@ -111,8 +114,10 @@ def _audio_frames(sound, layout, rate, offset, unheard):
     for first in range(0, len(sound), 1024):
         if unheard[0] <= first / rate < unheard[1]:
             continue
-        block = np.ascontiguousarray(sound[first : first + 1024].T)
-        frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=layout)
+        block = sound[first : first + 1024]
+        packed = sound.shape[1] > 8  # PyAV fills no more than eight planes
+        data = np.ascontiguousarray(block.reshape(1, -1) if packed else block.T)
+        frame = av.AudioFrame.from_ndarray(data, format="flt" if packed else "fltp", layout=layout)
         frame.sample_rate = rate
         frame.time_base = Fraction(1, rate)
         frame.pts = first + round(offset * rate)

@@ -1,11 +1,13 @@
 """Decoding: any container, timing by timestamps, and a reason for each clip that cannot be used."""
 
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
-from avemo.data.media import _Clock, read_footage
+from avemo.data.media import _Clock, _sdr_levels, read_footage
 from avemo.data.reasons import MediaError
 from tests.avemo.data.media_files import (
     carphone,
@@ -231,3 +233,62 @@ def test_playlists_open_nothing(tmp_path: Path) -> None:
     concat.write_text("ffconcat version 1.0\nfile film.ts\n")
     assert read_error(hls).startswith("playlist: it only names other files")
     assert read_error(concat).startswith("playlist: ")
+
+
+@pytest.mark.parametrize("codec", ["mpeg2video", "libx264"])
+def test_interlaced_pictures_are_of_one_moment(tmp_path: Path, codec: str) -> None:
+    """Two lines of the same place are of two moments, 20 ms apart: only the first is shown."""
+    path = tmp_path / "field.mkv"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream(codec, rate=25, options={"x264-params": "tff=1:interlaced=1"})
+        video.width, video.height, video.pix_fmt = 96, 96, "yuv420p"
+        flags = av.codec.context.Flags
+        video.codec_context.flags |= flags.interlaced_dct.value | flags.interlaced_me.value
+        audio = container.add_stream("pcm_s16le", rate=RATE, layout="mono")
+        for n in range(25):
+            woven = np.full((96, 96), 60, np.uint8)
+            woven[1::2] = 180
+            frame = av.VideoFrame.from_ndarray(woven, format="gray").reformat(format="yuv420p")
+            frame.pts, frame.time_base = n, Fraction(1, 25)
+            container.mux(video.encode(frame))
+        frame = av.AudioFrame.from_ndarray(np.full((1, RATE), 999, np.int16), "s16", "mono")
+        frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)
+        container.mux(audio.encode(frame))
+        for stream in (video, audio):
+            container.mux(stream.encode(None))
+    shown = read(path).frames
+    assert shown.shape[1:] == (96, 96)
+    assert np.abs(shown.astype(int) - 60).max() <= 4
+
+
+@pytest.mark.parametrize(("transfer", "mapped"), [(16, True), (18, False), (1, False)])
+def test_high_dynamic_range_is_mapped(tmp_path: Path, transfer: int, mapped: bool) -> None:
+    codes = np.arange(16, 240, 16).astype(np.uint8)
+    frames = np.broadcast_to(np.repeat(codes, 8)[None, None, :, None], (25, 32, 112, 3))
+    path = write_media(
+        tmp_path / "hdr.mkv",
+        frames,
+        tone(1.0),
+        video_codec="ffv1",
+        audio_codec="flac",
+        pixel_format="gray10le",
+        transfer=transfer,
+    )
+    shown = read(path).frames[0, 16, 4::8].astype(float)
+    # SMPTE ST 2084: code values and light of its own tables, cd/m2.
+    signal = codes / 255.0
+    m1, m2, c1, c2, c3 = 1305 / 8192, 2523 / 32, 107 / 128, 2413 / 128, 2392 / 128
+    power = signal ** (1 / m2)
+    light = 10000 * (np.maximum(power - c1, 0) / (c2 - c3 * power)) ** (1 / m1) / 203
+    tone_mapped = 255 * np.minimum(light * (1 + light / (1000 / 203) ** 2) / (1 + light), 1) ** (
+        1 / 2.4
+    )
+    np.testing.assert_allclose(shown, tone_mapped if mapped else codes, atol=2.0)
+
+
+def test_paper_white_of_hdr_is_light_and_its_highlights_are_told_apart() -> None:
+    levels = _sdr_levels()
+    white, bright, brightest = (levels[round(65535 * code)] for code in (0.5807, 0.70, 0.7518))
+    assert 180 < white < bright < brightest  # 203, 621 and 1,000 cd/m2
+    assert brightest == 255
+    assert (np.diff(levels.astype(int)) >= 0).all()

@@ -1,5 +1,10 @@
 """A worker that dies costs its own item and no other."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from avemo.data.worker import WorkerDeath, process_all
@@ -29,3 +34,53 @@ def test_faults_of_the_run_stop_it() -> None:
     with pytest.raises(RuntimeError, match="could not start: the process ended with exit status 1"):
         list(process_all([1], crashing.broken_setup, (), workers=1, timeout=600.0))
     assert results([], workers=2) == {}
+
+
+def test_results_of_an_iterator_come_one_by_one() -> None:
+    items = [3, "crash after 2", 0, 2]
+    got = list(process_all(items, crashing.streaming, (), workers=1, timeout=30.0))
+    assert got == [
+        (3, 0),
+        (3, 1),
+        (3, 2),
+        ("crash after 2", 0),
+        ("crash after 2", 1),
+        ("crash after 2", WorkerDeath("the process ended with SIGSEGV")),
+        (2, 0),
+        (2, 1),
+    ]
+
+
+def test_time_is_counted_for_each_result() -> None:
+    slow = process_all([4], crashing.streaming, (0.4,), workers=1, timeout=1.0)
+    assert [result for _, result in slow] == [0, 1, 2, 3]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to its memory")
+def test_memory_is_bounded() -> None:
+    bounded = process_all(
+        ["eat", 1], crashing.refusing, (), workers=1, timeout=30.0, memory=1 << 28
+    )
+    got = dict(bounded)
+    assert got["eat"].startswith("too much memory: more than 2 GiB")
+    assert got[1] == 1
+    free = dict(process_all(["eat"], crashing.refusing, (), workers=1, timeout=30.0))
+    assert free == {"eat": 1 << 30}
+
+
+def test_a_script_without_a_guard_can_use_it(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from avemo.data.worker import process_all\n"
+        "from tests.avemo.data import crashing\n"
+        "print(list(process_all([1], crashing.setup, (10,), workers=1, timeout=60.0)))\n"
+    )
+    root = str(Path(__file__).parents[3])
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "[(1, 11)]\n", done.stderr

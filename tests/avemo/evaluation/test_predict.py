@@ -13,11 +13,13 @@ import torch
 
 from avemo.data.features import FeatureConfig, extract
 from avemo.data.inputs import collate, to_sample
+from avemo.evaluation import predict as predict_module
 from avemo.evaluation.plots import FACES, Stretch, attended_frames, draw_attention, save_picture
 from avemo.evaluation.predict import _picture_paths, predict
 from avemo.models import build_model
 from avemo.training import checkpoint as checkpoints
 from avemo.training.config import DataConfig, TrainConfig
+from tests.avemo.data import crashing
 from tests.avemo.data.media_files import no_face, talking_head, tone, write_clip, write_media
 from tests.avemo.models.tiny_model import tiny_config
 
@@ -199,6 +201,38 @@ def test_picture_of_several_windows_and_missed_faces(tmp_path: Path) -> None:
     inside = np.flatnonzero(heights)
     gap = np.diff(inside).max()
     assert gap == pytest.approx((inside[-1] - inside[0]) / 3, rel=0.05)
+
+
+def test_a_decoder_that_dies_costs_one_clip(
+    make_checkpoint: MakeCheckpoint,
+    clip: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(predict_module, "_decoder", crashing.crashing_decoder)
+    clips = [tmp_path / name for name in ("a.mp4", "crash.mp4", "b.mp4", "crash_late.mp4", "c.mp4")]
+    for path in clips:
+        path.write_bytes(clip.read_bytes())
+    done = predict(make_checkpoint(max_seconds=1.0), clips, out=tmp_path / "out")
+    assert [p.clip.stem for p in done] == ["a", "b", "c"]
+    assert done[0].probabilities == done[1].probabilities == done[2].probabilities
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1] == "3 of 5 clips predicted; errors: decoder crashed 2"
+    assert printed.err.count("decoder crashed: the process ended with SIGSEGV; convert it") == 2
+
+
+def test_metadata_that_is_no_text(
+    make_checkpoint: MakeCheckpoint, clip: Path, tmp_path: Path
+) -> None:
+    content = clip.read_bytes()
+    assert b"SoundHandler" in content
+    spoilt, long = tmp_path / "spoilt.mp4", tmp_path / ("n" * 255)
+    spoilt.write_bytes(content.replace(b"SoundHandler", b"Sound\xc1andler"))
+    long.write_bytes(content)
+    first, second, third = predict(make_checkpoint(), [spoilt, long, clip], out=tmp_path / "out")
+    assert first.probabilities == second.probabilities == third.probabilities
+    assert second.picture.is_file()
 
 
 WORDS = (
