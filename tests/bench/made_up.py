@@ -90,9 +90,15 @@ DEMO: dict[str, Any] = {
     "machine": {"processor": "Made Up 9000", "threads": 2, "torch": "2.11.0"},
     "seconds": {"train am_fbp": 10.2, "train audio": 5.0, "train video": 6.0},
     "scores": {
-        "am_fbp": {"clips": 120, "chance": 0.25, "accuracy": 0.75, "unweighted_accuracy": 0.7},
-        "audio": {"accuracy": 0.5, "unweighted_accuracy": 0.5},
-        "video": {"accuracy": 0.6, "unweighted_accuracy": 0.6},
+        "am_fbp": {
+            "clips": 120,
+            "chance": 0.25,
+            "accuracy": 0.75,
+            "accuracy_interval": [0.665, 0.819],
+            "unweighted_accuracy": 0.7,
+        },
+        "audio": {"accuracy": 0.5, "accuracy_interval": [0.4, 0.6], "unweighted_accuracy": 0.5},
+        "video": {"accuracy": 0.6, "accuracy_interval": [0.5, 0.7], "unweighted_accuracy": 0.6},
     },
     "steps": {
         "steps": 200,

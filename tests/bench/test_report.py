@@ -226,7 +226,7 @@ def test_the_readme(root: Path) -> None:
     assert readme.startswith("# A project\n\n<!-- results")
     assert readme.endswith("<!-- end of results -->\n\nMore.\n")
     assert "stale" not in readme
-    assert "| AM-FBP, both streams | 75.0% | 70.0% | 10 s |" in readme
+    assert "| AM-FBP, both streams | 75.0% (66% to 82%) | 70.0% | 10 s |" in readme
     assert (
         "(size = 16), float32, Made Up 9000 (AVX2), 2 threads; memory: PyTorch's default: accelerated 400 "
         "(380 to 420) ms "
@@ -268,7 +268,7 @@ def test_a_kernel_that_was_left_out_is_not_passed_over_in_the_readme(root: Path)
 def test_a_changed_demo_changes_its_table() -> None:
     scores = DEMO["scores"] | {"am_fbp": DEMO["scores"]["am_fbp"] | {"accuracy": 0.1234}}
     text = "\n".join(demo_table(DEMO | {"scores": scores}))
-    assert "| AM-FBP, both streams | 12.3% | 70.0% | 10 s |" in text
+    assert "| AM-FBP, both streams | 12.3% (66% to 82%) | 70.0% | 10 s |" in text
     assert "50 (48 to 52) ms accelerated: 1.30 (1.25 to 1.35) times faster" in text
 
 
@@ -327,7 +327,7 @@ def test_what_was_written_passes_the_check(root: Path, capsys: pytest.CaptureFix
     ("path", "old", "new"),
     [
         ("README.md", "1.50 (1.35 to 1.65)", "2.50 (1.35 to 1.65)"),
-        ("README.md", "| 75.0% |", "| 95.0% |"),
+        ("README.md", "| 75.0% (", "| 95.0% ("),
         ("docs/benchmarks.md", "| 50.0 | 5.00 | 25% |", "| 99.0 | 5.00 | 25% |"),
     ],
 )
