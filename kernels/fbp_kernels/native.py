@@ -83,13 +83,18 @@ def _hand_on_tf32() -> None:
         _tf32 = allowed
 
 
-def raw(name: str) -> Callable[..., Any]:
-    """The raw kernel `fbp_native::name`, looked up when it is called first."""
+def raw(name: str, without: int = 0) -> Callable[..., Any]:
+    """The raw kernel `fbp_native::name`, looked up when it is called first.
+
+    Args:
+        name: its name.
+        without: how many of the last arguments it does not take.
+    """
 
     def call(*args: Any) -> Any:
         if not CUDA_MISSING:
             _hand_on_tf32()
-        return operation(name)(*args)
+        return operation(name)(*(args[:-without] if without else args))
 
     return call
 

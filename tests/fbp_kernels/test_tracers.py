@@ -146,6 +146,25 @@ def test_fake_tensors_that_do_not_fit_are_refused_in_our_words() -> None:
         fk.fbp(torch.ones(2, 3), torch.ones(3, 2), torch.ones(3, 4), torch.ones(2, 4), 2)
 
 
+fbp = fk.fbp
+torch.fx.wrap("fbp")
+
+
+def test_symbolic_tracing_is_refused_and_wrap_serves_it() -> None:
+    with pytest.raises(
+        TypeError, match=r"fbp: a is a Proxy, expected a tensor; use torch\.fx\.wrap"
+    ):
+        torch.fx.symbolic_trace(lambda a, v, p, q: fk.fbp(a, v, p, q, 2))
+    with pytest.raises(TypeError, match="power_normalize: z is a Proxy"):
+        torch.fx.symbolic_trace(lambda z: fk.power_normalize(z))
+    traced = torch.fx.symbolic_trace(lambda a, v, p, q: fbp(a, v, p, q, 2, adaptive=True))
+    assert [n.target for n in traced.graph.nodes if n.op == "call_function"] == [fk.fbp]
+    inputs = draw("fbp", torch.float64)[:4]
+    assert torch.equal(traced(*inputs), fk.fbp(*inputs, 2, adaptive=True))
+    with pytest.raises(TypeError, match="fbp: p is a Proxy"):  # where some are tensors
+        torch.fx.symbolic_trace(lambda p: fk.fbp(*inputs[:2], p, inputs[3], 2))
+
+
 def test_modules_are_copied_and_pickled() -> None:
     module = fk.FactorizedBilinearPooling(3, 2, 4, 2, bias=True, adaptive=True, normalize=True)
     inputs = torch.randn(5, 3), torch.randn(5, 2)
@@ -164,7 +183,10 @@ def test_dtensors_are_refused_and_local_map_serves_them(tmp_path: Any) -> None:
         plain = [torch.randn(s) for s in ((4, 3), (4, 2), (3, 4), (2, 4))]
         rows, shared = [Shard(0)], [Replicate()]
         placements = (rows, rows, shared, shared)
-        inputs = [distribute_tensor(t, mesh, s) for t, s in zip(plain, placements, strict=True)]
+        inputs = [
+            distribute_tensor(t, mesh, s).requires_grad_()
+            for t, s in zip(plain, placements, strict=True)
+        ]
         with pytest.raises(NotImplementedError, match="fbp: the fused kernels do not run on DTen"):
             fk.fbp(*inputs, 2)
         pool = local_map(
@@ -173,7 +195,9 @@ def test_dtensors_are_refused_and_local_map_serves_them(tmp_path: Any) -> None:
             in_placements=placements,
             device_mesh=mesh,
         )
-        torch.testing.assert_close(pool(*inputs).full_tensor(), fk.fbp(*plain, 2))
+        got = gradients(pool, inputs)
+        for mine, theirs in zip(got, gradients(lambda *t: fk.fbp(*t, 2), plain), strict=True):
+            torch.testing.assert_close(mine.full_tensor(), theirs)
     finally:
         torch.distributed.destroy_process_group()
 
@@ -183,6 +207,7 @@ OTHERS = (
     "FakeTensor",
     "deepcopy and pickle of modules",
     "DTensor: refused, by local_map",
+    "torch.fx.symbolic_trace of a function: refused, by torch.fx.wrap; of a module: one call",
 )
 
 

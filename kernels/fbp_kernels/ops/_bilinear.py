@@ -1,37 +1,121 @@
-"""What `fbp`, `trunk_fbp` and `am_fbp` share."""
+"""What `fbp`, `trunk_fbp` and `am_fbp` share: all of it but their names, their parts and their documentation."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import backends
-from ..reference import adaptive_scales
+from .. import backends, native, reference, triton
+from ..triton.levels import Level, Levels
 from . import _check, _operator
 from ._derivatives import push_forward
 
-Tensors = tuple[Tensor | None, ...]
+Tensors = Sequence[Tensor | None]
 Attributes = tuple[Any, ...]
+
+NAMES = ("a", "v", "p", "q", "p_bias", "q_bias")
+
+_pool, _pool_backward = triton.late("bilinear")
 
 
 @dataclass(frozen=True)
-class Pooling:
-    """The way from a user's arguments to a kernel, or to the reference.
+class Part:
+    """One pooling of an operator, the global or the per-trunk one, and where its own arguments are.
 
     Attributes:
-        operator: what PyTorch knows.
-        check: called with (inputs, lengths, attributes); raises for arguments that do not fit, and gives the
-            lengths as the kernels take them.
-        reference: as the operator's declaration has it.
-        elements: numbers in one of the two projections, all parts together; called with the inputs.
+        inputs: a, v, p, q and the two biases, where there are any, among the operator's inputs.
+        names: theirs.
+        factor: K, among the attributes.
+        trunks: whether it has any.
     """
 
-    operator: _operator.Registered
-    check: Callable[[Tensors, Tensors, Attributes], Tensors]
-    reference: Callable[..., Tensor]
-    elements: Callable[..., int]
+    inputs: tuple[int, ...]
+    names: tuple[str, ...]
+    factor: int
+    trunks: bool
+
+    def of(self, inputs: Tensors) -> list[Any]:
+        """Its own inputs."""
+        return [inputs[i] for i in self.inputs]
+
+    def check(self, operator: str, inputs: Tensors, rows: int | None) -> None:
+        """Shapes: a (B, H, C), v (B, H, D), p (H, C, N), q (H, D, N), biases (H, N), without H where it has no trunks.
+
+        Raises:
+            ValueError: a shape does not fit.
+        """
+        a, v, p, q, *biases = self.of(inputs)
+        each = {"H": None} if self.trunks else {}
+        _check.shape(operator, self.names[0], a, B=rows, **each, C=None)
+        if self.trunks:
+            each = {"H": a.shape[1]}
+        _check.shape(operator, self.names[1], v, B=a.shape[0], **each, D=None)
+        _check.shape(operator, self.names[2], p, **each, C=a.shape[-1], N=None)
+        _check.shape(operator, self.names[3], q, **each, D=v.shape[-1], N=p.shape[-1])
+        for name, bias in zip(self.names[4:], biases, strict=True):
+            if bias is not None:
+                _check.shape(operator, name, bias, **each, N=p.shape[-1])
+
+    def kept_shape(self, inputs: Tensors) -> tuple[int, int, int]:
+        """Of each of its two projections, (H, B, N)."""
+        a, _, p, *_ = self.of(inputs)
+        return p.shape[0] if self.trunks else 1, a.shape[0], p.shape[-1]
+
+    def level(self, inputs: Tensors, lengths: Tensors, attributes: Attributes) -> Level:
+        """What a Triton kernel is given."""
+        a, v, p, q, p_bias, q_bias = self.of(inputs) + [None] * (len(NAMES) - len(self.inputs))
+        how = (lengths[0], False) if self.trunks else (None, attributes[-2])
+        return Level(a, v, p, q, p_bias, q_bias, how[0], attributes[self.factor], how[1])
+
+
+class Pooling:
+    """An operator of one or both parts, and the way from a user's arguments to a kernel or to the reference.
+
+    Its inputs are those of the parts in turn, two by two (a, v, a_trunks, v_trunks, p, ...); lengths, where there are
+    trunks, and a seed; the parts' factors, adaptive, where there is a global part, and dropout.
+
+    Args:
+        name: the public name.
+        once: names of the inputs of the global part, (a, v, p, q) with or without two biases; () where it has none.
+        each: the same of the per-trunk part.
+    """
+
+    def __init__(self, name: str, once: tuple[str, ...] = (), each: tuple[str, ...] = ()) -> None:
+        pairs = range(0, max(len(once), len(each)), 2)
+        self._names = tuple(n for i in pairs for n in once[i : i + 2] + each[i : i + 2])
+        parts = [(names, names is each) for names in (once, each) if names]
+        self._parts = [
+            Part(tuple(map(self._names.index, names)), names, number, trunks)
+            for number, (names, trunks) in enumerate(parts)
+        ]
+        self._factors = ("factor", "trunk_factor")[: len(parts)]
+        self._lengths = int(bool(each))
+        count = len(self._names)
+        self._seed = count + self._lengths
+        self._operator = _operator.Operator(
+            name,
+            inputs=tuple(f"Tensor{'?' * ('bias' in n)} {n}" for n in self._names),
+            extras=("Tensor? lengths",) * self._lengths + ("Tensor? seed",),
+            attributes=(
+                *(f"SymInt {factor}" for factor in self._factors),
+                *("bool adaptive",) * bool(once),
+                "float dropout",
+            ),
+            kept=2 * len(parts),
+            kept_rows=1,
+            fake=self._fake,
+            work=self._work,
+            reference=getattr(reference, name),
+            rows=(*self._at(0, 1), *range(count, self._seed)),
+            seed=self._seed,
+            tangent=self._tangent,
+        ).register(
+            native=backends.Kernel(native.raw(f"{name}_forward"), native.raw(f"{name}_backward")),
+            triton=backends.Kernel(self._triton, self._triton_backward),
+        )
+        self._adaptive = len(parts) if once else None
 
     def __call__(
         self,
@@ -58,119 +142,117 @@ class Pooling:
         inputs = _operator.autocast(*inputs)
         a: Any = inputs[0]
         if not isinstance(a, Tensor):
-            self.check(inputs, lengths, attributes)
-        chosen = backends.resolve(self.operator.name, backend, a.device.type, a.dtype, inputs)
+            self._check(inputs, lengths, attributes)
+        chosen = backends.resolve(self._operator.name, backend, a.device.type, a.dtype, inputs)
         if chosen != "native" or torch.compiler.is_compiling():
-            lengths = self.check(inputs, lengths, attributes)
+            lengths = self._check(inputs, lengths, attributes)
         elif lengths and isinstance(lengths[0], Tensor) and lengths[0].dtype is torch.int32:
             lengths = (lengths[0].long(),)
         seed = _operator.draw_seed(attributes[-1], training, a.device)
-        if chosen == "reference":
-            return self.reference(*inputs, *lengths, seed, *attributes)
         try:
-            keep = _operator.keeps(keep_projections, lambda: 2 * self.elements(*inputs), inputs)
-            pooled: Tensor = self.operator(*inputs, *lengths, seed, *attributes, keep, chosen)[0]
+            keep = _operator.keeps(keep_projections, lambda: self._elements(inputs), inputs)
+            return self._operator(*inputs, *lengths, seed, *attributes, keep, chosen)[0]
         except Exception:
             # The native kernels and the fake ones check their arguments themselves, the former in a tenth of the time.
-            self.check(inputs, lengths, attributes)  # says it in the caller's words
+            self._check(inputs, lengths, attributes)  # says it in the caller's words
             raise
-        return pooled
 
+    def _at(self, *positions: int) -> list[int]:
+        """Where the inputs are that each part has at these positions of `NAMES`."""
+        return [part.inputs[k] for part in self._parts for k in positions if k < len(part.inputs)]
 
-def tangent(
-    parts: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...], adaptive: int | None = None
-) -> Callable[..., Tensor]:
-    """The product rule: the operator is linear in each input, so it is called with each replaced by its tangent.
+    def _check(self, inputs: Tensors, lengths: Tensors, attributes: Attributes) -> Tensors:
+        """Raises for arguments that do not fit, and gives the lengths as the kernels take them."""
+        name = self._operator.name
+        _check.tensors(name, **dict(zip(self._names, inputs, strict=True)))
+        rows = None
+        for part in self._parts:
+            part.check(name, inputs, rows)
+            a, _, p, *_ = part.of(inputs)
+            rows = a.shape[0]
+            _check.factor(name, self._factors[part.factor], attributes[part.factor], p.shape[-1])
+        _check.probability(name, attributes[-1])
+        return tuple(_check.lengths(name, n, a.shape[0], a.shape[1], a.device) for n in lengths)
 
-    Args:
-        parts: which inputs are replaced together, and which biases are left out then, since they are added to that one.
-        adaptive: which attribute weighs the first two inputs, which is not linear: they are weighed before.
-    """
+    def _elements(self, inputs: Tensors) -> int:
+        """Numbers in both projections of all parts."""
+        shapes = [part.kept_shape(inputs) for part in self._parts]
+        return 2 * sum(H * B * N for H, B, N in shapes)
 
-    def by_product_rule(
-        call: Any, inputs: list[Any], tangents: tuple[Any, ...], attributes: Attributes
+    def _work(self, *inputs: Any) -> int:
+        """Multiply-adds of the projections: each number of a and v meets all columns of its trunk."""
+        own = [part.of(inputs) for part in self._parts]
+        return sum((a.numel() + v.numel()) * p.shape[-1] for a, v, p, *_ in own)
+
+    def _fake(self, *arguments: Any) -> list[Tensor]:
+        inputs, rest = arguments[: len(self._names)], arguments[len(self._names) :]
+        attributes = rest[self._lengths + 1 : -1]
+        self._check(inputs, rest[: self._lengths], attributes)
+        shapes = [part.kept_shape(inputs) for part in self._parts]
+        outputs = sum(
+            N // attributes[part.factor]
+            for part, (_, _, N) in zip(self._parts, shapes, strict=True)
+        )
+        a = inputs[0]
+        projections = [a.new_empty(shape) for shape in shapes for _ in range(2)]
+        return [a.new_empty(a.shape[0], outputs), *projections]
+
+    def _levels(self, tensors: Tensors, attributes: Attributes) -> Levels:
+        lengths = tensors[len(self._names) : self._seed]
+        levels = [part.level(tensors, lengths, attributes) for part in self._parts]
+        if len(levels) == 2:
+            return Levels(*levels)
+        return Levels(None, levels[0]) if self._parts[0].trunks else Levels(levels[0], None)
+
+    def _triton(self, *arguments: Any) -> Any:
+        *tensors, seed = arguments[: self._seed + 1]
+        *attributes, dropout, keep = arguments[self._seed + 1 :]
+        return _pool(self._levels(tensors, (*attributes, dropout)), seed, dropout, keep)
+
+    def _triton_backward(self, dz: Tensor, *arguments: Any) -> list[Tensor]:
+        *tensors, seed = arguments[: self._seed + 1]
+        end = self._seed + 1 + 2 * len(self._parts)
+        kept, (*attributes, dropout, needs) = arguments[self._seed + 1 : end], arguments[end:]
+        due = [
+            tuple(bool(needs >> i & 1) for i in part.inputs) + (False,) * (6 - len(part.inputs))
+            for part in self._parts
+        ]
+        levels = self._levels(tensors, (*attributes, dropout))
+        found = _pool_backward(
+            dz, levels, seed, () if kept[0] is None else kept, dropout, tuple(due)
+        )
+        gradients: list[Any] = [None] * len(self._names)
+        for part, own in zip(self._parts, found, strict=True):
+            for i, gradient in zip(part.inputs, own, strict=False):
+                gradients[i] = gradient
+        return gradients
+
+    def _tangent(
+        self, call: Any, inputs: list[Any], tangents: tuple[Any, ...], attributes: Attributes
     ) -> Tensor:
-        if adaptive is not None and attributes[adaptive]:
+        """The product rule: the operator is linear in each input, so it is called with each replaced by its tangent.
+
+        A bias goes with the projection that it is added to, and is left out where only the weight is replaced.
+        The adaptive weights of the first two inputs are not linear: they are applied before.
+        """
+        if self._adaptive is not None and attributes[self._adaptive]:
             pair = push_forward(_weighed, inputs[:2], tangents[:2])
             inputs, tangents = [*_weighed(*inputs[:2]), *inputs[2:]], (*pair, *tangents[2:])
-            attributes = (*attributes[:adaptive], False, *attributes[adaptive + 1 :])
+            attributes = (*attributes[: self._adaptive], False, attributes[-1])
         terms = []
-        for replaced, left_out in parts:
-            if all(tangents[i] is None for i in replaced):
+        for replaced, left_out in (((0, 4), ()), ((1, 5), ()), ((2,), (4,)), ((3,), (5,))):
+            moving = [i for i in self._at(*replaced) if inputs[i] is not None]
+            if all(tangents[i] is None for i in moving):
                 continue
             turned = list(inputs)
-            for i in replaced:
-                if inputs[i] is not None:
-                    turned[i] = torch.zeros_like(inputs[i]) if tangents[i] is None else tangents[i]
-            for i in left_out:
+            for i in moving:
+                turned[i] = torch.zeros_like(inputs[i]) if tangents[i] is None else tangents[i]
+            for i in self._at(*left_out):
                 turned[i] = None
             terms.append(call(turned, attributes))
         return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
 
-    return by_product_rule
-
-
-ONE_LEVEL = (((0, 4), ()), ((1, 5), ()), ((2,), (4,)), ((3,), (5,)))
-
 
 def _weighed(a: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    mu, eta = adaptive_scales(a, v)
+    mu, eta = reference.adaptive_scales(a, v)
     return mu * a, eta * v
-
-
-def projections(a: Tensor, trunks: int, columns: int, keep: bool) -> tuple[Tensor, Tensor]:
-    """The two projections as the fake forward gives them: (H, B, N) each, or empty."""
-    shape = (trunks, a.shape[0], columns) if keep else (0,)
-    return a.new_empty(shape), a.new_empty(shape)
-
-
-def work(a: Tensor, v: Tensor, p: Tensor, *_: Any) -> int:
-    """Multiply-adds of the projections of one level: each number of a and v meets all columns of its trunk."""
-    return (a.numel() + v.numel()) * p.shape[-1]
-
-
-def due(needs: int, inputs: int) -> tuple[bool, ...]:
-    """Which of the inputs need their gradient, from the bits that say so."""
-    return tuple(bool(needs >> i & 1) for i in range(inputs))
-
-
-def check_global(
-    operator: str, a: Tensor, v: Tensor, p: Tensor, q: Tensor, *biases: tuple[str, Tensor | None]
-) -> None:
-    """Shapes of global pooling: a (B, C), v (B, D), p (C, N), q (D, N), biases (N,).
-
-    Raises:
-        ValueError: a shape does not fit.
-    """
-    _check.shape(operator, "a", a, B=None, C=None)
-    _check.shape(operator, "v", v, B=a.shape[0], D=None)
-    _check.shape(operator, "p", p, C=a.shape[1], N=None)
-    _check.shape(operator, "q", q, D=v.shape[1], N=p.shape[1])
-    for name, bias in biases:
-        if bias is not None:
-            _check.shape(operator, name, bias, N=p.shape[1])
-
-
-def check_trunks(
-    operator: str,
-    rows: int | None,
-    a: tuple[str, Tensor],
-    v: tuple[str, Tensor],
-    p: tuple[str, Tensor],
-    q: tuple[str, Tensor],
-    *biases: tuple[str, Tensor | None],
-) -> None:
-    """Shapes of per-trunk pooling: a (B, H, C), v (B, H, D), p (H, C, N), q (H, D, N), biases (H, N).
-
-    Raises:
-        ValueError: a shape does not fit.
-    """
-    _check.shape(operator, *a, B=rows, H=None, C=None)
-    B, H, C = a[1].shape
-    _check.shape(operator, *v, B=B, H=H, D=None)
-    _check.shape(operator, *p, H=H, C=C, N=None)
-    N = p[1].shape[2]
-    _check.shape(operator, *q, H=H, D=v[1].shape[2], N=N)
-    for name, bias in biases:
-        if bias is not None:
-            _check.shape(operator, name, bias, H=H, N=N)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 LIBRARY = torch.library.Library("fbp_kernels", "FRAGMENT")
 
@@ -22,7 +22,10 @@ def tensors(operator: str, **arguments: Tensor | None) -> None:
         if tensor is None:
             continue
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{operator}: {name} is a {type(tensor).__name__}, expected a tensor")
+            out = "; use torch.fx.wrap or the module" if isinstance(tensor, fx.Proxy) else ""
+            raise TypeError(
+                f"{operator}: {name} is a {type(tensor).__name__}, expected a tensor{out}"
+            )
         if tensor.dtype not in DTYPES:
             expected = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
             raise TypeError(f"{operator}: {name} is {tensor.dtype}, expected one of {expected}")
@@ -51,6 +54,18 @@ def shape(operator: str, name: str, tensor: Tensor, **expected: int | None) -> N
         # Put together here and not before: a traced size that is printed becomes a constant.
         sizes = ", ".join(n if s is None else f"{n}={s}" for n, s in expected.items())
         raise ValueError(f"{operator}: {name} has shape {tuple(tensor.shape)}, expected ({sizes})")
+
+
+def channels(operator: str, x: Tensor) -> None:
+    """Something comes after the channels.
+
+    Raises:
+        ValueError: x has fewer than three dimensions.
+    """
+    if x.dim() < 3:
+        raise ValueError(
+            f"{operator}: x has shape {tuple(x.shape)}, expected at least 3 dimensions (N, C, *)"
+        )
 
 
 def factor(operator: str, name: str, value: int, columns: int) -> None:

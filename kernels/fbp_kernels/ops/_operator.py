@@ -7,13 +7,12 @@ come to is one `torch.autograd.Function`, which knows every kind of derivative.
 """
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import backends
 from . import _layout
@@ -26,6 +25,7 @@ KEEP_LIMIT = 64 * 2**20  # bytes
 MOVED = 32  # multiply-adds that take as long, roughly, as to read a number and write one
 
 Tensors = Sequence[Tensor | None]
+Call = Callable[..., Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,16 @@ class Operator:
     A forward kernel is called with (*inputs, *extras, *attributes, keep) and returns the results and what was
     kept; a backward kernel with (*gradients, *inputs, *extras, *reused, *kept, *attributes, needs) and returns one
     gradient for each input. `needs` has bit i set where input i needs its gradient. Of several results, those
-    that nobody used have None for a gradient, but never all. What was not kept or not needed, a kernel gives as
-    None or as an empty tensor; schemas have no optional results, there it is an empty tensor.
+    that nobody used have None for a gradient, but never all. What was not to be kept or is not needed, a kernel may
+    give as anything: the operators leave it out.
 
     Attributes:
         name: the public name.
         inputs: the differentiable tensors.
         attributes: everything that is no tensor.
-        fake: shapes of the forward's results; called as a forward kernel is.
-        reference: the operator in plain PyTorch, called with (*inputs, *extras, *attributes); derivatives that have no
-            kernel are those of it.
+        fake: shapes of what a forward gives that keeps all it may; called as a forward kernel is.
+        reference: the operator in plain PyTorch, called with inputs, extras and attributes by name; derivatives that
+            have no kernel are those of it.
         extras: other tensors.
         results: how many results can be differentiated.
         reused: which of these the backward is given.
@@ -55,7 +55,7 @@ class Operator:
         rows: which of inputs and extras begin with a batch dimension whose rows do not know of each other. A
             dimension under `torch.vmap` can lie down beside that one.
         seed: which one, if it is there, gives rows different masks, so that it cannot.
-        tangent: the derivative along a direction, called with (call, inputs, tangents, extras, attributes), where
+        tangent: the derivative along a direction, called with (call, inputs, tangents, attributes), where
             call(inputs, attributes) is the operator's first result; by default the reference's.
     """
 
@@ -82,61 +82,56 @@ class Operator:
 
 
 class Registered:
-    """An operator that PyTorch knows, called as its schema says, the backend last."""
+    """An operator that PyTorch knows, called as its schema says, the backend last: gives results and what is kept."""
 
     def __init__(self, declared: Operator) -> None:
-        self.name, self._declared = declared.name, declared
         d, name = declared, declared.name
+        self.name, self._declared = name, d
         tensors = d.inputs + d.extras
         self._tensors = len(tensors)
+        self._names = [argument.split()[1] for argument in tensors + d.attributes]
         arguments = tensors + d.attributes + ("bool keep",) * bool(d.kept)
-        forward = _define(
+        forward = _library(
             f"{name}_forward",
             arguments,
-            d.results + d.kept,
-            0,
-            lambda backend: backends.kernel(name, backend).forward,
-            d.fake,
+            "Tensor[]",
+            lambda *a: self._results(a, backends.kernel(name, a[-1]).forward(*a[:-1])),
+            lambda *a: self._results(a, d.fake(*a[:-1])),
         )
         dz = [f"Tensor? dz{i}" for i in range(d.results)] if d.results > 1 else ["Tensor dz"]
         reused = [f"Tensor z{i}" for i in d.reused]
         kept = [f"Tensor? kept{i}" for i in range(d.kept)]
-        backward = _define(
+        # No list: PyTorch's loop for batched gradients (is_grads_batched) takes tensors alone.
+        several = f"({', '.join(['Tensor'] * len(d.inputs))})" if len(d.inputs) > 1 else "Tensor"
+        backward = _library(
             f"{name}_backward",
             (*dz, *tensors, *reused, *kept, *d.attributes, "int needs"),
-            len(d.inputs),
-            d.results,
-            lambda backend: backends.kernel(name, backend).backward,
-            self._fake_backward,
+            several,
+            lambda *a: self._gradients(a, backends.kernel(name, a[-1]).backward(*a[:-1])),
+            lambda *a: self._gradients(a, map(self._fake_gradient, a[d.results : -2])),
         )
-        self._forward = _function(
+
+        def due_alone(*arguments: Any) -> list[Tensor]:
+            found = _tuple(backward(*arguments))
+            return [found[i] for i in _due(arguments[-2])]
+
+        self._forward = _Formula(
             name, forward, self._keep, self._gradient, self._tangent, self._vmap
         )
-        self._backward = _function(
-            f"{name}_backward",
-            backward,
-            self._keep_backward,
-            self._second_gradient,
-            self._second_tangent,
-            self._vmap_backward,
-        )
-        LIBRARY.define(
-            _schema(name, arguments, d.results + d.kept), tags=(torch.Tag.pt2_compliant_tag,)
-        )
-        self._apply = self._forward.apply
-        LIBRARY.impl(
-            name,
-            lambda *a: self._apply(a[self._tensors :], *a[: self._tensors]),
-            "CompositeImplicitAutograd",
-        )
-        self._recorded = getattr(torch.ops.fbp_kernels, name).default
+        self._backward = _Formula(
+            f"{name}_backward", due_alone, self._keep_backward, self._second_gradient,
+            self._second_tangent, self._vmap_backward,
+        )  # fmt: skip
+        self._recorded = _library(name, arguments, "Tensor[]", lambda *a: list(self._call(*a)))
 
-    def __call__(self, *arguments: Any) -> Any:
-        """Calls the operator."""
+    def __call__(self, *arguments: Any) -> Sequence[Tensor]:
+        """Calls the operator, or its reference, which keeps nothing."""
+        if arguments[-1] == "reference":
+            return _tuple(self._reference(*arguments[: len(self._names)]))
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return self._recorded(*arguments)
         try:
-            return self._apply(arguments[self._tensors :], *arguments[: self._tensors])
+            return self._call(*arguments)
         except NotImplementedError as error:
             kinds = {type(t).__name__ for t in arguments if isinstance(t, Tensor)}
             raise NotImplementedError(
@@ -144,114 +139,106 @@ class Registered:
                 " or, on a DTensor, torch.distributed.tensor.experimental.local_map"
             ) from error
 
+    def _reference(self, *arguments: Any) -> Any:
+        return self._declared.reference(**dict(zip(self._names, arguments, strict=True)))
+
+    def _call(self, *arguments: Any) -> Sequence[Tensor]:
+        return self._forward(arguments[self._tensors :], arguments[: self._tensors])
+
+    # What raw operators return of what kernels and fakes give.
+
+    def _results(self, arguments: tuple[Any, ...], found: Any) -> list[Tensor]:
+        """Results, and what was to be kept."""
+        return list(_tuple(found)[: self._declared.results + self._keeps(arguments)])
+
+    def _gradients(self, arguments: tuple[Any, ...], found: Any) -> Any:
+        """One tensor for each input, empty where no gradient is due."""
+        needs, some = arguments[-2], next(t for t in arguments if t is not None)
+        pairs = zip(range(len(self._declared.inputs)), _tuple(found), strict=False)
+        gradients = tuple([t if needs >> i & 1 else some.new_empty(0) for i, t in pairs])
+        return gradients if len(gradients) > 1 else gradients[0]
+
+    def _fake_gradient(self, tensor: Any) -> Any:
+        return self._declared.fake_gradient(tensor) if isinstance(tensor, Tensor) else None
+
     # The forward's formula; options are what is no tensor: attributes, keep, backend.
 
     def _keep(self, ctx: Any, arguments: tuple[Any, ...], output: Any) -> None:
         d = self._declared
-        options, tensors = arguments[0], arguments[1:]
-        ctx.options = options
+        ctx.options, *tensors = arguments
         ctx.set_materialize_grads(False)
         ctx.save_for_forward(*tensors)
-        if d.kept and options[-2]:
-            ctx.mark_non_differentiable(*output[d.results :])
-        if True in ctx.needs_input_grad:
-            reused = [output[i] for i in d.reused]
-            kept = output[d.results :] if d.kept and options[-2] else (None,) * d.kept
-            ctx.save_for_backward(*tensors, *reused, *kept)
+        kept = output[d.results :]
+        ctx.mark_non_differentiable(*kept)
+        ctx.save_for_backward(*tensors, *(output[i] for i in d.reused), *kept or (None,) * d.kept)
 
     def _gradient(self, ctx: Any, *dz: Tensor | None) -> tuple[Tensor | None, ...]:
         d = self._declared
-        dz = dz[: d.results]
         wanted = ctx.needs_input_grad[1 : 1 + len(d.inputs)]
-        rest = (None,) * len(d.extras)
-        if all(t is None for t in dz):
-            return (None, *(None for _ in wanted), *rest)
-        options = (*self._attributes(ctx.options), _bits(wanted), ctx.options[-1])
-        gradients = _tuple(self._backward.apply(options, *dz, *ctx.saved_tensors))
-        return (
-            None,
-            *(g if due else None for g, due in zip(gradients, wanted, strict=True)),
-            *rest,
-        )
+        found: Any = iter(())
+        if any(t is not None for t in dz[: d.results]):
+            options = (*self._attributes(ctx.options), _bits(wanted), ctx.options[-1])
+            found = iter(self._backward(options, (*dz[: d.results], *ctx.saved_tensors)))
+        gradients = (next(found, None) if due else None for due in wanted)
+        return (None, *gradients, *(None,) * len(d.extras))
 
-    def _tangent(self, ctx: Any, _: None, *tangents: Tensor | None) -> Any:
+    def _tangent(self, ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         d = self._declared
         n = len(d.inputs)
-        tensors = [_primal(t) for t in ctx.saved_tensors]
+        tensors = [_primal(t) for t in ctx.saved_tensors[: self._tensors]]
         inputs, extras, attributes = tensors[:n], tensors[n:], self._attributes(ctx.options)
         if d.tangent is None:
-            plain = self._plain(extras, attributes)
-            found = tuple(push_forward(plain, inputs, tangents[:n]))
+            found = push_forward(self._plain(extras, attributes), inputs, tangents[:n])
         else:
-
-            def call(inputs: Tensors, attributes: tuple[Any, ...]) -> Any:
-                return self(*inputs, *extras, *attributes, False, ctx.options[-1])[0]
-
-            found = (d.tangent(call, inputs, tangents[:n], attributes),)
-        kept = None if not d.kept or ctx.options[-2] else found[0].new_zeros(0)
-        found = (*found, *(kept,) * d.kept)
-        return found if len(found) > 1 else found[0]
+            call = lambda x, how: self(*x, *extras, *how, False, ctx.options[-1])[0]  # noqa: E731
+            found = [d.tangent(call, inputs, tangents[:n], attributes)]
+        return (*found, *(None,) * self._keeps(ctx.options))
 
     def _vmap(self, info: Any, dims: Any, options: Any, *tensors: Tensor | None) -> Any:
         d = self._declared
-        keep = bool(d.kept) and options[-2]
-        into = (0,) * d.results + (d.kept_rows if keep else None,) * d.kept
-        return _batched(
-            self._forward, info, dims, options, tensors, self._rows(tensors), into if d.rows else ()
-        )
+        into = (0,) * d.results + (d.kept_rows,) * self._keeps(options)
+        rows = self._rows(tensors)
+        return _batched(self._forward, info, dims, options, tensors, rows, into, bool(d.rows))
 
     # The backward's; options: attributes, needs, backend.
 
-    def _keep_backward(self, ctx: Any, arguments: tuple[Any, ...], output: Any) -> None:
-        ctx.options = arguments[0]
+    def _keep_backward(self, ctx: Any, arguments: tuple[Any, ...], _: Any) -> None:
+        ctx.options, *tensors = arguments
         ctx.set_materialize_grads(False)
-        needs, gradients = ctx.options[-2], _tuple(output)
-        ctx.mark_non_differentiable(*(t for i, t in enumerate(gradients) if not needs >> i & 1))
-        tensors = arguments[1 : 1 + self._declared.results + self._tensors]
+        tensors = tensors[: self._declared.results + self._tensors]
         ctx.save_for_forward(*tensors)
-        if True in ctx.needs_input_grad:
-            ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*tensors)
 
     def _second_gradient(self, ctx: Any, *h: Tensor | None) -> tuple[Tensor | None, ...]:
-        backward, tensors, due = self._plain_backward(ctx)
-        found = pull_back(backward, tensors, [h[i] for i in due])
+        backward, tensors = self._plain_backward(ctx)
+        found = pull_back(backward, tensors, h)
         return (None, *found, *(None,) * (len(ctx.needs_input_grad) - 1 - len(found)))
 
-    def _second_tangent(self, ctx: Any, _: None, *tangents: Tensor | None) -> Any:
-        backward, tensors, due = self._plain_backward(ctx)
-        pushed = push_forward(backward, tensors, tangents[: len(tensors)])
-        found = dict(zip(due, pushed, strict=True))
-        each = tuple(found.get(i) for i in range(len(self._declared.inputs)))
-        return each if len(each) > 1 else each[0]
+    def _second_tangent(self, ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
+        backward, tensors = self._plain_backward(ctx)
+        return tuple(push_forward(backward, tensors, tangents[: len(tensors)]))
 
     def _vmap_backward(self, info: Any, dims: Any, options: Any, *tensors: Tensor | None) -> Any:
         d = self._declared
-        into = tuple(0 if options[-2] >> i & 1 else None for i in range(len(d.inputs)))
-        rows_only = all(i in d.rows for i, at in enumerate(into) if at is not None)
-        end = d.results + self._tensors
-        at = (
+        due = _due(options[-2])
+        rows = (
             *(0,) * d.results,
-            *self._rows(tensors[d.results : end]),
+            *self._rows(tensors[d.results : d.results + self._tensors]),
             *(0,) * len(d.reused),
             *(d.kept_rows,) * d.kept,
         )
-        one_call = rows_only and d.rows
-        return _batched(self._backward, info, dims, options, tensors, at, into if one_call else ())
-
-    def _fake_backward(self, *arguments: Any) -> Any:
-        d, needs = self._declared, arguments[-1]
-        inputs = arguments[d.results : d.results + len(d.inputs)]
-        some = next(dz for dz in arguments if dz is not None)
-        gradients = tuple(
-            some.new_empty(0) if t is None or not needs >> i & 1 else d.fake_gradient(t)
-            for i, t in enumerate(inputs)
-        )
-        return gradients if len(gradients) > 1 else gradients[0]
+        one_call = bool(d.rows) and all(i in d.rows for i in due)
+        into = (0,) * len(due)
+        return _batched(self._backward, info, dims, options, tensors, rows, into, one_call)
 
     # What both share.
 
     def _attributes(self, options: tuple[Any, ...]) -> tuple[Any, ...]:
         return options[: len(self._declared.attributes)]
+
+    def _keeps(self, options: tuple[Any, ...]) -> int:
+        """How many tensors a forward keeps."""
+        return self._declared.kept * bool(options[-2])
 
     def _rows(self, tensors: Tensors) -> tuple[int | None, ...]:
         """Where inputs and extras have their rows; nowhere in a seed, which gives each row a mask of its own."""
@@ -262,128 +249,109 @@ class Registered:
 
     def _plain(self, extras: Tensors, attributes: tuple[Any, ...]) -> Callable[..., Any]:
         """The reference as a function of the inputs."""
-        d = self._declared
-        return lambda *inputs: _tuple(d.reference(*inputs, *extras, *attributes))[: d.results]
+        count = self._declared.results
+        return lambda *inputs: _tuple(self._reference(*inputs, *extras, *attributes))[:count]
 
-    def _plain_backward(self, ctx: Any) -> tuple[Callable[..., Any], Tensors, list[int]]:
-        """The gradients that were due as a function of (*dz, *inputs), by the reference; these; and which were due."""
+    def _plain_backward(self, ctx: Any) -> tuple[Callable[..., Any], Tensors]:
+        """The gradients that were due as a function of (*dz, *inputs), by the reference; and these."""
         d = self._declared
         tensors = [_primal(t) for t in ctx.saved_tensors]
-        split, needs = d.results + len(d.inputs), ctx.options[-2]
-        due = [i for i in range(len(d.inputs)) if needs >> i & 1]
+        split = d.results + len(d.inputs)
         plain = self._plain(tensors[split:], self._attributes(ctx.options))
 
         def backward(*values: Tensor | None) -> tuple[Tensor | None, ...]:
             gradients = pull_back(plain, values[d.results :], values[: d.results])
-            return tuple(gradients[i] for i in due)
+            return tuple(gradients[i] for i in _due(ctx.options[-2]))
 
-        return backward, tensors[:split], due
+        return backward, tensors[:split]
 
 
-class _AsGiven(inspect.Signature):
-    """Of a function that has neither names nor defaults to fill in.
+class _Formula:
+    """A raw operator of (*tensors, *options), in a `torch.autograd.Function` of (options, *tensors) if need be."""
 
-    `autograd.Function.apply` looks up the signature of `forward` in every call and binds what came to it: 5
-    microseconds of 20 at a size of 1.
+    def __init__(self, name: str, raw: Call, *members: Callable[..., Any]) -> None:
+        def forward(options: tuple[Any, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+            return tuple(raw(*tensors, *options))
+
+        names = ("forward", "setup_context", "backward", "jvp", "vmap")
+        static = dict(zip(names, map(staticmethod, (forward, *members)), strict=True))
+        kind: Any = type(torch.autograd.Function)
+        self._raw = raw
+        self._apply: Call = kind(name, (torch.autograd.Function,), static).apply
+
+    def __call__(self, options: tuple[Any, ...], tensors: Tensors) -> Sequence[Tensor]:
+        if _constant(tensors):
+            return self._raw(*tensors, *options)
+        return self._apply(options, *tensors)
+
+
+def _constant(tensors: Tensors) -> bool:
+    """Whether a call cannot be differentiated, nor be one of many: a `Function` would be half of a small call's time.
+
+    Nothing here requires a gradient, no level of dual tensors is open (a tensor is unpacked to itself there), and there
+    is no wrapper of `torch.func` or other subclass of Tensor: wrappers have no memory, and raise.
     """
-
-    def bind(self, *args: Any, **_: Any) -> Any:
-        return _Bound(args)
-
-
-class _Bound:
-    """As `inspect.BoundArguments`."""
-
-    __slots__ = ("args",)
-    kwargs: dict[str, Any] = {}  # noqa: RUF012
-
-    def __init__(self, args: tuple[Any, ...]) -> None:
-        self.args = args
-
-    def apply_defaults(self) -> None:
-        """There are none."""
+    there = [t for t in tensors if t is not None]
+    graph = torch.is_grad_enabled()
+    try:
+        for t in there:
+            if type(t) not in _PLAIN or (graph and t.requires_grad):
+                return False
+            t.data_ptr()
+    except RuntimeError:
+        return False
+    return torch.autograd.forward_ad.unpack_dual(there[0]).primal is there[0]
 
 
-def _function(
-    name: str,
-    run: Callable[..., Any],
-    setup_context: Callable[..., None],
-    backward: Callable[..., Any],
-    jvp: Callable[..., Any],
-    vmap: Callable[..., Any],
-) -> Any:
-    """A `torch.autograd.Function` of (options, *tensors) around a raw operator of (*tensors, *options)."""
-
-    def forward(options: tuple[Any, ...], *tensors: Tensor | None) -> Any:
-        return run(*tensors, *options)
-
-    forward.__signature__ = _AsGiven()  # type: ignore[attr-defined]
-    members = {
-        "forward": forward,
-        "setup_context": setup_context,
-        "backward": backward,
-        "jvp": jvp,
-        "vmap": vmap,
-    }
-    kind: Any = type(torch.autograd.Function)
-    return kind(name, (torch.autograd.Function,), {k: staticmethod(v) for k, v in members.items()})
+_PLAIN = (Tensor, nn.Parameter)
 
 
 def _batched(
-    function: Any,
+    function: _Formula,
     info: Any,
     dims: tuple[Any, ...],
     options: tuple[Any, ...],
     tensors: Tensors,
     rows: Sequence[int | None],
-    into: Sequence[int | None],
-) -> tuple[Any, Any]:
+    into: tuple[int, ...],
+    rows_alone: bool,
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """A function under `torch.vmap`: in one call, where only rows are many, else one call after the other.
 
     Args:
-        function: called with (options, *tensors).
+        function: called with (options, tensors).
         info: has `batch_size`.
         dims: of the arguments, those that are mapped over.
         options: no tensors.
         tensors: the arguments.
         rows: the dimension of each that is the batch, None where it has none.
-        into: the same of the results; empty where one call cannot do it.
+        into: the same of the results.
+        rows_alone: whether rows of the results depend on rows of the arguments alone.
     """
-    many = info.batch_size
-    pairs: list[tuple[Any, Any]] = list(zip(tensors, dims[1:], strict=True))
-    if into and not any(d is not None and at is None for d, at in zip(dims[1:], rows, strict=True)):
+    many, dims = info.batch_size, dims[1:]
+    if rows_alone and all(d is None or at is not None for d, at in zip(dims, rows, strict=True)):
         folded = [
             t if t is None or at is None else _laid_beside(t, d, at, many)
-            for (t, d), at in zip(pairs, rows, strict=True)
+            for t, d, at in zip(tensors, dims, rows, strict=True)
         ]
-        results = _tuple(function.apply(options, *folded))
-        unfolded = [
-            t if at is None else t.unflatten(at, (many, t.shape[at] // many))
-            for t, at in zip(results, into, strict=True)
-        ]
-    else:
-        calls = [
-            _tuple(
-                function.apply(
-                    options,
-                    *(t if d is None else _layout.readable(t.select(d, i)) for t, d in pairs),
-                )
-            )
-            for i in range(many)
-        ]
-        unfolded = [torch.stack(ts) for ts in zip(*calls, strict=True)]
-        into = [0] * len(unfolded)
-    return (tuple(unfolded), tuple(into)) if len(unfolded) > 1 else (unfolded[0], into[0])
+        found = zip(function(options, folded), into, strict=True)
+        return tuple(t.unflatten(at, (many, t.shape[at] // many)) for t, at in found), into
+
+    def one(i: int) -> Sequence[Tensor]:
+        pairs = zip(tensors, dims, strict=True)
+        return function(
+            options,
+            [t if t is None or d is None else _layout.readable(t.select(d, i)) for t, d in pairs],
+        )
+
+    calls = zip(*(one(i) for i in range(many)), strict=True)
+    return tuple(torch.stack(found) for found in calls), (0,) * len(into)
 
 
 def _laid_beside(tensor: Tensor, dim: int | None, rows: int, many: int) -> Tensor:
     """With a dimension merged into the rows, or repeated where it has none."""
-    if dim is None:
-        shape = (*tensor.shape[:rows], many, *tensor.shape[rows:])
-        tensor = tensor.unsqueeze(rows).expand(shape)
-    else:
-        tensor = tensor.movedim(dim, rows)
-    return _layout.readable(tensor.flatten(rows, rows + 1))
+    each = tensor.expand(many, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return _layout.readable(each.movedim(0, rows).flatten(rows, rows + 1))
 
 
 def _tuple(output: Any) -> tuple[Any, ...]:
@@ -395,29 +363,20 @@ def _primal(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else torch.autograd.forward_ad.unpack_dual(tensor).primal
 
 
-def _schema(name: str, arguments: tuple[str, ...], results: int) -> str:
-    result = f"({', '.join(['Tensor'] * results)})" if results > 1 else "Tensor"
-    return f"{name}({', '.join(arguments)}, str backend) -> {result}"
-
-
-def _define(
+def _library(
     name: str,
     arguments: tuple[str, ...],
-    results: int,
-    first: int,
-    select: Callable[[str], Callable[..., Any]],
-    fake: Callable[..., Any],
-) -> Callable[..., Any]:
-    def run(*args: Any) -> Any:
-        values = select(args[-1])(*args[:-1])
-        if results == 1:
-            return values
-        return tuple([args[first].new_empty(0) if t is None else t for t in values])
-
-    LIBRARY.define(_schema(name, arguments, results), tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fbp_kernels::{name}", lambda *a: fake(*a[:-1]), lib=LIBRARY)
-    operator: Callable[..., Any] = getattr(torch.ops.fbp_kernels, name).default
+    results: str,
+    run: Callable[..., Any],
+    fake: Callable[..., Any] | None = None,
+) -> Call:
+    """An operator of PyTorch's: opaque with a fake kernel, else what tracing looks into."""
+    schema = f"{name}({', '.join(arguments)}, str backend) -> {results}"
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, run, f"Composite{'Explicit' if fake else 'Implicit'}Autograd")
+    if fake:
+        torch.library.register_fake(f"fbp_kernels::{name}", fake, lib=LIBRARY)
+    operator: Call = getattr(torch.ops.fbp_kernels, name).default
     return operator
 
 
@@ -425,6 +384,12 @@ def _define(
 def _bits(flags: tuple[bool, ...]) -> int:
     """An integer with bit i set where flag i is."""
     return sum(1 << i for i, flag in enumerate(flags) if flag)
+
+
+@functools.cache
+def _due(bits: int) -> tuple[int, ...]:
+    """Which bits are set."""
+    return tuple(i for i in range(bits.bit_length()) if bits >> i & 1)
 
 
 def keeps(explicit: bool | None, elements: Callable[[], int], inputs: Tensors) -> bool:

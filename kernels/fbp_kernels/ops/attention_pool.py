@@ -64,26 +64,21 @@ def attention_pool(
     chosen = backends.resolve("attention_pool", backend, x.device.type, x.dtype, (x, weight))
     # A number travels as one: a tensor made of it would be a launch of its own.
     tensor, number = (scale, 1.0) if isinstance(scale, Tensor) else (None, float(scale))
-    if chosen == "reference":
-        return _reference(x, weight, bias, query, tensor, lengths, trunks, number)
+    inputs = (x, weight, bias, query, tensor)
     elements = lambda: x.shape[0] * x.shape[1] * weight.shape[1]  # noqa: E731
-    keep = _operator.keeps(keep_hidden, elements, (x, weight, bias, query, tensor))
-    pooled, trunk_pooled, weights = _call(
-        x, weight, bias, query, tensor, lengths, trunks, number, keep, chosen
-    )[:3]
+    keep = _operator.keeps(keep_hidden, elements, inputs)
+    pooled, trunk_pooled, weights, *_ = _call(*inputs, lengths, trunks, number, keep, chosen)
     return pooled, trunk_pooled, weights
 
 
-def _reference(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    x, weight, bias, query, scale, lengths, trunks, number = arguments
-    scale = number if scale is None else scale
-    return reference.attention_pool(x, weight, bias, query, scale, trunks=trunks, lengths=lengths)
+def _reference(*, scale: Tensor | None, factor: float, **others: Any) -> Any:
+    return reference.attention_pool(scale=factor if scale is None else scale, **others)
 
 
 def _fake(x: Tensor, weight: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    trunks, _, keep = arguments[-3:]
+    trunks, _, _ = arguments[-3:]
     B, T, C = x.shape
-    hidden = x.new_empty((B, T, weight.shape[1]) if keep else (0,))
+    hidden = x.new_empty(B, T, weight.shape[1])
     return x.new_empty(B, C), x.new_empty(B, trunks, C), x.new_empty(B, T), hidden
 
 

@@ -46,10 +46,7 @@ def batch_norm(
     """
     _check.tensors("batch_norm", x=x)
     _check.tensors("batch_norm", weight=weight, bias=bias)
-    if x.dim() < 3:
-        raise ValueError(
-            f"batch_norm: x has shape {tuple(x.shape)}, expected at least 3 dimensions (N, C, *)"
-        )
+    _check.channels("batch_norm", x)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     for name, parameter in (("weight", weight), ("bias", bias)):
         _check.shape("batch_norm", name, parameter, C=x.shape[1])
@@ -62,24 +59,13 @@ def batch_norm(
     lengths = _check.lengths("batch_norm", lengths, x.shape[0], x.shape[-1], x.device)
     weight, bias = weight.to(wide), bias.to(wide)
     chosen = backends.resolve("batch_norm", backend, x.device.type, x.dtype, (x,))
-    if chosen == "reference":
-        return _reference(x, weight, bias, lengths, eps, relu)
     y, mean, var = _call(_layout.readable(x), weight, bias, lengths, eps, relu, True, chosen)
     return y, mean.to(wide), var.to(wide)
-
-
-def _reference(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    x, weight, bias, lengths, eps, relu = arguments
-    return reference.batch_norm(x, weight, bias, lengths=lengths, eps=eps, relu=relu)
 
 
 def _fake(x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     mean, var = (torch.empty_like(weight, dtype=torch.float64) for _ in range(2))
     return torch.empty_like(x), mean, var
-
-
-def _native_forward(*arguments: Any) -> Any:
-    return native.raw("batch_norm_forward")(*arguments[:-1])  # mean and variance are always given
 
 
 _call = _operator.Operator(
@@ -89,6 +75,10 @@ _call = _operator.Operator(
     attributes=("float eps", "bool relu"),
     kept=2,  # mean and variance, in float64; users see them too
     fake=_fake,
-    reference=_reference,
+    reference=reference.batch_norm,
     fake_gradient=torch.empty_like,
-).register(native=backends.Kernel(_native_forward, native.raw("batch_norm_backward")))
+).register(
+    native=backends.Kernel(
+        native.raw("batch_norm_forward", without=1), native.raw("batch_norm_backward")
+    )
+)

@@ -1,12 +1,8 @@
 """Global factorized bilinear pooling."""
 
-from typing import Any
-
 from torch import Tensor
 
-from .. import backends, native, reference, triton
-from ..triton.levels import Level, Levels
-from . import _bilinear, _check, _operator
+from . import _bilinear
 
 
 def fbp(
@@ -61,72 +57,4 @@ def fbp(
     )  # fmt: skip
 
 
-def _check_arguments(inputs: Any, lengths: Any, attributes: Any) -> tuple[()]:
-    a, v, p, q, p_bias, q_bias = inputs
-    factor, _, dropout = attributes
-    _check.tensors("fbp", a=a, v=v, p=p, q=q, p_bias=p_bias, q_bias=q_bias)
-    _bilinear.check_global("fbp", a, v, p, q, ("p_bias", p_bias), ("q_bias", q_bias))
-    _check.factor("fbp", "factor", factor, p.shape[1])
-    _check.probability("fbp", dropout)
-    return ()
-
-
-def _reference(*arguments: Any) -> Tensor:
-    a, v, p, q, p_bias, q_bias, seed, factor, adaptive, dropout = arguments
-    return reference.fbp(
-        a, v, p, q, factor,
-        p_bias=p_bias, q_bias=q_bias, adaptive=adaptive, dropout=dropout, seed=seed,
-    )  # fmt: skip
-
-
-def _elements(a: Tensor, _: Tensor, p: Tensor, *__: Any) -> int:
-    return a.shape[0] * p.shape[1]
-
-
-def _fake(*arguments: Any) -> tuple[Tensor, ...]:
-    *inputs, _, factor, adaptive, dropout, keep = arguments
-    _check_arguments(inputs, (), (factor, adaptive, dropout))
-    a, _, p, *_ = inputs
-    N = p.shape[1]
-    return a.new_empty(a.shape[0], N // factor), *_bilinear.projections(a, 1, N, keep)
-
-
-_pool, _pool_backward = triton.late("bilinear")
-
-
-def _levels(*arguments: Any) -> Levels:
-    a, v, p, q, p_bias, q_bias, factor, adaptive = arguments
-    return Levels(Level(a, v, p, q, p_bias, q_bias, None, factor, adaptive), None)
-
-
-def _triton(*arguments: Any) -> Any:
-    *inputs, seed, factor, adaptive, dropout, keep = arguments
-    return _pool(_levels(*inputs, factor, adaptive), seed, dropout, keep)
-
-
-def _triton_backward(dz: Tensor, *arguments: Any) -> Any:
-    *inputs, seed, u, w, factor, adaptive, dropout, needs = arguments
-    kept = () if u is None else (u, w)
-    levels = _levels(*inputs, factor, adaptive)
-    (gradients,) = _pool_backward(dz, levels, seed, kept, dropout, (_bilinear.due(needs, 6),))
-    return gradients
-
-
-_registered = _operator.Operator(
-    "fbp",
-    inputs=("Tensor a", "Tensor v", "Tensor p", "Tensor q", "Tensor? p_bias", "Tensor? q_bias"),
-    extras=("Tensor? seed",),
-    attributes=("SymInt factor", "bool adaptive", "float dropout"),
-    kept=2,
-    kept_rows=1,
-    fake=_fake,
-    work=_bilinear.work,
-    reference=_reference,
-    rows=(0, 1),
-    seed=6,
-    tangent=_bilinear.tangent(_bilinear.ONE_LEVEL, adaptive=1),
-).register(
-    native=backends.Kernel(native.raw("fbp_forward"), native.raw("fbp_backward")),
-    triton=backends.Kernel(_triton, _triton_backward),
-)
-_call = _bilinear.Pooling(_registered, _check_arguments, _reference, _elements)
+_call = _bilinear.Pooling("fbp", once=_bilinear.NAMES)

@@ -1,7 +1,5 @@
 """Local response normalisation across channels, with an optional ReLU before it."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -43,31 +41,13 @@ def local_response_norm(
         RuntimeError: the backend asked for cannot run here.
     """
     _check.tensors("local_response_norm", x=x)
-    if x.dim() < 3:
-        raise ValueError(
-            f"local_response_norm: x has shape {tuple(x.shape)}, expected at least 3 dimensions (N, C, *)"
-        )
+    _check.channels("local_response_norm", x)
     if size < 1:
         raise ValueError(f"local_response_norm: size is {size}, expected at least 1")
     if not k > 0:
         raise ValueError(f"local_response_norm: k is {k}, expected a positive number")
     chosen = backends.resolve("local_response_norm", backend, x.device.type, x.dtype, (x,))
-    if chosen == "reference":
-        return _reference(x, size, alpha, beta, k, relu)
-    y: Tensor = _call(_layout.readable(x), size, alpha, beta, k, relu, chosen)
-    return y
-
-
-def _reference(*arguments: Any) -> Tensor:
-    *positional, relu = arguments
-    return reference.local_response_norm(*positional, relu=relu)
-
-
-def _native_backward(dy: Tensor, x: Tensor, *attributes: Any) -> Tensor:
-    gradient: Tensor = native.raw("lrn_backward")(
-        dy, x, *attributes[:-1]
-    )  # one input: it is needed
-    return gradient
+    return _call(_layout.readable(x), size, alpha, beta, k, relu, chosen)[0]
 
 
 _call = _operator.Operator(
@@ -75,10 +55,11 @@ _call = _operator.Operator(
     inputs=("Tensor x",),
     attributes=("SymInt size", "float alpha", "float beta", "float k", "bool relu"),
     fake=lambda x, *_: torch.empty_like(x),
-    reference=_reference,
+    reference=reference.local_response_norm,
     rows=(0,),
     fake_gradient=torch.empty_like,
 ).register(
-    native=backends.Kernel(native.raw("lrn_forward"), _native_backward),
+    # Of one input the gradient is needed: it is not asked.
+    native=backends.Kernel(native.raw("lrn_forward"), native.raw("lrn_backward", without=1)),
     triton=backends.Kernel(*triton.late("local_response_norm")),
 )

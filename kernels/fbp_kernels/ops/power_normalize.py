@@ -28,16 +28,9 @@ def power_normalize(z: Tensor, eps: float = 1e-12, *, backend: str | None = None
     if z.dim() < 1:
         raise ValueError("power_normalize: z is a scalar, expected at least one dimension (*, O)")
     chosen = backends.resolve("power_normalize", backend, z.device.type, z.dtype, (z,))
-    if chosen == "reference":
-        return reference.power_normalize(z, eps)
     rows = z if z.dim() > 1 else z.unsqueeze(0)
-    y: Tensor = _call(rows, eps, chosen)
+    y = _call(rows, eps, chosen)[0]
     return y if z.dim() > 1 else y.squeeze(0)
-
-
-def _native_backward(dy: Tensor, z: Tensor, eps: float, _needs: int) -> Tensor:
-    gradient: Tensor = native.raw("power_normalize_backward")(dy, z, eps)  # one input: it is needed
-    return gradient
 
 
 _call = _operator.Operator(
@@ -48,6 +41,9 @@ _call = _operator.Operator(
     reference=reference.power_normalize,
     rows=(0,),
 ).register(
-    native=backends.Kernel(native.raw("power_normalize_forward"), _native_backward),
+    # Of one input the gradient is needed: it is not asked.
+    native=backends.Kernel(
+        native.raw("power_normalize_forward"), native.raw("power_normalize_backward", without=1)
+    ),
     triton=backends.Kernel(*triton.late("power_normalize")),
 )

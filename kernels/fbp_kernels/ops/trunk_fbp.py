@@ -1,12 +1,8 @@
 """Per-trunk factorized bilinear pooling."""
 
-from typing import Any
-
 from torch import Tensor
 
-from .. import backends, native, reference, triton
-from ..triton.levels import Level, Levels
-from . import _bilinear, _check, _operator
+from . import _bilinear
 
 
 def trunk_fbp(
@@ -57,75 +53,4 @@ def trunk_fbp(
     )  # fmt: skip
 
 
-def _check_arguments(inputs: Any, lengths: Any, attributes: Any) -> tuple[Tensor | None]:
-    a, v, p, q, p_bias, q_bias = inputs
-    factor, dropout = attributes
-    _check.tensors("trunk_fbp", a=a, v=v, p=p, q=q, p_bias=p_bias, q_bias=q_bias)
-    _bilinear.check_trunks(
-        "trunk_fbp", None, ("a", a), ("v", v), ("p", p), ("q", q),
-        ("p_bias", p_bias), ("q_bias", q_bias),
-    )  # fmt: skip
-    _check.factor("trunk_fbp", "factor", factor, p.shape[2])
-    _check.probability("trunk_fbp", dropout)
-    return (_check.lengths("trunk_fbp", lengths[0], a.shape[0], a.shape[1], a.device),)
-
-
-def _reference(*arguments: Any) -> Tensor:
-    a, v, p, q, p_bias, q_bias, lengths, seed, factor, dropout = arguments
-    return reference.trunk_fbp(
-        a, v, p, q, factor,
-        p_bias=p_bias, q_bias=q_bias, lengths=lengths, dropout=dropout, seed=seed,
-    )  # fmt: skip
-
-
-def _elements(a: Tensor, _: Tensor, p: Tensor, *__: Any) -> int:
-    return a.shape[0] * p.shape[0] * p.shape[2]
-
-
-def _fake(*arguments: Any) -> tuple[Tensor, ...]:
-    *inputs, lengths, _, factor, dropout, keep = arguments
-    _check_arguments(inputs, (lengths,), (factor, dropout))
-    a, _, p, *_ = inputs
-    H, _, N = p.shape
-    return a.new_empty(a.shape[0], N // factor), *_bilinear.projections(a, H, N, keep)
-
-
-_pool, _pool_backward = triton.late("bilinear")
-
-
-def _levels(*arguments: Any) -> Levels:
-    a, v, p, q, p_bias, q_bias, lengths, factor = arguments
-    return Levels(None, Level(a, v, p, q, p_bias, q_bias, lengths, factor, False))
-
-
-def _triton(*arguments: Any) -> Any:
-    *tensors, seed, factor, dropout, keep = arguments
-    return _pool(_levels(*tensors, factor), seed, dropout, keep)
-
-
-def _triton_backward(dz: Tensor, *arguments: Any) -> Any:
-    *tensors, seed, u, w, factor, dropout, needs = arguments
-    kept = () if u is None else (u, w)
-    levels = _levels(*tensors, factor)
-    (gradients,) = _pool_backward(dz, levels, seed, kept, dropout, (_bilinear.due(needs, 6),))
-    return gradients
-
-
-_registered = _operator.Operator(
-    "trunk_fbp",
-    inputs=("Tensor a", "Tensor v", "Tensor p", "Tensor q", "Tensor? p_bias", "Tensor? q_bias"),
-    extras=("Tensor? lengths", "Tensor? seed"),
-    attributes=("SymInt factor", "float dropout"),
-    kept=2,
-    kept_rows=1,
-    fake=_fake,
-    work=_bilinear.work,
-    reference=_reference,
-    rows=(0, 1, 6),
-    seed=7,
-    tangent=_bilinear.tangent(_bilinear.ONE_LEVEL),
-).register(
-    native=backends.Kernel(native.raw("trunk_fbp_forward"), native.raw("trunk_fbp_backward")),
-    triton=backends.Kernel(_triton, _triton_backward),
-)
-_call = _bilinear.Pooling(_registered, _check_arguments, _reference, _elements)
+_call = _bilinear.Pooling("trunk_fbp", each=_bilinear.NAMES)
