@@ -133,9 +133,12 @@ def _open(path: Path) -> Iterator[Any]:
         with path.open("rb") as file:
             try:
                 # An open file with no protocols allowed: a playlist cannot make FFmpeg open another
-                # path or a URL.
+                # path or a URL. Options of the container alone: up to PyAV 16 those that are for streams
+                # too crash where a format finds its streams late (MPEG-PS, FLV).
                 container = av.open(
-                    file, options={"protocol_whitelist": "pipe"}, metadata_errors="replace"
+                    file,
+                    container_options={"protocol_whitelist": "pipe"},
+                    metadata_errors="replace",
                 )
             except (av.FFmpegError, EOFError, ValueError) as error:
                 if isinstance(error, MemoryError):
