@@ -142,7 +142,7 @@ class StepPlan:
     def _side(self, name: str) -> TrainingStep:
         model = STEPS[self.label].network(self.device)
         if name == ACCELERATED:
-            fbp_kernels.accelerate(model)
+            fbp_kernels.accelerate(model, channels_last=True)
         if name == "channels-last":
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         # With PyTorch's own generator, so that dropout can be compared; its masks here are small.

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from fbp_kernels import BatchNormReLU
+
 try:
     nvtx: Any = importlib.import_module("nvtx")
 except ImportError:
@@ -56,6 +58,8 @@ class Range:
 class ModuleRanges:
     """A context in which every submodule's forward is a range, named by its path, such as "audio.encoder.conv1".
 
+    Those of a `fbp_kernels.BatchNormReLU` are one range, as they are one pass where nobody has hooks on them.
+
     Backward needs no hooks: a trace links each backward operation to the forward one that caused it
     (`profiling.trace`). Module backward hooks would cut the graph with views of their own, which
     activations in place then refuse to overwrite.
@@ -69,6 +73,10 @@ class ModuleRanges:
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = {path: module for path, module in model.named_modules() if path}
+        for path, module in list(self.modules.items()):
+            if isinstance(module, BatchNormReLU):  # one pass, which hooks on its children would end
+                for child, _ in module.named_children():
+                    del self.modules[f"{path}.{child}"]
         self.kinds = {path: type(module).__name__ for path, module in self.modules.items()}
         self._handles: list[RemovableHandle] = []
         self._open: list[Range] = []

@@ -47,9 +47,7 @@ class AudioEncoder(nn.Module):
         self.conv3 = nn.Conv2d(c2, c3, 3, padding=1, bias=False)
         self.conv4 = nn.Conv2d(c3, c4, 3, padding=1, bias=False)
         self.conv5 = nn.Conv2d(c4, c5, 3, padding=1, bias=False)
-        self.norms = nn.ModuleList(
-            BatchNorm(c, relu=True, backend="reference") for c in config.channels
-        )
+        self.norms = nn.ModuleList(BatchNorm(c, backend="reference") for c in config.channels)
         self.lrn1 = LocalResponseNorm(backend="reference")
         self.lrn2 = LocalResponseNorm(backend="reference")
         self.dropout = nn.Dropout2d(config.dropout)
@@ -80,10 +78,12 @@ class AudioEncoder(nn.Module):
         """
         x = _mask(spectrogram, lengths).unsqueeze(1)
         lengths = _strided(lengths, self.stride[1])
-        x, lengths = _max_pool(self.lrn1(self.norms[0](self.conv1(x), lengths)), lengths)
-        x, lengths = _max_pool(self.lrn2(self.norms[1](self.conv2(x), lengths)), lengths)
+        x = self.norms[0](self.conv1(x), lengths, relu=True)
+        x, lengths = _max_pool(self.lrn1(x), lengths)
+        x = self.norms[1](self.conv2(x), lengths, relu=True)
+        x, lengths = _max_pool(self.lrn2(x), lengths)
         for conv, norm in zip((self.conv3, self.conv4, self.conv5), self.norms[2:], strict=True):
-            x = norm(conv(x), lengths)
+            x = norm(conv(x), lengths, relu=True)
         x = _mask(self.collapse(self.dropout(x)), lengths)
         return x.squeeze(2).transpose(1, 2), lengths
 

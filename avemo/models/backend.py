@@ -24,7 +24,7 @@ def use_backend(model: nn.Module, backend: BackendName | None = None) -> str:
         ValueError: the backend asked for by name can run none of the operators here.
     """
     try:
-        report = fbp_kernels.accelerate(model, backend)
+        report = fbp_kernels.accelerate(model, backend, channels_last=True)
     except RuntimeError as error:
         raise ValueError(f"backend {backend!r} cannot be used: {error}") from error
     swapped = sorted(report, key=lambda r: (r.backend, r.operator))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from avemo.models.config import VideoEncoderConfig
-from fbp_kernels import BatchNorm
+from fbp_kernels import BatchNormReLU
 
 
 class VideoEncoder(nn.Module):
@@ -43,7 +43,7 @@ class VideoEncoder(nn.Module):
         channels = 2  # the frame, and its difference from the mean
         for i, out in enumerate(config.channels):
             stages[f"{3 * i}"] = nn.Conv2d(channels, out, 3, stride=2, padding=1, bias=False)
-            stages[f"{3 * i + 1}"] = BatchNorm(out, relu=True, backend="reference")
+            stages[f"{3 * i + 1}"] = BatchNormReLU(out, backend="reference")
             channels = out
         # The layout that convolutions with many small pictures are fastest in, on CPUs and GPUs.
         self.stages = nn.Sequential(stages).to(

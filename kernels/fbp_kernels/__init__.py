@@ -1,13 +1,14 @@
 """Fused factorized bilinear pooling and what goes with it: operators, modules and `accelerate`."""
 
 from . import reference
-from .accelerate import Replacement, accelerate
+from .accelerate import Replacement, Report, accelerate, restore
 from .backends import BackendStatus, available_backends
 from .explain import Explanation, explain
 from .modules import (
     AdaptiveMultiLevelFBP,
     AttentionPool,
     BatchNorm,
+    BatchNormReLU,
     FactorizedBilinearPooling,
     LocalResponseNorm,
     TrunkFactorizedBilinearPooling,
@@ -30,10 +31,12 @@ __all__ = [
     "AttentionPool",
     "BackendStatus",
     "BatchNorm",
+    "BatchNormReLU",
     "Explanation",
     "FactorizedBilinearPooling",
     "LocalResponseNorm",
     "Replacement",
+    "Report",
     "TrunkFactorizedBilinearPooling",
     "accelerate",
     "am_fbp",
@@ -45,5 +48,6 @@ __all__ = [
     "local_response_norm",
     "power_normalize",
     "reference",
+    "restore",
     "trunk_fbp",
 ]

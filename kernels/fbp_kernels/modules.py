@@ -9,12 +9,25 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from . import backends, ops
 
 
-class FactorizedBilinearPooling(nn.Module):
+class _Leaf(nn.Module):
+    """A module that symbolic tracing records as one, with its hooks, as it does PyTorch's own."""
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        for argument in arguments:
+            if isinstance(argument, fx.Proxy):
+                tracer: Any = argument.tracer
+                path = tracer.path_of_module(self)
+                return tracer.create_proxy("call_module", path, arguments, named)
+        return super().__call__(*arguments, **named)
+
+
+class FactorizedBilinearPooling(_Leaf):
     """Global factorized bilinear pooling, see `fbp_kernels.fbp`.
 
     Args:
@@ -139,7 +152,7 @@ class FactorizedBilinearPooling(nn.Module):
         )
 
 
-class TrunkFactorizedBilinearPooling(nn.Module):
+class TrunkFactorizedBilinearPooling(_Leaf):
     """Per-trunk factorized bilinear pooling, see `fbp_kernels.trunk_fbp`.
 
     Args:
@@ -211,7 +224,7 @@ class TrunkFactorizedBilinearPooling(nn.Module):
         )
 
 
-class AdaptiveMultiLevelFBP(nn.Module):
+class AdaptiveMultiLevelFBP(_Leaf):
     """Adaptive, multi-level factorized bilinear pooling, see `fbp_kernels.am_fbp`.
 
     Args:
@@ -300,7 +313,7 @@ class AdaptiveMultiLevelFBP(nn.Module):
         )
 
 
-class AttentionPool(nn.Module):
+class AttentionPool(_Leaf):
     """Attention over frames with global and per-trunk sums, see `fbp_kernels.attention_pool`.
 
     Args:
@@ -355,8 +368,10 @@ class AttentionPool(nn.Module):
         )
 
 
-class LocalResponseNorm(nn.LocalResponseNorm):
+class LocalResponseNorm(_Leaf, nn.LocalResponseNorm):
     """`torch.nn.LocalResponseNorm` with an optional ReLU before it, see `fbp_kernels.local_response_norm`.
+
+    TorchScript, which knows no operators of ours, runs PyTorch's own.
 
     Args:
         size: channels of the window.
@@ -383,28 +398,95 @@ class LocalResponseNorm(nn.LocalResponseNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalises (N, C, *) across channels."""
-        return ops.local_response_norm(
-            input, self.size, self.alpha, self.beta, self.k, relu=self.relu, backend=self.backend
-        )
+        if torch.jit.is_scripting():
+            x = F.relu(input) if self.relu else input
+            return F.local_response_norm(x, self.size, self.alpha, self.beta, self.k)
+        else:  # a branch, so that TorchScript does not see it
+            if isinstance(input, fx.Proxy):  # it is the root, of which no call is recorded
+                return super().forward(F.relu(input) if self.relu else input)
+            return ops.local_response_norm(
+                input, self.size, self.alpha, self.beta, self.k,
+                relu=self.relu, backend=self.backend,
+            )  # fmt: skip
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, relu={self.relu}, backend={self.backend}"
 
 
-class BatchNorm(nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d` for clips of different lengths, with an optional ReLU, see `fbp_kernels.batch_norm`.
+class BatchNorm(_Leaf, nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d` for clips of different lengths, see `fbp_kernels.batch_norm`.
 
     In training it normalises with the statistics of the batch and moves the running ones, in evaluation with the
     running ones; parameters, buffers and what they mean are those of `torch.nn.BatchNorm2d`.
+
+    A ReLU that follows can be had in the same pass. It is never hidden in here, since whoever takes this for a batch
+    norm, as PyTorch's own converters do, would lose it: a caller asks for it in the call, or `relu` makes a
+    `BatchNormReLU` of it.
 
     Args:
         num_features: C.
         eps: added to the variance.
         momentum: how far the running statistics move towards those of a batch; None averages over all batches.
-        relu: end with a ReLU.
-        backend: which kernels run it in training; evaluation is PyTorch's own.
+        affine: have a weight and a bias.
+        track_running_stats: have running statistics; without them it uses the batch's in evaluation, too.
+        relu: give a `BatchNormReLU` with these arguments instead.
+        backend: which kernels run it; with the running statistics it is PyTorch's own.
         device: of the parameters.
         dtype: of the parameters.
+    """
+
+    def __new__(cls, *arguments: Any, relu: bool = False, **options: Any) -> Any:
+        if not relu:
+            return super().__new__(cls)
+        if cls is not BatchNorm:
+            raise TypeError(f"{cls.__name__}: relu is True, expected False in a subclass")
+        return BatchNormReLU(*arguments, **options)
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        relu: bool = False,
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype
+        )
+        self.backend = backend
+
+    def forward(self, input: Tensor, lengths: Tensor | None = None, relu: bool = False) -> Tensor:
+        """Normalises x (N, C, H, W), of which the first `lengths` (N,) of W count; the rest becomes 0."""
+        return _batch_norm(self, input, lengths, relu, self.backend)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, backend={self.backend}"
+
+
+class BatchNormReLU(nn.Module):
+    """A `torch.nn.BatchNorm2d` and a `torch.nn.ReLU`, computed in one pass, see `fbp_kernels.batch_norm`.
+
+    Both are children that everybody finds: what replaces them (`SyncBatchNorm.convert_sync_batchnorm`,
+    `torch.ao.quantization.fuse_modules`), traces them or hooks them gets what it would of a `torch.nn.Sequential`, and
+    from then on they are called one after the other. State dicts of a `BatchNorm` or `torch.nn.BatchNorm2d` are
+    loaded too.
+
+    Args:
+        num_features: C.
+        eps: added to the variance.
+        momentum: how far the running statistics move towards those of a batch; None averages over all batches.
+        affine: have a weight and a bias.
+        track_running_stats: have running statistics; without them it uses the batch's in evaluation, too.
+        backend: which kernels run it; with the running statistics it is PyTorch's own.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Parameters and buffers: those of `torch.nn.BatchNorm2d`, in `norm`.
     """
 
     def __init__(
@@ -412,56 +494,119 @@ class BatchNorm(nn.BatchNorm2d):
         num_features: int,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
         *,
-        relu: bool = False,
         backend: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, eps, momentum, device=device, dtype=dtype)
-        self.relu = relu
+        super().__init__()
+        self.norm = nn.BatchNorm2d(
+            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype
+        )
+        self.relu = nn.ReLU()
         self.backend = backend
+        self.register_load_state_dict_pre_hook(_into_the_norm)
 
     def forward(self, input: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Normalises x (N, C, H, W), of which the first `lengths` (N,) of W count; the rest becomes 0."""
-        self._check_input_dim(input)
-        if lengths is None and self.training and input.numel() == input.shape[1]:
-            raise ValueError(
-                "Expected more than 1 value per channel when training, got input of shape "
-                f"{tuple(input.shape)}"
-            )
-        kind, dtype = input.device.type, input.dtype
-        chosen = backends.resolve("batch_norm", self.backend, kind, dtype, (input,))
-        reference = chosen == "reference"
-        if not self.training or (reference and lengths is None):
-            y = super().forward(input)  # one pass, where the definition takes several
-            if lengths is not None:
-                alive = torch.arange(y.shape[-1], device=y.device) < lengths[:, None]
-                y = y.masked_fill_(~alive[:, None, None, :], 0.0)
-            return y.relu_() if self.relu else y
-        y, mean, var = ops.batch_norm(
-            input, self.weight, self.bias,
-            lengths=lengths, eps=self.eps, relu=self.relu, backend=self.backend,
-        )  # fmt: skip
-        if lengths is None:
-            lengths = torch.full((), input.shape[0] * input.shape[3], device=input.device)
-        self._track(mean, var, lengths.sum() * input.shape[2])
-        return y
+        """Normalises x (N, C, H, W), of which the first `lengths` (N,) of W count; the rest becomes 0.
 
-    @torch.no_grad()
-    def _track(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        """Moves the running statistics towards those of `count` values, the variance without its bias."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked += 1
-        momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-        unbiased = var * count / (count - 1).clamp(min=1)
-        for running, batch in ((self.running_mean, mean), (self.running_var, unbiased)):
-            running += (batch - running) * momentum
+        Raises:
+            ValueError: lengths, where norm and ReLU have to be called one after the other.
+        """
+        if torch.jit.is_scripting():
+            assert lengths is None, "BatchNormReLU: lengths are given, expected none in TorchScript"
+            return self.relu(self.norm(input))
+        else:  # a branch, so that TorchScript does not see it
+            apart = self.apart()
+            if not apart and not isinstance(input, fx.Proxy):
+                return _batch_norm(self.norm, input, lengths, True, self.backend)
+            if lengths is not None:
+                raise ValueError(
+                    "BatchNormReLU: lengths are given, expected none where norm and ReLU are called one after the"
+                    f" other ({apart or 'they are traced'}); fbp_kernels.BatchNorm takes lengths"
+                )
+            return self.relu(self.norm(input))
+
+    def apart(self) -> str:
+        """Why norm and ReLU are called one after the other, or an empty string where one pass serves both."""
+        for name, child, kind in (
+            ("norm", self.norm, nn.BatchNorm2d),
+            ("relu", self.relu, nn.ReLU),
+        ):
+            if type(child) is not kind:
+                return f"its {name} is a {type(child).__name__}"
+            if _watched(child):
+                return f"there are hooks on its {name}"
+        return ""
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, relu={self.relu}, backend={self.backend}"
+        return f"backend={self.backend}"
+
+
+def _into_the_norm(
+    module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object
+) -> None:
+    """Gives the names of a batch norm by itself the prefix that they have in a `BatchNormReLU`."""
+    for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+        if prefix + name in state_dict:
+            state_dict[f"{prefix}norm.{name}"] = state_dict.pop(prefix + name)
+
+
+def _batch_norm(
+    norm: nn.BatchNorm2d, x: Tensor, lengths: Tensor | None, relu: bool, backend: str | None
+) -> Tensor:
+    """What `norm` computes of x, where only `lengths` count, then a ReLU."""
+    norm._check_input_dim(x)
+    of_batch = norm.training or norm.running_mean is None
+    if of_batch and lengths is None and x.numel() == x.shape[1]:
+        raise ValueError(
+            "Expected more than 1 value per channel when training, got input of shape "
+            f"{tuple(x.shape)}"
+        )
+    chosen = backends.resolve("batch_norm", backend, x.device.type, x.dtype, (x,))
+    if not of_batch or (chosen == "reference" and lengths is None):
+        y = nn.BatchNorm2d.forward(norm, x)  # one pass, where the definition takes several
+        if lengths is not None:
+            alive = torch.arange(y.shape[-1], device=y.device) < lengths[:, None]
+            y = y.masked_fill_(~alive[:, None, None, :], 0.0)
+        return y.relu_() if relu else y
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    weight, bias = (
+        x.new_full((x.shape[1],), default, dtype=wide) if given is None else given
+        for given, default in ((norm.weight, 1.0), (norm.bias, 0.0))
+    )
+    y, mean, var = ops.batch_norm(
+        x, weight, bias, lengths=lengths, eps=norm.eps, relu=relu, backend=backend
+    )
+    if norm.training and norm.track_running_stats and norm.running_mean is not None:
+        if lengths is None:
+            lengths = torch.full((), x.shape[0] * x.shape[3], device=x.device)
+        _track(norm, mean, var, lengths.sum() * x.shape[2])
+    return y
+
+
+@torch.no_grad()
+def _track(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: Tensor) -> None:
+    """Moves the running statistics towards those of `count` values, the variance without its bias."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked += 1
+    momentum: float | Tensor | None = norm.momentum
+    if momentum is None:  # a quotient of integers would be float32
+        momentum = norm.num_batches_tracked.to(mean.dtype).reciprocal()
+    unbiased = var * count / (count - 1).clamp(min=1)
+    for running, batch in ((norm.running_mean, mean), (norm.running_var, unbiased)):
+        running += (batch - running) * momentum
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether anybody is told of the module's calls, or of those of all modules."""
+    # There is no public alternative: hooks can be registered and removed, but not asked for.
+    own = module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks
+    return any(own) or bool(module._backward_hooks) or nn.modules.module._has_any_global_hook()
 
 
 def _positive(**sizes: int) -> None:

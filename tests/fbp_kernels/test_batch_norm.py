@@ -1,6 +1,10 @@
 """Batch normalisation: against PyTorch's own, padded clips, numbers at the edge, and the module."""
 
 import copy
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -218,20 +222,119 @@ def test_parameters_may_be_wider_than_x(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("relu", [False, True])
-def test_the_module_is_the_one_of_pytorch(momentum: float | None, relu: bool, backend: str) -> None:
-    ours = fk.BatchNorm(4, momentum=momentum, relu=relu, backend=backend).double()
-    theirs = nn.BatchNorm2d(4, momentum=momentum).double()
-    theirs.load_state_dict(ours.state_dict())
-    for _ in range(3):
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("tracking", [False, True])
+def test_the_module_is_the_one_of_pytorch(
+    momentum: float | None, relu: bool, affine: bool, tracking: bool, backend: str
+) -> None:
+    options = {"momentum": momentum, "affine": affine, "track_running_stats": tracking}
+    ours = fk.BatchNorm(4, **options, relu=relu, backend=backend).double()
+    norm = nn.BatchNorm2d(4, **options).double()
+    for p in norm.parameters():
+        nn.init.normal_(p)
+    ours.load_state_dict(norm.state_dict())
+    parts = {"norm": norm, "relu": nn.ReLU()}
+    theirs = nn.Sequential(OrderedDict(parts)) if relu else norm
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    training = [True, True, False, True, True, False]
+    for mode in training:
         x = torch.randn(3, 4, 5, 6, dtype=torch.float64) * 3 + 1
-        want = theirs(x)
-        torch.testing.assert_close(ours(x), F.relu(want) if relu else want)
-    for name, statistic in theirs.state_dict().items():
-        torch.testing.assert_close(ours.state_dict()[name], statistic)
-    ours.eval()
-    theirs.eval()
-    want = theirs(x)
-    torch.testing.assert_close(ours(x), F.relu(want) if relu else want)
+        got, want = (m.train(mode)(x) for m in (ours, theirs))
+        torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
+        for mine, statistic in zip(ours.buffers(), theirs.buffers(), strict=True):
+            torch.testing.assert_close(mine, statistic, rtol=1e-12, atol=1e-12)
+    theirs.load_state_dict(ours.state_dict())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_module_without_statistics_takes_those_of_the_frames_in_evaluation_too(
+    backend: str,
+) -> None:
+    norm = fk.BatchNorm(3, track_running_stats=False, backend=backend).double()
+    x, lengths = torch.randn(2, 3, 4, 6).double(), torch.tensor([6, 2])
+    torch.testing.assert_close(norm.eval()(x, lengths), norm.train()(x, lengths))
+    frozen = fk.BatchNorm(3, backend=backend).double().train()
+    frozen.track_running_stats = False
+    frozen(x, lengths)
+    assert not frozen.running_mean.any(), "nothing is tracked"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_relu_is_asked_for_in_the_call_or_is_a_child(backend: str) -> None:
+    lengths = torch.tensor([6, 2])
+    norm = fk.BatchNorm(3, backend=backend).double()
+    both = fk.BatchNorm(3, relu=True, backend=backend).double()
+    assert type(both) is fk.BatchNormReLU
+    assert [type(m) for m in both.children()] == [nn.BatchNorm2d, nn.ReLU]
+    x = torch.randn(2, 3, 4, 6).double()
+    called = copy.deepcopy(norm)
+    for mode in (True, False):
+        want = F.relu(norm.train(mode)(x, lengths))
+        got = called.train(mode)(x, lengths, relu=True), both.train(mode)(x, lengths)
+        for one in got:
+            torch.testing.assert_close(one, want, rtol=1e-12, atol=1e-12)
+
+    class Mine(fk.BatchNorm):
+        pass
+
+    with pytest.raises(TypeError, match="Mine: relu is True, expected False in a subclass"):
+        Mine(3, relu=True)
+
+
+def observe(module: nn.Module) -> Any:
+    return module.register_forward_hook(lambda _, __, y: y + 1)
+
+
+def track_everywhere(_: nn.Module) -> Any:
+    return nn.modules.module.register_module_forward_hook(
+        lambda module, _, y: y + 1 if isinstance(module, nn.BatchNorm2d) else None
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda both: observe(both.norm),
+        lambda both: observe(both.relu),
+        lambda both: both.norm.register_forward_pre_hook(lambda _, x: (x[0] ** 2,)),
+        track_everywhere,
+        lambda both: setattr(both, "relu", nn.SiLU()),
+        lambda both: setattr(both, "norm", nn.GroupNorm(1, 3).double()),
+        lambda both: setattr(both, "norm", nn.Identity()),
+    ],
+    ids=["norm hooked", "relu hooked", "pre-hook", "global hook", "SiLU", "GroupNorm", "Identity"],
+)
+def test_what_is_done_to_a_child_is_heeded_by_the_next_call(
+    change: Callable[[fk.BatchNormReLU], Any],
+) -> None:
+    both = fk.BatchNormReLU(3).double()
+    x, lengths = torch.randn(2, 3, 4, 6).double(), torch.tensor([6, 2])
+    fused = both(x)
+    assert not both.apart()
+    handle = change(both)
+    try:
+        torch.testing.assert_close(both(x), both.relu(both.norm(x)), rtol=0, atol=0)
+        assert not torch.allclose(both(x), fused)
+        with pytest.raises(
+            ValueError, match=r"BatchNormReLU: lengths are given, .*BatchNorm takes"
+        ):
+            both(x, lengths)
+    finally:
+        if handle is not None:
+            handle.remove()
+    if handle is not None:
+        torch.testing.assert_close(both(x), fused)
+        both(x, lengths)
+
+
+def test_gradients_that_are_watched_pass_a_child() -> None:
+    """A hook on the way back alone."""
+    seen = []
+    both = fk.BatchNormReLU(3)
+    both.norm.register_full_backward_hook(lambda _, __, g: seen.append(g[0]))
+    both(torch.randn(2, 3, 4, 6, requires_grad=True)).sum().backward()
+    assert len(seen) == 1
+    assert seen[0].unique().tolist() == [0, 1], "what the ReLU lets through"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -275,7 +378,7 @@ def test_a_single_value_per_channel_is_an_error_of_the_module_as_in_pytorch() ->
 
 
 def test_the_module_is_copied_and_accelerated() -> None:
-    model = nn.Sequential(nn.Conv2d(2, 3, 3), fk.BatchNorm(3, relu=True, backend="reference"))
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), fk.BatchNormReLU(3, backend="reference"))
     plain = copy.deepcopy(model)
     (entry,) = fk.accelerate(model)
     assert (entry.operator, entry.backend) == ("batch_norm", "native")
@@ -283,3 +386,25 @@ def test_the_module_is_copied_and_accelerated() -> None:
     torch.testing.assert_close(model(x), plain(x))
     for name, statistic in plain.named_buffers():
         torch.testing.assert_close(model.get_buffer(name), statistic)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin.eval()(x), model.eval()(x))
+        twin.load_state_dict(nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)).state_dict())
+        assert not torch.equal(twin(x), model(x)), "each loads into its own"
+
+
+def test_what_one_pass_computes_is_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where it cannot be, two: nobody would see either in the results."""
+    calls = []
+
+    def counted(*arguments: Tensor, **options: Any) -> Any:
+        calls.append(options["relu"])
+        return fk.batch_norm(*arguments, **options)
+
+    monkeypatch.setattr(fk.modules.ops, "batch_norm", counted)
+    both = fk.BatchNormReLU(3, backend="native")
+    x = torch.randn(2, 3, 4, 6)
+    both(x)
+    assert calls == [True]
+    observe(both.norm)
+    both(x)
+    assert calls == [True]

@@ -13,6 +13,7 @@ from avemo.models import build_model
 from avemo.training.config import OptimizerConfig
 from avemo.training.step import TrainingStep
 from bench.step import STEPS
+from fbp_kernels import BatchNormReLU
 from profiling import ranges
 from profiling.ranges import PREFIX, ModuleRanges, Range
 from profiling.step import loss_range
@@ -56,6 +57,14 @@ class Broken(nn.Module):
 
 def _model(last: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True)), last)
+
+
+def test_what_is_one_pass_stays_one() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), BatchNormReLU(3))
+    ranged = ModuleRanges(model)
+    assert ranged.kinds == {"0": "Conv2d", "1": "BatchNormReLU"}
+    with ranged:
+        assert not model[1].apart()
 
 
 def test_ranges_are_nested_as_modules_are(recorder: Recorder) -> None:

@@ -106,6 +106,14 @@ def test_every_length_from_one_frame_up() -> None:
         assert encoded.isfinite().all()
 
 
+def test_a_norm_that_knows_no_lengths_is_refused() -> None:
+    """As PyTorch's converter makes of ours; nor is the ReLU lost."""
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(encoder()).eval()
+    assert sum(isinstance(m, nn.SyncBatchNorm) for m in converted.modules()) == 5
+    with pytest.raises(TypeError, match="unexpected keyword argument 'relu'"):
+        converted(*tiny_batch()[:2])
+
+
 def test_too_few_bins_are_refused() -> None:
     with pytest.raises(ValueError, match="got 4 bins"):
         encoder(bins=4)

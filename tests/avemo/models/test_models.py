@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import fbp_kernels
 from avemo.models import MODELS, build_model
 from avemo.models.backend import use_backend
 from avemo.models.config import FusionConfig
 from tests.avemo.models.tiny_model import tiny_batch, tiny_config, tiny_model
+from tests.fbp_kernels.accelerating.zoo import snapshot
 
 
 def attend(x: Tensor, pool: nn.Module, trunks: int, scale: float) -> tuple[Tensor, Tensor]:
@@ -152,6 +154,20 @@ def test_backends_change_neither_keys_nor_weights_nor_results(name: str) -> None
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key])
     torch.testing.assert_close(model(*batch).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_backend_is_left_again_without_a_trace() -> None:
+    model = tiny_model()
+    before = snapshot(model)
+    use_backend(model)
+    assert all(
+        m.weight.is_contiguous(memory_format=torch.channels_last)
+        for m in model.modules()
+        if isinstance(m, nn.Conv2d)
+    )
+    assert snapshot(model) != before
+    fbp_kernels.restore(model)
+    assert snapshot(model) == before
 
 
 def test_models_are_plain_pytorch_until_told_otherwise() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from avemo.models.config import VideoEncoderConfig
@@ -25,7 +26,8 @@ def test_a_frame_is_seen_with_its_difference_from_the_mean_face() -> None:
         mean = sum(clip) / n
         for t in range(n):
             x = torch.stack([clip[t], clip[t] - mean])[None]
-            for conv, norm in zip(*[iter(ours.stages)] * 2, strict=True):
+            for conv, both in zip(*[iter(ours.stages)] * 2, strict=True):
+                norm = both.norm
                 x = F.conv2d(x, conv.weight, stride=2, padding=1)
                 centre, var, weight, bias = (
                     p[:, None, None]
@@ -52,6 +54,28 @@ def test_padding_is_neither_computed_nor_counted() -> None:
     other(spoiled, lengths)
     for name, statistic in ours.named_buffers():
         torch.testing.assert_close(other.get_buffer(name), statistic, rtol=0, atol=0)
+
+
+def test_weights_of_before_the_norms_had_a_relu_beside_them_are_loaded() -> None:
+    """Then `stages.1.weight` was what is `stages.1.norm.weight` now."""
+    _, _, faces, lengths = tiny_batch()
+    ours = encoder().eval()
+    old = {name.replace(".norm.", "."): t + 1 for name, t in encoder().state_dict().items()}
+    assert "stages.1.running_mean" in old
+    ours.load_state_dict(old)
+    want = encoder().eval()
+    want.load_state_dict(ours.state_dict())
+    assert torch.equal(ours(faces, lengths), want(faces, lengths))
+    assert torch.equal(ours.stages[1].norm.weight, old["stages.1.weight"])
+
+
+def test_pytorch_converts_the_norms_and_the_relu_stays() -> None:
+    _, _, faces, lengths = tiny_batch()
+    ours = encoder().eval()
+    want = ours(faces, lengths)
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(ours)
+    assert sum(isinstance(m, nn.SyncBatchNorm) for m in converted.modules()) == 2
+    torch.testing.assert_close(converted(faces, lengths), want)
 
 
 @pytest.mark.parametrize("face_size", [4, 5, 7, 13])
