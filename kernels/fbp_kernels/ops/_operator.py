@@ -291,16 +291,18 @@ def _constant(tensors: Tensors) -> bool:
     Nothing here requires a gradient, no level of dual tensors is open (a tensor is unpacked to itself there), and there
     is no wrapper of `torch.func` or other subclass of Tensor: wrappers have no memory, and raise.
     """
-    there = [t for t in tensors if t is not None]
-    graph = torch.is_grad_enabled()
+    graph, some = torch.is_grad_enabled(), None
     try:
-        for t in there:
+        for t in tensors:
+            if t is None:
+                continue
             if type(t) not in _PLAIN or (graph and t.requires_grad):
                 return False
             t.data_ptr()
+            some = t
     except RuntimeError:
         return False
-    return torch.autograd.forward_ad.unpack_dual(there[0]).primal is there[0]
+    return some is None or torch.autograd.forward_ad.unpack_dual(some).primal is some
 
 
 _PLAIN = (Tensor, nn.Parameter)
