@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.made
 SOURCES := $(foreach kind,h cpp cu,$(wildcard kernels/csrc/*.$(kind) kernels/csrc/*/*.$(kind)))
-SHIM := $(wildcard tests/cuda_shim/*.h tests/cuda_shim/*.cpp tests/cuda_shim/*/*.h)
+SHIM := $(wildcard tests/cuda_shim/*.h tests/cuda_shim/*.cpp tests/cuda_shim/*/*.h tests/cuda_shim/*/*/*.h)
 
-.PHONY: help setup demo test lint bench results check resources ptxas fuzz gpu-dry wheel-test torch-versions triton-versions prebuilt clean
+.PHONY: help setup demo test lint bench results check resources ptxas mutants fuzz gpu-dry wheel-test torch-versions triton-versions prebuilt clean
 
 help:
 	@echo "make demo        set up, then: make a corpus, prepare, train, evaluate, predict"
@@ -16,6 +16,7 @@ help:
 	@echo "make resources   compile every kernel of the Triton backend for sm_80, sm_90 and sm_100, and check the result"
 	@echo "make triton-versions  the same, and the kernels in the interpreter, with the newest patch of every Triton claimed"
 	@echo "make ptxas       compile every CUDA C++ kernel for sm_80, sm_90a and sm_100, and check the result"
+	@echo "make mutants     plants mistakes in the bilinear kernel for Hopper, and shows that tests find them (10 minutes)"
 	@echo "make fuzz        10,000 calls of the native kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make gpu-dry     what bench/gpu.sh does on a GPU machine, with interpreter and compiler in place of the GPU"
 	@echo "make wheel-test  build a wheel and try it in an environment of its own; compile for the least version of torch"
@@ -87,6 +88,9 @@ build/triton/%/.made: | setup
 
 ptxas: setup
 	$(BIN)/python -m fbp_kernels.tools.ptxas --check
+
+mutants: setup
+	$(BIN)/python tests/cuda_shim/mutants.py
 
 fuzz: setup
 	$(BIN)/python tests/fuzz

@@ -110,7 +110,7 @@ if [[ $mode == dry ]]; then
   cache=$scratch/cache
   prefix=$scratch/install # not into the checkout, where it would hide what is installed
   right=(--shapes tiny --dtypes float32 bfloat16 --processes 2)
-  right_large=()
+  right_large=() right_wgmma=()
   goals=(--shapes tiny --operators am_fbp fbp_biased --dtypes bfloat16)
   goal_peers=(eager products) timed=(--seconds 0.05)
   warmed=(--shapes tiny --operators fbp_biased --modes forward --peers eager --processes 1)
@@ -127,6 +127,9 @@ else
   # In float64, attention over so many frames does not fit a device.
   right_large=(--shapes web --dtypes bfloat16 float16 tf32 float32 --backends native triton --processes 3
     --operators "${bilinear[@]}" power_normalize)
+  # Sizes that the bilinear forward by wgmma serves, which no GPU has run yet.
+  right_wgmma=(--shapes vqa web batch --dtypes bfloat16 float16 --backends native --operators "${bilinear[@]}"
+    --processes 3)
   goals=(--shapes clip web vqa --operators am_fbp fbp_biased fbp --dtypes bfloat16)
   goal_peers=(eager compile max-autotune products) timed=(--seconds 0.3)
   warmed=("${goals[@]}" --peers compile max-autotune --processes 10)
@@ -240,6 +243,9 @@ sanitizer() { # TOOL SECONDS
 step machine 40 bash -c machine
 step build 150 bash -c extension
 start_warming 170
+if ((${#right_wgmma[@]})); then
+  step "parity (wgmma)" 60 "$python" -m bench parity --device $device "${right_wgmma[@]}" --out "$out" --resume
+fi
 step parity 130 "$python" -m bench parity --device $device "${right[@]}" --out "$out" --resume
 if ((${#right_large[@]})); then
   step "parity (large)" 60 "$python" -m bench parity --device $device "${right_large[@]}" --out "$out" --resume

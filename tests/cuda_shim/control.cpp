@@ -165,6 +165,8 @@ FBP_CONTROL std::int64_t fbp_shim_launches() { return shim::counts().launches; }
 
 FBP_CONTROL std::int64_t fbp_shim_blocks() { return shim::counts().blocks; }
 
+FBP_CONTROL std::int64_t fbp_shim_threads() { return shim::counts().threads; }
+
 // From now on new tensors of the processor lie between pages without access, filled with NaN.
 FBP_CONTROL void fbp_shim_guard(bool end) {
   at_end = end;

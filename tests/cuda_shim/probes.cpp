@@ -13,6 +13,7 @@
 
 #include "cuda/launch.h"
 #include "cuda/shared_memory.h"
+#include "hopper_probes.h"
 
 namespace {
 
@@ -254,6 +255,18 @@ void start(const Probe& probe, int* out) {
                                     dim3(probe.threads), probe.shared, nullptr, out);
 }
 
+template <auto kKernel, int kChunks = 8, int kLinesOfB = 64>
+void start_mapped(const Probe& probe, int* out) {
+  start_hopper<kKernel, kChunks, kLinesOfB>(probe.name, probe.threads, probe.cluster, out);
+}
+
+#define HOPPER(kernel) {#kernel, start_mapped<kernel>, 128}
+// Of lines of so many chunks, both ways that b can lie, and both places for a.
+#define LAYOUTS(chunks)                                                                            \
+  {"layouts_" #chunks "_columns", start_mapped<layouts<chunks, false, false>, chunks, 16>, 128},   \
+      {"layouts_" #chunks "_depth", start_mapped<layouts<chunks, true, false>, chunks, 256>, 128}, \
+      {"layouts_" #chunks "_registers", start_mapped<layouts<chunks, false, true>, chunks, 16>,    \
+       128}
 #define PROBE(kernel) {#kernel, start<kernel>}
 #define CLUSTER(kernel) {#kernel, start<kernel>, 32, 2, 2}
 
@@ -278,6 +291,26 @@ const Probe kProbes[] = {
     CLUSTER(no_barrier_before_a_neighbour_is_read),
     CLUSTER(no_barrier_after_a_neighbour_was_read),
     CLUSTER(clusters),
+    HOPPER(a_barrier_that_is_not_there),
+    HOPPER(more_arrivals_than_are_counted),
+    HOPPER(a_barrier_that_copies_do_not_know),
+    HOPPER(bytes_that_never_come),
+    HOPPER(a_bulk_copy_that_nobody_waits_for),
+    HOPPER(a_bulk_copy_to_a_misaligned_place),
+    HOPPER(registers_that_nobody_gave),
+    HOPPER(registers_of_some_warps),
+    HOPPER(a_product_without_a_fence),
+    HOPPER(a_product_that_nobody_waits_for),
+    HOPPER(an_operand_outside_of_shared_memory),
+    HOPPER(warps_that_multiply_different_things),
+    HOPPER(a_bulk_copy_read_too_early),
+    HOPPER(boxes),
+    {"multicast", start_mapped<multicast>, 32, 1, 2},
+    LAYOUTS(1),
+    LAYOUTS(2),
+    LAYOUTS(4),
+    LAYOUTS(8),
+    {"handed_registers", start_mapped<handed_registers>, 384},
     PROBE(no_barrier),
     {"not_written", start<not_written>, 64, 2},
     PROBE(not_waited_for),

@@ -1,6 +1,7 @@
 // The CUDA runtime on the host: devices, streams and launches, with the rules of a device. What
 // runs here runs at once, unless it is captured.
 
+#include <cuda.h>
 #include <cuda_runtime.h>
 
 #include <cstring>
@@ -151,7 +152,9 @@ cudaError_t start(const cudaLaunchConfig_t& config, const void* kernel,
     return refuse(cudaErrorInvalidValue, "invalid argument: blocks of " + std::to_string(threads) +
                                              " threads of a kernel whose launch bounds allow " +
                                              std::to_string(bound_of(kernel)));
-  Launch launch{grid, block};
+  Launch launch;
+  launch.grid = grid;
+  launch.block = block;
   for (unsigned i = 0; i < config.numAttrs; ++i) {
     const uint3 cluster = config.attrs[i].val.clusterDim;
     if (device.major < 9)
@@ -184,6 +187,15 @@ cudaError_t start(const cudaLaunchConfig_t& config, const void* kernel,
 const char* cudaGetErrorString(cudaError_t) { return shim::runtime().said.c_str(); }
 
 cudaError_t cudaGetLastError() { return std::exchange(shim::runtime().last, cudaSuccess); }
+
+cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned,
+                                             unsigned long long,
+                                             cudaDriverEntryPointQueryResult* result) {
+  const bool there = std::strcmp(name, "cuTensorMapEncodeTiled") == 0;
+  *function = there ? reinterpret_cast<void*>(cuTensorMapEncodeTiled) : nullptr;
+  *result = there ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+  return cudaSuccess;
+}
 
 cudaError_t cudaGetDevice(int* device) {
   *device = shim::runtime().current;

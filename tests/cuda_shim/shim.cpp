@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "fiber.h"
+#include "hopper.h"
 
 #if defined(__x86_64__)
 asm(R"(
@@ -61,6 +62,7 @@ enum class State : unsigned char {
   at_cluster_barrier,
   at_named_barrier,
   in_warp,
+  until,
   ended
 };
 
@@ -78,6 +80,8 @@ struct Thread {
   unsigned mask;                              // likewise
   void* own;                                  // likewise
   int barrier;                                // named
+  const char* awaited;                        // what it waits for
+  std::function<bool()> done;                 // when it need not wait any more
   std::vector<std::vector<Copy>> copies{{}};  // by group, the open one last
 };
 
@@ -159,6 +163,7 @@ struct Machine {
   std::string error;
   sigjmp_buf escape;
   std::mt19937_64 random;
+  std::vector<std::function<void()>> in_flight;
 
   Thread& now() { return threads[running]; }
   int own() const { return running - block->first; }  // within its block
@@ -183,6 +188,7 @@ void begin_thread() {
   m.launch->body();
   for (const auto& group : m.now().copies)
     if (!group.empty()) fail("the thread ends before it has waited for its copies");
+  end_of_thread();
   ++m.block->ended;
   m.give_way(State::ended);
 }
@@ -247,6 +253,9 @@ std::string stuck(const Machine& m) {
       case State::in_warp:
         ++groups[std::string("wait in ") + t.operation + ", " + text(t.place)];
         break;
+      case State::until:
+        ++groups[std::string("wait for ") + t.awaited + ", " + text(t.place)];
+        break;
       default:
         ++groups["have ended"];
     }
@@ -304,6 +313,7 @@ void prepare_block(Machine& m, Block& block) {
   poison(m, block);
   block.statics.assign(m.static_shared.size, kPoison);
   block.arrived = block.ended = 0;
+  begin_hopper(static_cast<unsigned>(&block - m.blocks.data()), static_cast<unsigned>(m.count));
   for (int i = 0; i < m.count; ++i) {
     const int at = block.first + i;
     Thread& t = m.threads[at];
@@ -314,16 +324,32 @@ void prepare_block(Machine& m, Block& block) {
   }
 }
 
+// Lets something take place that is asynchronous.
+void land(Machine& m) {
+  std::size_t which = 0;
+  if (m.settings.order == Order::shuffled) which = m.random() % m.in_flight.size();
+  const auto work = std::move(m.in_flight[which]);
+  m.in_flight.erase(m.in_flight.begin() + static_cast<std::ptrdiff_t>(which));
+  try {
+    work();
+  } catch (const std::runtime_error& error) {
+    m.error = error.what();
+  }
+}
+
 // Runs a block as far as it gets alone; says whether it got anywhere.
-bool advance(Machine& m, Block& block, const std::vector<int>& order) {
+bool advance(Machine& m, Block& block, std::vector<int>& order) {
   m.block = &block;
   blockIdx = block.index;
   std::copy(block.statics.begin(), block.statics.end(), m.static_shared.begin);
   bool any = false;
   for (bool progress = true; progress && m.error.empty();) {
     progress = false;
+    if (!m.in_flight.empty() && soon()) land(m);
+    if (!m.error.empty()) break;
     for (const int i : order) {
       const int at = block.first + i;
+      if (m.states[at] == State::until && m.threads[at].done()) m.states[at] = State::ready;
       if (m.states[at] != State::ready) continue;
       any = progress = true;
       m.running = at;
@@ -335,6 +361,7 @@ bool advance(Machine& m, Block& block, const std::vector<int>& order) {
   std::copy_n(m.static_shared.begin, block.statics.size(), block.statics.begin());
   if (any && block.ended == m.count && m.error.empty()) {
     check_slack(m, block);
+    end_hopper(static_cast<unsigned>(&block - m.blocks.data()));
     poison(m, block);  // nobody may read it any more
   }
   return any;
@@ -366,7 +393,12 @@ void run_cluster(Machine& m, unsigned first) {
         progress = advance(m, m.blocks[rank], order) || progress;
         if (!m.error.empty()) break;
       }
-      if (m.error.empty() && !progress) m.error = stuck(m);
+      if (!m.error.empty() || progress) continue;
+      if (m.in_flight.empty()) {
+        m.error = stuck(m);
+      } else {
+        land(m);
+      }
     }
   }
   if (m.error.empty()) return;
@@ -389,6 +421,7 @@ void run_grid(Machine& m, const Launch& launch) {
   gridDim = launch.grid;
   m.static_shared = static_shared();
   m.random.seed(m.settings.seed);
+  m.in_flight.clear();
   const unsigned blocks = launch.grid.x * launch.grid.y * launch.grid.z;
   std::vector<int> clusters;
   arrange(clusters, static_cast<int>(blocks / launch.cluster), m.settings.order, m.random);
@@ -396,6 +429,7 @@ void run_grid(Machine& m, const Launch& launch) {
   for (const int cluster : clusters) run_cluster(m, cluster * launch.cluster);
   ++m.counts.launches;
   m.counts.blocks += blocks;
+  m.counts.threads = m.count;
 }
 
 }  // namespace
@@ -474,6 +508,36 @@ void named_barrier(int number, int threads, Place place) {
   if (static_cast<int>(waiting.size()) + 1 < threads) return m.give_way(State::at_named_barrier);
   for (const int i : waiting) m.states[i] = State::ready;
   m.give_way(State::ready);
+}
+
+void wait_until(const char* what, std::function<bool()> done, Place place) {
+  Machine& m = machine();
+  if (done()) return;
+  m.now().place = place;
+  m.now().awaited = what;
+  m.now().done = std::move(done);
+  m.give_way(State::until);
+}
+
+void later(std::function<void()> work) { machine().in_flight.push_back(std::move(work)); }
+
+bool soon() {
+  Machine& m = machine();
+  return m.settings.order == Order::reverse ||
+         (m.settings.order == Order::shuffled && m.random() % 2 == 0);
+}
+
+void perhaps_give_way() {
+  Machine& m = machine();
+  if (m.settings.order == Order::shuffled && m.random() % 4 == 0) m.give_way(State::ready);
+}
+
+int warp() { return machine().own() / 32; }
+
+unsigned block_threads() { return static_cast<unsigned>(machine().count); }
+
+unsigned char* shared_memory_of(unsigned rank) {
+  return machine().shared_begin(machine().blocks[rank]);
 }
 
 void meet(const char* operation, unsigned mask, void* own, Combine combine, Place place) {

@@ -54,6 +54,26 @@ void* of_rank(void* own, unsigned rank);
 // Waits until `threads` threads have come to the barrier of that number.
 void named_barrier(int number, int threads, Place place);
 
+// Waits until `done` says so.
+void wait_until(const char* what, std::function<bool()> done, Place place);
+
+// Work that takes place at some time from now on, but before anybody is held to wait for nothing.
+// It may throw.
+void later(std::function<void()> work);
+
+// By the order: no in `forward`, yes in `reverse`, drawn in `shuffled`.
+bool soon();
+
+// Gives way to other threads where the order is drawn, now and then.
+void perhaps_give_way();
+
+// The block's number in its cluster, and the warp's in its block, of the running thread.
+int warp();
+unsigned block_threads();
+
+// The dynamic shared memory of a block of the cluster.
+unsigned char* shared_memory_of(unsigned rank);
+
 using Combine = void (*)(void* const lanes[32]);
 
 // Waits until all lanes of the mask have come, each with its own data; the last to come combines
@@ -94,6 +114,7 @@ Settings& settings();
 
 struct Counts {
   std::int64_t launches = 0, blocks = 0;
+  std::int64_t threads = 0;  // of a block of the last launch
 };
 
 Counts& counts();

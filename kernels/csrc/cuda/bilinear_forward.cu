@@ -8,6 +8,7 @@
 
 #include <cooperative_groups.h>
 
+#include "bilinear_forward_wgmma.h"
 #include "bilinear_tiles.h"
 #include "cuda/kernels.h"
 
@@ -213,7 +214,7 @@ void forward(const ForwardProblem& problem, const Context& context) {
   const auto device = current_device();
   ForwardPlan plan;
   plan.down = ceil_div(problem.B, Tile::kRows);
-  plan.clusters = device.clusters;
+  plan.clusters = device.clusters();
   i64 blocks = 0;
   int splits = 1;
   for (int i = 0; i < problem.parts; ++i) {
@@ -243,6 +244,7 @@ void forward(const ForwardProblem& problem, const Context& context) {
 }  // namespace
 
 void bilinear_forward(const ForwardProblem& problem, const Context& context) {
+  if (wgmma_serves(problem, current_device())) return bilinear_forward_wgmma(problem, context);
   with_number(problem.dtype, context.tf32, [&](auto number) {
     using Number = decltype(number);
     if (problem.B <= kSmallBatch) {

@@ -26,7 +26,9 @@ struct DeviceLimits {
   int index = 0;
   int multiprocessors = 0;
   int shared_bytes = 0;  // of one block, static and dynamic
-  bool clusters = false;
+  int major = 0;         // of its compute capability
+
+  bool clusters() const { return major >= 9; }
 };
 
 inline const DeviceLimits& current_device() {
@@ -44,7 +46,7 @@ inline const DeviceLimits& current_device() {
     };
     limits[index] = {index, ask(cudaDevAttrMultiProcessorCount),
                      ask(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-                     ask(cudaDevAttrComputeCapabilityMajor) >= 9};
+                     ask(cudaDevAttrComputeCapabilityMajor)};
     known[index].store(true, std::memory_order_release);
   }
   return limits[index];

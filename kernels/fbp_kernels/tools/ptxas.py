@@ -8,6 +8,7 @@ import argparse
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -155,6 +156,51 @@ def asked(ptx: str) -> dict[str, int]:
     return found
 
 
+# What the assembler says of products of warpgroups that it makes wait for one another, and of registers that it does
+# not let warpgroups hand on. It calls that information, but it costs most of a kernel's speed.
+_NOTE = re.compile(
+    r"\((C75\d\d)\)\s*(?P<said>[^\n]*)|(?P<ignored>[^\n]*setmaxnreg[^\n]*ignored[^\n]*)"
+)
+_HGMMA = 0x9F0  # the lowest 12 bits of the instruction, of 16 bytes
+
+
+def notes(text: str) -> list[str]:
+    """What the assembler has to say against its own code for Hopper."""
+    return [(match["said"] or match["ignored"]).strip() for match in _NOTE.finditer(text)]
+
+
+def instructions(cubin: bytes, kernel: str, opcode: int) -> int:
+    """How many instructions of an opcode a kernel has in an object of the assembler.
+
+    Raises:
+        ValueError: it has no such kernel.
+    """
+    start, entry, number, names = (
+        struct.unpack_from(form, cubin, at)[0]
+        for form, at in (("<Q", 0x28), ("<H", 0x3A), ("<H", 0x3C), ("<H", 0x3E))
+    )
+    sections = [struct.unpack_from("<IIQQQQ", cubin, start + i * entry) for i in range(number)]
+    wanted = f".text.{kernel}".encode()
+    for name, _, _, _, offset, size in sections:
+        at = sections[names][4] + name
+        if cubin[at : cubin.index(b"\0", at)] == wanted:
+            words = struct.iter_unpack("<QQ", cubin[offset : offset + size])
+            return sum(word & 0xFFF == opcode for word, _ in words)
+    raise ValueError(f"the object has no kernel {kernel}")
+
+
+def body(ptx: str, kernel: str) -> str:
+    """What a kernel of a PTX text does."""
+    begin = ptx.index("{", ptx.index(f".entry {kernel}("))
+    end = ptx.find(".entry ", begin)
+    return ptx[begin + 1 : end if end >= 0 else len(ptx)]
+
+
+def is_left_out(ptx: str, kernel: str) -> bool:
+    """Whether a kernel stops at once: it is there for another architecture, and not launched on this one."""
+    return re.match(r"(\s|//[^\n]*\n)*trap;", body(ptx, kernel)) is not None
+
+
 def demangled(names: Sequence[str]) -> list[str]:
     """C++ names as sources have them, without the namespace that nvcc has for each source."""
     text = _output("c++filt", *names) if names else ""
@@ -211,10 +257,22 @@ def compile_source(nvcc: str, source: Path, architecture: str) -> list[Row]:
         assembler = str(Path(nvcc).resolve().with_name("ptxas"))
         if not Path(assembler).exists():
             assembler = "ptxas"
-        arguments = ("-v", "-Werror", f"-arch={architecture}", str(ptx), "-o", os.devnull)
-        found = usages(_output(assembler, *arguments))
-        text = ptx.read_text()
+        cubin = Path(folder, "kernels.cubin")
+        arguments = ("-v", "-Werror", f"-arch={architecture}", str(ptx), "-o", str(cubin))
+        said = _output(assembler, *arguments)
+        found, against = usages(said), notes(said)
+        text, made = ptx.read_text(), cubin.read_bytes()
     bound, dynamic = bounds(text), asked(text)
+
+    def wrong(usage: Usage) -> tuple[str, ...]:
+        left_out = is_left_out(text, usage.kernel)
+        asks = 0 if left_out else dynamic.get(usage.kernel, 0)
+        of_it = [note for note in against if usage.kernel in note or "'" not in note]
+        products = "wgmma.mma_async" in body(text, usage.kernel)
+        if products and not instructions(made, usage.kernel, _HGMMA):
+            of_it.append("has no HGMMA")
+        return (*problems(usage, bound[usage.kernel], asks, architecture), *of_it)
+
     names = demangled([usage.kernel for usage in found])
     return [
         Row(
@@ -224,7 +282,7 @@ def compile_source(nvcc: str, source: Path, architecture: str) -> list[Row]:
             bound[usage.kernel],
             usage,
             dynamic.get(usage.kernel, 0),
-            problems(usage, bound[usage.kernel], dynamic.get(usage.kernel, 0), architecture),
+            wrong(usage),
         )
         for usage, name in zip(found, names, strict=True)
     ]

@@ -118,6 +118,8 @@ inline unsigned vote(const char* name, unsigned mask, bool is, Place place) {
 
 }  // namespace shim
 
+inline int min(int x, int y) { return x < y ? x : y; }
+
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32, FBP_SHIM_PLACE) {
   const int base = shim::lane() / width * width;
@@ -335,6 +337,16 @@ struct cudaLaunchConfig_t {
   cudaLaunchAttribute* attrs;
   unsigned numAttrs;
 };
+
+enum cudaDriverEntryPointQueryResult {
+  cudaDriverEntryPointSuccess,
+  cudaDriverEntryPointSymbolNotFound
+};
+constexpr unsigned long long cudaEnableDefault = 0;
+
+cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned version,
+                                             unsigned long long flags,
+                                             cudaDriverEntryPointQueryResult* result);
 
 const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetLastError();

@@ -66,7 +66,7 @@ class Shim:
         )  # fmt: skip
         for text in ("start", "replay"):
             getattr(self._library, f"fbp_shim_{text}").restype = ctypes.c_char_p
-        for counter in ("launches", "blocks", "spoiled", "nodes"):
+        for counter in ("launches", "blocks", "threads", "spoiled", "nodes"):
             getattr(self._library, f"fbp_shim_{counter}").restype = ctypes.c_int64
         self._library.fbp_shim_probe.restype = ctypes.c_char_p
         self._library.fbp_shim_probe.argtypes = (ctypes.c_char_p,)
@@ -168,6 +168,11 @@ class Shim:
         before = self._library.fbp_shim_blocks()
         call()
         return int(self._library.fbp_shim_blocks() - before)
+
+    def threads(self, call: Callable[[], Any]) -> int:
+        """How many threads a block of the last kernel has that a call starts."""
+        call()
+        return int(self._library.fbp_shim_threads())
 
     def probe(self, name: str) -> str:
         """What the shim says of one of the kernels of `probes.cpp`: an error, or nothing."""

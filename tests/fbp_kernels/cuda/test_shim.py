@@ -36,6 +36,16 @@ def library() -> Shim:
         ("a_block_skips_the_barrier_of_its_cluster", "32 wait at the cluster's barrier probes.cpp"),
         ("a_block_that_the_cluster_lacks", "the cluster has no block"),
         ("static_memory_of_another_block", "not in dynamic shared memory"),
+        ("a_barrier_that_is_not_there", "the barrier is not initialised"),
+        ("more_arrivals_than_are_counted", "more arrivals than the barrier counts"),
+        ("a_barrier_that_copies_do_not_know", "no fence since the barrier was initialised"),
+        ("bytes_that_never_come", "128 wait for a phase of an mbarrier"),
+        ("a_bulk_copy_to_a_misaligned_place", "not a multiple of 128"),
+        ("registers_that_nobody_gave", "wait for registers"),
+        ("a_product_without_a_fence", "without a wgmma fence"),
+        ("a_product_that_nobody_waits_for", "ends before it has waited for its products"),
+        ("an_operand_outside_of_shared_memory", "outside of shared memory"),
+        ("warps_that_multiply_different_things", "ask for different products"),
     ],
 )
 def test_mistakes_are_errors(library: Shim, kernel: str, said: str) -> None:
@@ -47,8 +57,32 @@ def test_mistakes_are_errors(library: Shim, kernel: str, said: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kernel", "said"),
+    [
+        ("a_bulk_copy_that_nobody_waits_for", "ends before its bulk copies have come"),
+        ("registers_of_some_warps", "not all warps of a warpgroup"),
+    ],
+)
+def test_mistakes_that_show_when_a_block_ends(library: Shim, kernel: str, said: str) -> None:
+    library.order("forward")  # what is asynchronous takes place as late as can be
+    assert said in library.probe(kernel)
+
+
+@pytest.mark.parametrize("layout", ["columns", "depth", "registers"])
+@pytest.mark.parametrize("chunks", [1, 2, 4, 8])
+def test_operands_of_products_lie_as_descriptors_say(
+    library: Shim, chunks: int, layout: str
+) -> None:
+    """Lines of 16 to 128 bytes, laid by bulk copies with the swizzle for them."""
+    for order in ORDERS:
+        library.order(order, 5)
+        assert library.probe(f"layouts_{chunks}_{layout}") == ""
+
+
+@pytest.mark.parametrize(
     "kernel",
     [
+        "a_bulk_copy_read_too_early",
         "no_barrier",
         "not_written",
         "not_waited_for",
@@ -73,7 +107,8 @@ def test_results_that_depend_on_the_order_of_blocks_differ(library: Shim) -> Non
 @pytest.mark.parametrize(
     "kernel",
     [
-        "barriers", "clusters", "warps", "half_product", "bfloat16_product", "tf32_product", "rounding",
+        "barriers", "boxes", "multicast", "handed_registers", "clusters", "warps", "half_product",
+        "bfloat16_product", "tf32_product", "rounding",
     ],
 )  # fmt: skip
 def test_right_kernels_have_right_results(library: Shim, kernel: str) -> None:

@@ -145,6 +145,53 @@ def test_what_launches_ask_for_is_read(nvcc: str, tmp_path: Path) -> None:
     assert asks.problems == ()
 
 
+SERIAL = "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized in '_Z4thinv'"
+IGNORED = "ptxas info    : setmaxnreg ignored to maintain minimum register requirements"
+
+
+def test_what_the_assembler_says_against_its_code_is_read() -> None:
+    assert ptxas.notes(TEXT) == []
+    first, second = ptxas.notes(f"{SERIAL}\n{TEXT}{IGNORED}\n")
+    assert "serialized in '_Z4thinv'" in first
+    assert "setmaxnreg ignored" in second
+
+
+WARPGROUP = """
+    #include "cuda/wgmma.h"
+    namespace fbp::cuda {{ namespace {{
+    __global__ __launch_bounds__(128) void multiplies(float* out, std::uint64_t a, std::uint64_t b, int n) {{
+      WgmmaSums d;
+      for (int i = 0; i < kWgmmaSums; ++i) d[i] = out[i];
+      wgmma_fence();
+      for (int i = 0; i < n; ++i) {{
+        wgmma<__half>(d, a, b, true);
+        {between}
+      }}
+      wgmma_commit();
+      wgmma_wait_for_all(d);
+      for (int i = 0; i < kWgmmaSums; ++i) out[i] = d[i];
+    }} }}
+    void run(float* out) {{ multiplies<<<1, 128>>>(out, 0, 0, 3); }} }}
+"""
+
+
+@pytest.mark.parametrize(("between", "serial"), [("", False), ("d[5] += out[threadIdx.x];", True)])
+def test_products_of_warpgroups_must_not_be_serialised(
+    nvcc: str, tmp_path: Path, between: str, serial: bool
+) -> None:
+    source = tmp_path / "one.cu"
+    source.write_text(WARPGROUP.format(between=between))
+    (row,) = ptxas.compile_source(nvcc, source, "sm_90a")
+    assert any("wgmma" in problem for problem in row.problems) == serial
+    assert not any("HGMMA" in problem for problem in row.problems)
+
+
+def test_a_kernel_of_another_architecture_asks_for_nothing() -> None:
+    entry = ".entry traps(\n)\n{\n\n\t// begin inline asm\n\ttrap;\n\tret;\n}\n"
+    assert ptxas.is_left_out(entry + PTX, "traps")
+    assert not ptxas.is_left_out(entry + PTX, "_Z4thinv")
+
+
 def test_a_word_of_a_launch_that_belongs_to_no_kernel_is_an_error() -> None:
     word = ".global .align 8 .u64 _Z14dynamic_sharedILm4EE = 4;"
     with pytest.raises(ValueError, match="belongs to none of the kernels"):

@@ -1,0 +1,48 @@
+// How wgmma is told where in shared memory an operand lies, in the layout that bulk copies with a
+// swizzle of 128 bytes leave: lines of 128 bytes, in patterns of eight lines, within which 16 bytes
+// number c of line r are at number c ^ r % 8.
+
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/shared_memory.h"
+
+namespace fbp::cuda {
+
+constexpr int kLineBytes = 128, kPatternLines = 8, kPatternBytes = kPatternLines * kLineBytes;
+
+class MatrixDescriptor {
+  static constexpr int kUnit = 16;  // bytes
+
+ public:
+  // Lines go along the depth: patterns follow one another.
+  __device__ static MatrixDescriptor depth_contiguous(const void* lines) {
+    return {lines, 0, kPatternBytes};
+  }
+
+  // Lines go along columns, one for each number of the depth; the next columns are `box` bytes on.
+  __device__ static MatrixDescriptor columns_contiguous(const void* lines, int box) {
+    return {lines, box, kPatternBytes};
+  }
+
+  // That of what begins so many bytes later. The address alone changes, and never carries: shared
+  // memory ends before its 18 bits do.
+  __device__ std::uint64_t at(int bytes) const {
+    return bits_ + static_cast<unsigned>(bytes / kUnit);
+  }
+
+ private:
+  __device__ MatrixDescriptor(const void* begin, int leading, int pattern) {
+    constexpr std::uint64_t kSwizzle128 = 1;
+    // In a cluster the bits above tell whose memory it is.
+    constexpr std::uint32_t kAddress = (1u << 18) - 1;
+    bits_ = (shared_address(begin) & kAddress) / kUnit |
+            static_cast<std::uint64_t>(leading / kUnit) << 16 |
+            static_cast<std::uint64_t>(pattern / kUnit) << 32 | kSwizzle128 << 62;
+  }
+
+  std::uint64_t bits_;
+};
+
+}  // namespace fbp::cuda

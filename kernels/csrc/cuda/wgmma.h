@@ -1,0 +1,84 @@
+// Products of the tensor cores that a warpgroup, 128 threads, asks for and waits for: 64 rows by
+// 256 columns by 16, operands in shared memory, sums in registers. Tests put a header of the same
+// path before this one.
+//
+// Thread t of a warpgroup has, of the sums, the rows r = 16 * (t / 32) + t % 32 / 4 and r + 8, and
+// the columns c = 8 * j + 2 * (t % 4) and c + 1: d[4 * j + i] is (r + 8 * (i / 2), c + i % 2).
+
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace fbp::cuda {
+
+constexpr int kWgmmaRows = 64, kWgmmaColumns = 256, kWgmmaDepth = 16;
+constexpr int kWarpgroup = 128;  // threads
+constexpr int kWgmmaSums = kWgmmaRows * kWgmmaColumns / kWarpgroup;
+
+using WgmmaSums = float[kWgmmaSums];
+
+// Before the first product after a wait: registers are as the thread has left them.
+__device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+// Closes the group of the products since the last one.
+__device__ inline void wgmma_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+// Until all groups but the last are done.
+__device__ inline void wgmma_wait_for_earlier() {
+  asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+}
+
+// Until all groups are done; the sums are only then to be touched.
+__device__ inline void wgmma_wait_for_all(WgmmaSums& d) {
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#pragma unroll
+  for (int i = 0; i < kWgmmaSums; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+#define FBP_TEN(t)                                                                       \
+  "%" #t "0, %" #t "1, %" #t "2, %" #t "3, %" #t "4, %" #t "5, %" #t "6, %" #t "7, %" #t \
+  "8,"                                                                                   \
+  " %" #t "9, "
+#define FBP_SUMS                                                                             \
+  "{" FBP_TEN() FBP_TEN(1) FBP_TEN(2) FBP_TEN(3) FBP_TEN(4) FBP_TEN(5) FBP_TEN(6) FBP_TEN(7) \
+      FBP_TEN(8) FBP_TEN(9) FBP_TEN(10)                                                      \
+          FBP_TEN(11) "%120, %121, %122, %123, %124, %125, %126, %127}"
+#define FBP_FOUR(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define FBP_SIXTEEN(i) FBP_FOUR(i), FBP_FOUR(i + 4), FBP_FOUR(i + 8), FBP_FOUR(i + 12)
+#define FBP_WGMMA(type)                                                                     \
+  asm volatile(                                                                             \
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"                                         \
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32." type "." type " " FBP_SUMS             \
+      ", %128, %129, p, 1, 1, 0, 1;\n}"                                                     \
+      : FBP_SIXTEEN(0), FBP_SIXTEEN(16), FBP_SIXTEEN(32), FBP_SIXTEEN(48), FBP_SIXTEEN(64), \
+        FBP_SIXTEEN(80), FBP_SIXTEEN(96), FBP_SIXTEEN(112)                                  \
+      : "l"(a), "l"(b), "r"(static_cast<int>(more)))
+
+// Adds a product to d, or to nothing where there is no `more`. The operands are told by matrix
+// descriptors: a is (64, 16), its depth contiguous, b (16, 256), its columns contiguous.
+template <class T>
+__device__ inline void wgmma(WgmmaSums& d, std::uint64_t a, std::uint64_t b, bool more);
+
+template <>
+__device__ inline void wgmma<__nv_bfloat16>(WgmmaSums& d, std::uint64_t a, std::uint64_t b,
+                                            bool more) {
+  FBP_WGMMA("bf16");
+}
+
+template <>
+__device__ inline void wgmma<__half>(WgmmaSums& d, std::uint64_t a, std::uint64_t b, bool more) {
+  FBP_WGMMA("f16");
+}
+
+#undef FBP_WGMMA
+#undef FBP_SIXTEEN
+#undef FBP_FOUR
+#undef FBP_SUMS
+#undef FBP_TEN
+
+}  // namespace fbp::cuda

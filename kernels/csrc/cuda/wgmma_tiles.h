@@ -1,0 +1,127 @@
+// How the bilinear forward on Hopper is cut up: tiles of 128 rows by four boxes of columns, which
+// both the warp that copies and the warpgroups that multiply go through in the same order.
+
+#pragma once
+
+#include "bilinear_tiles.h"
+#include "wgmma_ring.h"
+
+namespace fbp::cuda {
+
+// Outputs of a box: whole ones, as many as fit its columns, and no more than there is memory for
+// the sums of. An output of more columns than a box has takes several products, chunks.
+constexpr int kMostBoxOutputs = 16;
+
+constexpr i64 box_outputs(i64 K) { return larger(smaller(kBoxColumns / K, kMostBoxOutputs), 1); }
+
+// A part's tiles, and where its tensors are: the maps of its inputs (width, H, B) and of its
+// weights (N, width, H).
+struct alignas(alignof(CUtensorMap)) WgmmaPart : Tiles {
+  CUtensorMap input[2], weight[2];
+  i64 tiles = 0;
+};
+
+struct WgmmaPlan {
+  WgmmaPart part[kMaxParts];
+  i64 down = 0, tiles = 0;
+};
+
+// One tile of one part, as a warp sees it.
+class WgmmaTile {
+ public:
+  __device__ WgmmaTile(const ForwardProblem& problem, const WgmmaPlan& plan, int index, i64 tile)
+      : part(problem.part[index]),
+        own(plan.part[index]),
+        position_(tile_position(tile, plan.down, own.across)),
+        of(part, own, problem.B, position_.row * kRingRows, position_.column * own.outputs) {}
+
+  const ForwardPart& part;
+  const WgmmaPart& own;
+
+ private:
+  const Position position_;
+
+ public:
+  const TileOfPart of;
+
+  __device__ int per_box() const { return static_cast<int>(own.outputs) / kBoxes; }
+
+  __device__ i64 first_output() const { return position_.column * own.outputs; }
+
+  // The first column of a box in a chunk. Numbers of columns and rows have 32 bits, as coordinates
+  // of maps have; so they take fewer registers.
+  __device__ int column(int box, int chunk) const {
+    return static_cast<int>(of.column) + box * box_columns() + chunk * kBoxColumns;
+  }
+
+  // From box to box.
+  __device__ int box_columns() const { return per_box() * static_cast<int>(part.K); }
+
+  // The columns of one output in a chunk.
+  __device__ int run(int chunk) const {
+    return static_cast<int>(smaller(part.K - chunk * kBoxColumns, kBoxColumns));
+  }
+
+  // The trunks beyond those of the longest row need no work, unless their projections are kept.
+  // For all lanes of a warp.
+  __device__ int trunks() const {
+    if (part.lengths == nullptr || part.kept[0] != nullptr) return static_cast<int>(part.H);
+    i64 most = 0;
+    for (int r = static_cast<int>(threadIdx.x) % kWarp; r < kRingRows; r += kWarp)
+      if (of.row + r < of.B) most = larger(most, __ldg(part.lengths + of.row + r));
+#pragma unroll
+    for (int bit = 1; bit < kWarp; bit *= 2)
+      most = larger(most, __shfl_xor_sync(0xffffffffu, most, bit));
+    // From one lane, so that the compiler knows that all have the same.
+    return __shfl_sync(0xffffffffu, static_cast<int>(smaller(most, part.H)), 0);
+  }
+
+  __device__ int steps(int side) const {
+    return static_cast<int>(ceil_div(part.side[side].width, kRingDepth));
+  }
+
+  __device__ RingFactors factors(int h, int chunk, int side) const {
+    RingFactors result;
+    result.rows = &own.input[side];
+    result.columns = &own.weight[side];
+    result.steps = steps(side);
+    result.row = static_cast<int>(of.row);
+    result.trunk = h;
+#pragma unroll
+    for (int i = 0; i < kBoxes; ++i) result.column[i] = column(i, chunk);
+    return result;
+  }
+};
+
+// Calls f with each tile of a block, those of the last part first: those of the trunks take
+// longest.
+template <class F>
+__device__ inline void for_tiles(const ForwardProblem& problem, const WgmmaPlan& plan, const F& f) {
+#pragma unroll 1
+  for (i64 tile = blockIdx.x; tile < plan.tiles; tile += gridDim.x) {
+    int index = problem.parts - 1;
+    i64 own = tile;
+    while (own >= plan.part[index].tiles) own -= plan.part[index--].tiles;
+    f(WgmmaTile(problem, plan, index, own));
+  }
+}
+
+// Asks for all copies of a block. For one warp.
+__device__ inline void copy_tiles(const ForwardProblem& problem, const WgmmaPlan& plan,
+                                  WgmmaRing& ring) {
+  RingTurn turn;
+  for_tiles(problem, plan, [&](const WgmmaTile& tile) {
+    const int trunks = tile.trunks();
+    if (threadIdx.x == 0) {
+#pragma unroll 1
+      for (int h = 0; h < trunks; ++h)
+#pragma unroll 1
+        for (int chunk = 0; chunk < tile.own.chunks; ++chunk)
+#pragma unroll 1
+          for (int side = 0; side < 2; ++side) fill_ring(ring, turn, tile.factors(h, chunk, side));
+    }
+    __syncwarp();
+  });
+}
+
+}  // namespace fbp::cuda
