@@ -215,6 +215,7 @@ def test_the_work_of_bilinear_pooling_is_that_of_its_products() -> None:
     a, v, p, q = (torch.empty(s, device="meta") for s in ((B, C), (B, D), (C, N), (D, N)))
     once = B * N * (C + D)
     assert backends.work("fbp", (a, v, p, q, None, None)) == once
+    assert backends.work("fbp", (a, v, p, q)) == once
     trunks = am_fbp(B, C, D, 2, 4, H, 3, 2)
     each = B * H * 6 * (C + D)
     assert backends.work("am_fbp", trunks) == once + each
@@ -306,6 +307,8 @@ def test_what_lost_on_a_processor_is_left_to_pytorch_and_said(losing: choice.Row
     got = fk.explain("fbp", *large, 2)
     assert got.backend == "reference"
     assert got.because.endswith(f"; with {losing.target} measured: {losing}")
+    assert "made up" in fk.explain("fbp", *small, 2).because
+    assert f"measured: {losing}" not in fk.explain("fbp", *small, 2).because, "its own size decides"
     assert got.others["native"] == "reference comes first"
     assert fk.explain("fbp", *due, 2).backend == "native"
     with torch.autocast("cpu", dtype=torch.bfloat16):
