@@ -353,7 +353,7 @@ class Backward {
     S* const product = scratch + rows.count * kJobChannels;
     S* const free = product + kJobChannels * kJobColumns;
     const auto multiply = [&](S* out, i64 ld, bool anew, const Streamed<S>& streamed = {}) {
-      if (part.lengths || part.adaptive) {
+      if (kCopiesInputs || part.lengths || part.adaptive) {
         const Matrix<E> copy =
             weighted(rows, slice, side, x, channels, reinterpret_cast<E*>(scratch));
         multiply_block(copy, du, channels, columns, spare, rows.count, run, out, ld, anew, free,

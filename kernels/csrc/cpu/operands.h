@@ -65,18 +65,12 @@ using BetweenOf = AccumulateIn<T>;
 template <class T>
 using Between = typename BetweenOf<T>::type;
 
-// Rows r of `from` (r * row + k * step) as the loop reads them: where they stand, or widened to
-// (rows, depth).
+// Rows r of `from` (r * row + k * step) widened to (rows, depth).
 template <class T, class S>
-Matrix<S> broadcastable(const Matrix<T>& from, i64 rows, i64 depth, S* scratch) {
-  if constexpr (__is_same(T, S)) {
-    if (!kFixedDistances || from.row == 1) return from;
-  }
-  const i64 ld = round_up(depth, kWidth<S>);
+void copy_rows(const Matrix<T>& from, i64 rows, i64 depth, S* to, i64 ld) {
   for (i64 r = 0; r < rows; ++r)
     for (i64 k = 0; k < depth; k += kWidth<S>)
-      store(scratch + r * ld + k, load_strided(from.at(r, k), from.step, depth - k));
-  return {scratch, ld, 1};
+      store(to + r * ld + k, load_strided(from.at(r, k), from.step, depth - k));
 }
 
 // Elements (k, j) of `from` (k * row + j * step) widened to (depth, lanes), zero from `columns` on.
@@ -119,10 +113,10 @@ template <class T>
 inline u32 pair(bfloat16 even, bfloat16 odd) { return u32{even.bits} | u32{odd.bits} << 16; }
 
 // The same in pairs along the depth, the last one filled up with zero.
-inline Matrix<u32> broadcastable(const Matrix<bfloat16>& from, i64 rows, i64 depth, u32* scratch) {
-  const i64 pairs = depth / 2, ld = round_up(pairs + 1, kWidth<float>);
+inline void copy_rows(const Matrix<bfloat16>& from, i64 rows, i64 depth, u32* out, i64 ld) {
+  const i64 pairs = depth / 2;
   for (i64 r = 0; r < rows; ++r) {
-    u32* const to = scratch + r * ld;
+    u32* const to = out + r * ld;
     if (from.step == 1) {  // the pairs lie there; moved as floats, which keeps every bit
       const float* const row = reinterpret_cast<const float*>(from.at(r, 0));
       for (i64 k = 0; k < pairs; k += kWidth<float>)
@@ -132,7 +126,6 @@ inline Matrix<u32> broadcastable(const Matrix<bfloat16>& from, i64 rows, i64 dep
     }
     if (depth % 2) to[pairs] = pair(*from.at(r, depth - 1), {0});
   }
-  return {scratch, ld, 1};
 }
 
 inline const u32* vectors_of(const Matrix<bfloat16>& from, i64 depth, i64 columns, i64, i64 lanes,
@@ -197,15 +190,16 @@ void multiply_block(const Matrix<L>& left, const Matrix<R>& right, i64 rows, i64
     tile.next_left_stride = left.row * i64{sizeof(L)};
     tile.next_left_bytes = 8 * Op::depth * i64{sizeof(L)};
   }
+  const bool copied = !__is_same(L, Element) || !reads_in_place(left.row, left.step, panels.count);
   for (i64 k = 0; k < depth; k += run) {
     const i64 steps = smaller(run, depth - k);
     const bool last = k + run >= depth;
     const i64 next_k = last ? k : k + run;
     tile.depth = ceil_div(steps, Op::depth);
     tile.first = first && k == 0;
-    const Matrix<Element> factors =
-        broadcastable(Matrix<L>{left.at(0, k), left.row, left.step}, rows, steps, left_scratch);
-    const bool copied = factors.data == left_scratch;
+    // A step more than there are, where the last of pairs is half of one.
+    Matrix<Element> factors{left_scratch, round_up(tile.depth + Op::depth - 1, W), 1};
+    if (!copied) factors = {reinterpret_cast<const Element*>(left.at(0, k)), left.row, left.step};
     for (i64 p = 0; p < panels.count; ++p) {
       const i64 j = panels.start(p) * W;
       const int vectors = panels.rows(p);
@@ -232,6 +226,9 @@ void multiply_block(const Matrix<L>& left, const Matrix<R>& right, i64 rows, i64
       for (i64 t = 0; t < tiles.count; ++t) {
         const i64 row = tiles.start(t);
         tile.turn = t;
+        if (p == 0 && copied)
+          copy_rows(Matrix<L>{left.at(row, k), left.row, left.step}, tiles.rows(t), steps,
+                    left_scratch + row * factors.row, factors.row);
         tile.left = {factors.at(row, 0), factors.row, factors.step};
         tile.sums = out + row * ld + j;
         if (last && streamed.data) tile.streamed = streamed.data + row * streamed.ld + j;
@@ -241,6 +238,8 @@ void multiply_block(const Matrix<L>& left, const Matrix<R>& right, i64 rows, i64
                                    : t + 1 < tiles.count ? left.at(tiles.start(t + 1), k)
                                                          : left.at(0, next_k);
         tile.next_left = reinterpret_cast<const char*>(next_left);
+        if (!kFetchesRows && p == 0 && left.step == 1)
+          fetch_runs(next_left, left.row, kMaxRows, steps);
         outer(tiles.rows(t), vectors, tile);
         if (t == 0 && tile.copy) {
           tile.right = tile.copy;

@@ -6,9 +6,12 @@
 
 namespace fbp::FBP_ISA {
 
-// Operands are read where they stand, see outer_avx2.h.
-constexpr bool kFixedDistances = false;
+// All operands are read where they stand, and the next rows of the left one are fetched in the
+// loop; see outer_avx2.h.
+constexpr bool reads_in_place(i64, i64, i64) { return true; }
 constexpr i64 kCopyingTurns = i64{1} << 62;
+constexpr bool kFetchesRows = true;
+constexpr bool kCopiesInputs = false;
 
 // Rows of a matrix three at a time: x86 addresses have room for a base and once or twice a stride,
 // so that `Rows` pointers take a third of the registers.

@@ -1,7 +1,6 @@
-// The loop of `outer` for 16 registers, where the processor dispatches hardly more instructions
-// than the multiply-adds leave room for: some 21 a step of 12 multiply-adds, in place of the 37
-// that compilers make of outer.h. Four steps to a pass, no index arithmetic; sums are the same
-// bits.
+// The loop of `outer` for 16 registers, where processors dispatch hardly more instructions than the
+// multiply-adds leave room for: 23 a step of 12 multiply-adds, in place of the 37 that compilers
+// make of outer.h. Four steps to a pass, no index arithmetic; sums are the same bits.
 //
 // Multiply-adds are assembly: unrolled, GCC takes other forms of them, moves and spills.
 
@@ -11,9 +10,20 @@
 
 namespace fbp::FBP_ISA {
 
-// What is broadcast must come in one of two layouts, so that the elements of all rows, or of four
-// steps, are at fixed distances: rows together, or steps together as where rows are copied.
-constexpr bool kFixedDistances = true;
+// Whether rows that are broadcast, so many elements from row to row and from step to step, are read
+// where they stand by so many panels. The elements of all rows or of four steps must be at fixed
+// distances; and what many panels read, pages apart, is better copied to lie together.
+constexpr bool reads_in_place(i64 row, i64 step, i64 panels) {
+  return row == 1 || (step == 1 && panels < 16);
+}
+
+// The next rows are fetched before a tile, for the first panel alone: one of eight rows each step,
+// as in outer.h, would be 128 lines in the 768 cycles of a tile.
+constexpr bool kFetchesRows = false;
+
+// Gradients of weights copy the inputs, whose rows are the steps there: of many trunks they lie
+// pages apart, so that a run's lines share one or two sets of L1.
+constexpr bool kCopiesInputs = true;
 
 constexpr int kStepsPerPass = 4;
 
