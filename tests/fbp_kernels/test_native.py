@@ -164,3 +164,36 @@ def test_gradients_larger_than_a_cache_are_those_of_their_parts(
         part = gradients(columns, slice(start // factor, (start + 400) // factor))
         for got, want in zip(whole, part, strict=True):
             assert torch.equal(got[:, columns], want)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_are_the_same_bits_whichever_tile_makes_them(
+    isa: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FBP_CPU_ISA", isa)
+    # Many tiles share the work on a panel, and copy it; one or two do not. Depths are no multiple of four steps.
+    B, C, D, N, factor = 140, 131, 70, 1100, 5
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=dtype)
+
+    a, v, p, q, dz = draw(B, C), draw(B, D), draw(C, N), draw(D, N), draw(B, N // factor)
+
+    def pooled(rows: slice, channels: slice) -> tuple[torch.Tensor, ...]:
+        inputs = [a[rows, channels], v[rows], p[channels], q]
+        inputs = [x.contiguous().requires_grad_() for x in inputs]
+        z = fk.fbp(*inputs, factor, backend="native")
+        return z, *torch.autograd.grad(z, inputs, dz[rows])
+
+    everything = slice(None)
+    z, da, dv, dp, _ = pooled(everything, everything)
+    for rows in (slice(0, 17), slice(17, 40), slice(40, B)):
+        few = pooled(rows, everything)
+        for got, want in zip(few, (z, da, dv), strict=False):
+            assert torch.equal(got, want[rows])
+    for rows in (slice(0, 5), slice(5, 12)):
+        assert torch.equal(pooled(rows, everything)[0], z[rows])
+    for channels in (slice(0, 7), slice(7, C)):
+        assert torch.equal(pooled(everything, channels)[3], dp[channels])
