@@ -129,8 +129,8 @@ def _others() -> Iterator[Goal]:
     frames = _sizes("attention_pool", "clip")
     yield Goal("attention_pool", "clip", frames, "training", "eager", 2)
     one = _sizes("am_fbp", "one")
-    yield Goal("am_fbp", "one", one, "forward", "eager", 1 / 0.20)
-    yield Goal("am_fbp", "one", one, "training", "eager", 1 / 0.33)
+    yield Goal("am_fbp", "one", one, "forward", "eager", 1 / 0.35)
+    yield Goal("am_fbp", "one", one, "training", "eager", 1 / 0.60)
     web = _sizes("am_fbp", "web")
     for mode in ("forward", "training"):
         yield Goal("am_fbp", "web", web, mode, resident.PEER, 1.0)
