@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from avemo.data.faces import FaceDetector, HaarDetector, find_faces
 from avemo.data.limits import LONGEST_SECONDS
-from avemo.data.media import Footage, read_footage
+from avemo.data.media import BOTH, Footage, read_footage
 from avemo.data.reasons import MediaError
 
 FULL_BINS = 200
@@ -149,6 +149,7 @@ def extract(
     detector: FaceDetector | None = None,
     *,
     max_seconds: float | None = LONGEST_SECONDS,
+    needs: Collection[str] = BOTH,
 ) -> Clip:
     """Makes the features of one media file.
 
@@ -159,6 +160,7 @@ def extract(
             `config.detector`.
         max_seconds: longer clips are refused, so that memory stays bounded (see
             :func:`extract_windows`).
+        needs: the streams that must be there, of "audio" and "video".
 
     Returns:
         The clip's arrays.
@@ -169,15 +171,21 @@ def extract(
     """
     detector = _checked(detector, config)
     (footage,) = read_footage(
-        path, sample_rate=config.sample_rate, fps=config.fps, max_seconds=max_seconds
+        path, sample_rate=config.sample_rate, fps=config.fps, max_seconds=max_seconds, needs=needs
     )
-    return features_of(footage, config, detector)
+    return features_of(footage, config, detector, needs)
 
 
 def extract_windows(
-    path: Path, config: FeatureConfig, detector: FaceDetector | None = None, *, seconds: float
+    path: Path,
+    config: FeatureConfig,
+    detector: FaceDetector | None = None,
+    *,
+    seconds: float,
+    needs: Collection[str] = BOTH,
 ) -> Iterator[Window]:
-    """Makes the features of a clip of any length, in equal windows no longer than `seconds`.
+    """Makes the features of a clip of any length, in equal windows no longer than `seconds`, of the
+    streams that it must have (`needs`) and those that it has.
 
     Yields:
         The windows in order.
@@ -188,26 +196,38 @@ def extract_windows(
     """
     detector = _checked(detector, config)
     for footage in read_footage(
-        path, sample_rate=config.sample_rate, fps=config.fps, window_seconds=seconds
+        path, sample_rate=config.sample_rate, fps=config.fps, window_seconds=seconds, needs=needs
     ):
         duration = len(footage.frames) / config.fps
         try:
-            yield footage.start, duration, features_of(footage, config, detector)
+            yield footage.start, duration, features_of(footage, config, detector, needs)
         except MediaError as error:
             yield footage.start, duration, error
 
 
-def features_of(footage: Footage, config: FeatureConfig, detector: FaceDetector) -> Clip:
-    """Makes the features of decoded media.
+def features_of(
+    footage: Footage, config: FeatureConfig, detector: FaceDetector, needs: Collection[str] = BOTH
+) -> Clip:
+    """Makes the features of decoded media. What is not needed and not there is silence, or a grey face
+    that is not seen.
 
     Raises:
-        MediaError: there is no sound or no face in it.
+        MediaError: there is no sound or no face in it, and there has to be.
     """
-    check_heard(footage)
-    crops, valid = find_faces(
-        footage.frames, detector, fps=config.fps, size=config.face_size, margin=config.face_margin
-    )
+    if "audio" in needs:
+        check_heard(footage)
     audio = quantize(log_spectrogram(footage.waveform, config), config)
+    fps, size, margin = config.fps, config.face_size, config.face_margin
+    try:
+        if not footage.frames.size:
+            raise MediaError("no face", "no picture")
+        crops, valid = find_faces(footage.frames, detector, fps=fps, size=size, margin=margin)
+    except MediaError:
+        if "video" in needs:
+            raise
+        count = len(footage.frames)
+        grey = np.full((count, size, size), round(FACE_MEAN), np.uint8)
+        return Clip(audio, grey, np.zeros(count, bool))
     return Clip(audio, standardize(crops, valid), valid)
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from avemo.data.limits import LARGEST_PIXELS, SHORTEST_SECONDS
 from avemo.data.reasons import MediaError
 from avemo.data.survey import LONGEST_REST_SECONDS, Survey, Track, survey
+
+BOTH = ("audio", "video")
 
 LARGEST_GAP_SECONDS = 0.1
 """Sound that is further from its timestamp than this is laid where the timestamp says."""
@@ -45,7 +47,7 @@ class Footage(NamedTuple):
     Attributes:
         start: seconds from the clip's first frame.
         waveform: float32 (N,), mono, full scale is 1.
-        frames: uint8 (T, H, W), grey, upright, square pixels.
+        frames: uint8 (T, H, W), grey, upright, square pixels; (T, 0, 0) if the file has no picture.
         loudest: level of the loudest channel so far, which the waveform, a mean, may not reach.
     """
 
@@ -63,6 +65,7 @@ def read_footage(
     largest_side: int = 640,
     window_seconds: float | None = None,
     max_seconds: float | None = None,
+    needs: Collection[str] = BOTH,
 ) -> Iterator[Footage]:
     """Decodes a media file, window by window.
 
@@ -75,6 +78,8 @@ def read_footage(
         window_seconds: the length of a window; None gives the whole file as one. A clip longer than
             a window is cut into equal windows no longer than this.
         max_seconds: the longest clip to accept; bounds the memory when the file is read as a whole.
+        needs: the streams that the file must have, of "audio" and "video". A file without pictures
+            begins and ends with its sound.
 
     Yields:
         The windows in order. Memory is bounded by one window, however the streams are interleaved.
@@ -86,28 +91,29 @@ def read_footage(
     """
     _check_file(path)
     with _open(path) as container:
-        video, audio = _streams(container)
+        video, audio = _streams(container, needs)
         found = survey(container, video, audio)
-        places = video.index, audio.index
+        places = [None if stream is None else stream.index for stream in (video, audio)]
+    length = found.seconds
+    if max_seconds is not None and length > max_seconds:
+        raise MediaError("too long", f"{length:.1f} s of at most {max_seconds:g} s")
+    window = _window_frames(fps, window_seconds, length)
     shifts: list[float] = []
-    with (
-        closing(_Packets(path, places[0], "video")) as pictures,
-        closing(_Packets(path, places[1], "audio")) as sounds,
-    ):
-        picture = _Picture(
-            pictures, found, _Clock(found.picture, found.sound, shifts), fps, largest_side
-        )
-        sound = _Sound(sounds, found, _Clock(found.sound, found.picture, shifts), sample_rate)
-        length = found.picture_seconds
-        if max_seconds is not None and length > max_seconds:
-            raise MediaError("too long", f"{length:.1f} s of at most {max_seconds:g} s")
-        window = _window_frames(fps, window_seconds, length)
+    with ExitStack() as stack:
+        picture: _Picture | _NoPicture = _NoPicture(found, fps)
+        sound: _Sound | _NoSound = _NoSound()
+        if places[0] is not None:
+            pictures = stack.enter_context(closing(_Packets(path, places[0], "video")))
+            clock = _Clock(found.picture, found.sound, shifts)
+            picture = _Picture(pictures, found, clock, fps, largest_side)
+        if places[1] is not None:
+            sounds = stack.enter_context(closing(_Packets(path, places[1], "audio")))
+            sound = _Sound(sounds, found, _Clock(found.sound, found.picture, shifts), sample_rate)
         given = 0
         while picture.read(window, max_seconds):
             count = picture.ready if window is None else min(window, picture.ready)
             start, samples = given / fps, round(count / fps * sample_rate)
             waveform = sound.read(picture.zero + start, samples)
-            sounds.check()
             yield Footage(start, waveform, np.stack(picture.take(count)), sound.loudest)
             given += count
 
@@ -167,17 +173,18 @@ def _reason_unreadable(path: Path, error: Exception) -> MediaError:
     return MediaError("not a media file", getattr(error, "strerror", None) or str(error))
 
 
-def _streams(container: Any) -> tuple[Any, Any]:
-    """The streams to read: the first of pictures, and of sound the one that FFmpeg thinks best."""
+def _streams(container: Any, needs: Collection[str]) -> tuple[Any, Any]:
+    """The streams to read: the first of pictures, and of sound the one that FFmpeg thinks best; None
+    for one that is not there and not needed."""
     video = next((s for s in container.streams.video if not _is_cover(s)), None)
     audio = container.streams.best("audio")
     for kind, stream in (("video", video), ("audio", audio)):
-        if stream is None:
+        if stream is None and (kind in needs or video is audio):
             raise MediaError(f"no {kind} stream")
-        if stream.codec_context is None:
+        if stream is not None and stream.codec_context is None:
             raise MediaError("no decoder", f"FFmpeg knows none for the {kind} stream")
-    assert video is not None
-    _check_size(video.codec_context)
+    if video is not None:
+        _check_size(video.codec_context)
     return video, audio
 
 
@@ -429,6 +436,34 @@ class _Picture:
         return np.ascontiguousarray(np.rot90(grey, self.turns))
 
 
+class _NoPicture:
+    """Stands for the picture of a file that has none: empty frames as long as there is sound."""
+
+    def __init__(self, found: Survey, fps: float) -> None:
+        sound = found.sound
+        self.zero = max(0.0, float(sound.times[0])) if sound and sound.times.size else 0.0
+        self.seconds = sound.end - self.zero if sound else 0.0
+        self.ready = round(self.seconds * fps)
+
+    def read(self, window: int | None, max_seconds: float | None) -> bool:
+        if self.seconds < SHORTEST_SECONDS:
+            raise MediaError("too short", f"{self.seconds:.2f} s of sound")
+        return self.ready > 0
+
+    def take(self, count: int) -> list[NDArray[np.uint8]]:
+        self.ready -= count
+        return [np.zeros((0, 0), np.uint8)] * count
+
+
+class _NoSound:
+    """Stands for the sound of a file that has none: silence."""
+
+    loudest = 0.0
+
+    def read(self, start: float, samples: int) -> NDArray[np.float32]:
+        return np.zeros(samples, np.float32)
+
+
 def _one_field(frame: Any) -> Any:
     """A frame of one moment: of an interlaced frame, whose lines are of two, every second line."""
     if not frame.interlaced_frame:
@@ -500,6 +535,7 @@ class _Sound:
                 if first < last:
                     waveform[first:last] = whole[first - offset : last - offset]
         self.loudest = max(self.loudest, float(np.abs(waveform).max(initial=0.0)))
+        self.packets.check()
         return waveform
 
     def _add(self, frame: Any) -> None:

@@ -89,10 +89,11 @@ class Survey:
     allowance: float = 0.0
 
     @property
-    def picture_seconds(self) -> float:
-        """About how long the clip is: what the pictures measure, without faults of the clock."""
+    def seconds(self) -> float:
+        """About how long the clip is: what the pictures measure, without faults of the clock, or the
+        sound if there are none."""
         if self.picture is None:
-            return 0.0
+            return self.sound.seconds if self.sound else 0.0
         times, other = self.picture.times, self.sound
         steps = np.diff(times)
         faults = [

@@ -72,7 +72,8 @@ def predict(
 
     Args:
         checkpoint: a trained model (.safetensors).
-        clips: media files of any kind.
+        clips: media files of any kind; without a picture if the model only listens, without sound if
+            it only looks.
         out: folder for the pictures; made if needed.
         detector: the YuNet model (.onnx) that the training cache was made with, if it was.
 
@@ -122,11 +123,13 @@ def _decoded(
 ) -> Iterator[tuple[tuple[int, Path], Iterator[Window | MediaError]]]:
     """Each clip, by its number and path, with its windows as another process decodes them: what
     kills a decoder costs its clip alone."""
+    from avemo.models import needed_streams
+
     seconds = trained.config.data.max_seconds or WINDOW_SECONDS
     results = process_all(
         enumerate(clips),
         _decoder,
-        (trained.features, detector, seconds),
+        (trained.features, detector, seconds, needed_streams(trained.model)),
         workers=1,
         timeout=LONGEST_WORK_SECONDS,
         memory=MOST_MEMORY,
@@ -136,7 +139,7 @@ def _decoded(
 
 
 def _decoder(
-    features: FeatureConfig, detector: Path | None, seconds: float
+    features: FeatureConfig, detector: Path | None, seconds: float, needs: tuple[str, ...]
 ) -> Callable[[tuple[int, Path]], Iterator[Window | MediaError]]:
     """What the other process does with a clip."""
     from avemo.data.faces import load_detector
@@ -145,7 +148,7 @@ def _decoder(
 
     def decode(item: tuple[int, Path]) -> Iterator[Window | MediaError]:
         try:
-            yield from extract_windows(item[1], features, finder, seconds=seconds)
+            yield from extract_windows(item[1], features, finder, seconds=seconds, needs=needs)
         except Exception as error:
             yield refusal(error)
 

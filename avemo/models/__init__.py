@@ -37,4 +37,9 @@ def build_model(config: ModelConfig, *, bins: int, face_size: int, classes: int)
     return MODELS[config.name](config, bins=bins, face_size=face_size, classes=classes)
 
 
-__all__ = ["MODELS", "ModelConfig", "Output", "build_model"]
+def needed_streams(model: nn.Module) -> tuple[str, ...]:
+    """The streams that a model attends to: "audio", "video" or both, by the encoders that it has."""
+    return tuple(name for name in ("audio", "video") if hasattr(model, name))
+
+
+__all__ = ["MODELS", "ModelConfig", "Output", "build_model", "needed_streams"]

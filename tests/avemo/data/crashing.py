@@ -67,11 +67,11 @@ def crashing_clips(root, features, detector, max_seconds, parts):
     return crash
 
 
-def crashing_decoder(features, detector, seconds):
+def crashing_decoder(*arguments):
     """As `predict` does it, but the decoder crashes on some files, on some after the first window."""
     from avemo.evaluation.predict import _decoder
 
-    decode = _decoder(features, detector, seconds)
+    decode = _decoder(*arguments)
 
     def crash(item):
         for window in decode(item):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -233,6 +234,46 @@ def test_metadata_that_is_no_text(
     first, second, third = predict(make_checkpoint(), [spoilt, long, clip], out=tmp_path / "out")
     assert first.probabilities == second.probabilities == third.probabilities
     assert second.picture.is_file()
+
+
+def alone(clip: Path, kind: str, path: Path) -> Path:
+    """One stream of a clip, as it is."""
+    with av.open(str(clip)) as given, av.open(str(path), "w") as container:
+        stream = given.streams.best(kind)
+        copy = container.add_stream_from_template(stream)
+        for packet in given.demux(stream):
+            if packet.dts is not None:
+                packet.stream = copy
+                container.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize(("name", "other"), [("audio", "video"), ("video", "audio")])
+def test_a_model_needs_the_streams_that_it_attends_to(
+    make_checkpoint: MakeCheckpoint,
+    clip: Path,
+    tmp_path: Path,
+    name: str,
+    other: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint = make_checkpoint(name)
+    own, wrong = (alone(clip, kind, tmp_path / f"{kind}.mp4") for kind in (name, other))
+    both, one = predict(checkpoint, [clip, own, wrong], out=tmp_path / "out")
+    assert one.probabilities == pytest.approx(both.probabilities, abs=0.005)
+    assert one.picture.is_file()
+    assert f"no {name} stream: this model needs" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="none of the 1 clips"):
+        predict(make_checkpoint("am_fbp"), [own], out=tmp_path / "out")
+
+
+def test_a_model_that_listens_wants_no_face(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    faceless = write_media(tmp_path / "faceless.mp4", no_face(25), tone(1.0))
+    silent = write_media(tmp_path / "silent.mp4", talking_head(25), np.zeros(16000, np.float32))
+    assert len(predict(make_checkpoint("audio"), [faceless], out=tmp_path)) == 1
+    assert len(predict(make_checkpoint("video"), [silent], out=tmp_path)) == 1
 
 
 WORDS = (
