@@ -115,12 +115,6 @@ MUTANTS = (
         "  wgmma_wait_for_all(sums);\n",
     ),
     Mutant(
-        "a warp gives back before its lanes have read",
-        RING,
-        "    __syncwarp();\n    if (threadIdx.x % kWarp == 0) mbarrier_arrive",
-        "    if (threadIdx.x % kWarp == 0) mbarrier_arrive",
-    ),
-    Mutant(
         "too few bytes are expected",
         RING,
         "mbarrier_arrive_expecting(full, sizeof(RingStage))",
@@ -139,12 +133,6 @@ MUTANTS = (
         "&ring.empty[i], kConsumerWarps - 1)",
     ),
     Mutant("barriers are not made known to copies", RING, "  mbarrier_init_fence();\n", ""),
-    Mutant(
-        "barriers are used before they are there",
-        KERNEL,
-        "init_ring(memory.ring);\n  __syncthreads();",
-        "init_ring(memory.ring);",
-    ),
     Mutant(
         "a ring of one stage too many",
         RING,
