@@ -190,4 +190,9 @@ def _summary(target: Callable[..., Any]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    if len(lines) > 1 and lines[1].startswith("Original Traceback"):
+        return lines[-1].partition(": ")[
+            2
+        ]  # raised where clips are read ahead: the first line says so
+    return lines[0]

@@ -1,14 +1,17 @@
 """The prepared corpus on disk: safetensors shards and one JSON index.
 
 A shard holds the clips of consecutive rows of the manifest, end to end, in three tensors: `audio`
-uint8 (sum of T_a, F), `video` uint8 (sum of T_v, S, S) and `valid` uint8 (sum of T_v). The index
-has the features' settings, the classes and, for each clip, its row of the manifest, shard, offsets
-and lengths.
+uint8 (sum of T_a, F), `video` uint8 (sum of T_v, S, S) and `valid` uint8 (sum of T_v); and for each
+of its n clips `first` uint64 (n), where it begins in `audio`, and `checksum` uint32 (n), the CRC-32
+of its three parts, which every read is checked against. The index has the features' settings, the
+classes and, for each clip, its row of the manifest, shard, offsets and lengths.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,8 +24,13 @@ from avemo.data.features import Clip, FeatureConfig
 
 INDEX = "index.json"
 SPLITS = ("train", "val", "test")
-_FORMAT = "avemo-cache-1"
+FORMAT = "avemo-cache-2"
 _OPEN_SHARDS = 256
+_REMEDY = "`avemo prepare` with the arguments of the first time puts it right"
+
+
+class CacheError(ValueError):
+    """A file of a cache is damaged, is missing or does not belong to the others."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,83 @@ class ClipInfo:
     video_length: int
 
 
+class Shards:
+    """Reads clips from the shards of a folder; memory-mapped, so a clip costs a copy of its bytes and no decoding.
+
+    Args:
+        folder: of the shards.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._open = lru_cache(_OPEN_SHARDS)(self._open_shard)
+
+    def clip(self, info: ClipInfo) -> Clip:
+        """A clip of the index.
+
+        Raises:
+            CacheError: its shard is missing or damaged, or is one of another index.
+        """
+        from safetensors import SafetensorError
+
+        audio = slice(info.audio_offset, info.audio_offset + info.audio_length)
+        video = slice(info.video_offset, info.video_offset + info.video_length)
+        try:
+            shard, checksums = self._open(info.shard)
+            clip = Clip(
+                shard.get_slice("audio")[audio],
+                shard.get_slice("video")[video],
+                shard.get_slice("valid")[video].astype(bool),
+            )
+        except FileNotFoundError:
+            raise CacheError(f"{self.folder / info.shard} is missing; {_REMEDY}") from None
+        except (SafetensorError, IndexError, OSError) as error:
+            raise self._damaged(info, str(error)) from error
+        if checksums.get(info.audio_offset) != _checksum(clip):
+            raise self._damaged(info, f"the checksum of {info.path} is not that of its bytes")
+        return clip
+
+    def _open_shard(self, name: str) -> tuple[Any, dict[int, int]]:
+        from safetensors import safe_open
+
+        shard = safe_open(self.folder / name, framework="numpy")
+        first, checksum = shard.get_tensor("first"), shard.get_tensor("checksum")
+        return shard, dict(zip(first.tolist(), checksum.tolist(), strict=True))
+
+    def _damaged(self, info: ClipInfo, reason: str) -> CacheError:
+        said = " ".join(reason.split())
+        return CacheError(f"{self.folder / info.shard} is damaged ({said}); {_REMEDY}")
+
+
+def shard_content(clips: Sequence[Clip]) -> bytes:
+    """What the file of a shard holds.
+
+    Args:
+        clips: at least one, all with the same settings.
+    """
+    from safetensors.numpy import save
+
+    heard = [len(clip.audio) for clip in clips]
+    arrays = {
+        "audio": np.concatenate([clip.audio for clip in clips]),
+        "video": np.concatenate([clip.video for clip in clips]),
+        "valid": np.concatenate([clip.valid for clip in clips]).view(np.uint8),
+        "first": np.cumsum([0, *heard[:-1]], dtype=np.uint64),
+        "checksum": np.array([_checksum(clip) for clip in clips], np.uint32),
+    }
+    return bytes(save(arrays))
+
+
+def _checksum(clip: Clip) -> int:
+    """CRC-32 of a clip's arrays, one after the other."""
+    checksum = 0
+    for array in clip:
+        checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
+    return checksum
+
+
 class ClipCache:
-    """Reads a prepared corpus; memory-mapped, so a clip costs a copy of its bytes and no decoding.
+    """A prepared corpus: its index, and its clips by their place there.
 
     Args:
         path: the folder that `avemo prepare` wrote.
@@ -65,7 +148,7 @@ class ClipCache:
 
     Raises:
         FileNotFoundError: there is no finished cache.
-        ValueError: the index is of another format.
+        CacheError: the index is damaged or of another format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -75,32 +158,32 @@ class ClipCache:
             raise FileNotFoundError(
                 f"no finished cache in {self.path} ({INDEX} is missing); run `avemo prepare`"
             )
-        index = json.loads(file.read_text(encoding="utf-8"))
-        if index.get("format") != _FORMAT:
-            raise ValueError(
-                f"{file} must have the format {_FORMAT!r}, got {index.get('format')!r}"
-            )
-        self.features = FeatureConfig.from_dict(index["features"])
-        self.classes: tuple[str, ...] = tuple(index["classes"])
-        self.clips = tuple(ClipInfo(**clip) for clip in index["clips"])
-        if any(Path(c.shard).name != c.shard for c in self.clips):
-            raise ValueError(f"{file} names shards outside of its folder")
+        try:
+            index = json.loads(file.read_bytes())
+            found = index["format"]
+            if found != FORMAT:
+                raise CacheError(
+                    f"{file} must have the format {FORMAT!r}, got {found!r}; "
+                    "prepare the corpus into another folder"
+                )
+            self.features = FeatureConfig.from_dict(index["features"])
+            self.classes: tuple[str, ...] = tuple(index["classes"])
+            self.clips = tuple(ClipInfo(**clip) for clip in index["clips"])
+            for clip in self.clips:
+                _check(clip, self.classes)
+        except CacheError:
+            raise
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            said = f"it has no {error}" if isinstance(error, KeyError) else error
+            raise CacheError(f"{file} is damaged: {said}; {_REMEDY}") from error
         self._class_of = {name: i for i, name in enumerate(self.classes)}
-        self._open = lru_cache(_OPEN_SHARDS)(self._open_shard)
+        self._shards = Shards(self.path)
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, index: int) -> Clip:
-        info = self.clips[index]
-        shard = self._open(info.shard)
-        audio = slice(info.audio_offset, info.audio_offset + info.audio_length)
-        video = slice(info.video_offset, info.video_offset + info.video_length)
-        return Clip(
-            shard.get_slice("audio")[audio],
-            shard.get_slice("video")[video],
-            shard.get_slice("valid")[video].astype(bool),
-        )
+        return self._shards.clip(self.clips[index])
 
     def label(self, index: int) -> int:
         """Class index of a clip."""
@@ -116,11 +199,6 @@ class ClipCache:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
         return np.array([i for i, clip in enumerate(self.clips) if clip.split == split], np.int64)
 
-    def _open_shard(self, name: str) -> Any:
-        from safetensors import safe_open
-
-        return safe_open(self.path / name, framework="numpy")
-
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path}  # open files do not travel to worker processes
 
@@ -128,10 +206,27 @@ class ClipCache:
         self.__init__(state["path"])  # type: ignore[misc]
 
 
+def _check(clip: ClipInfo, classes: tuple[str, ...]) -> None:
+    """Whether a clip of an index can be one.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if clip.label not in classes:
+        raise ValueError(f"the label of {clip.path} is {clip.label!r}, expected one of {classes}")
+    if clip.split not in SPLITS:
+        raise ValueError(f"the split of {clip.path} is {clip.split!r}, expected one of {SPLITS}")
+    if Path(clip.shard).name != clip.shard:
+        raise ValueError(f"the shard of {clip.path} is outside of its folder: {clip.shard}")
+    places = (clip.audio_offset, clip.audio_length, clip.video_offset, clip.video_length)
+    if not all(isinstance(place, int) and place >= 0 for place in places):
+        raise ValueError(f"the places of {clip.path} must be whole numbers, got {places}")
+
+
 def index_json(features: FeatureConfig, clips: list[ClipInfo]) -> str:
     """The text of an index; classes are the labels that occur."""
     index = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "features": features.to_dict(),
         "classes": sorted({clip.label for clip in clips}),
         "clips": [asdict(clip) for clip in clips],

@@ -3,37 +3,54 @@
 Work is done in groups of consecutive rows of the manifest, one shard each. Every finished clip is a
 file of its own until its group is complete and becomes the shard; then the shard's part of the
 index is written, and in the end all parts become one index. So an interruption costs the clips in
-hand, and what comes out depends on the manifest and the settings alone.
+hand, and what comes out depends on the manifest, its media and the settings alone.
+
+A folder that is whole is looked at all the same when it is prepared again: what is damaged, or was
+made of a media file that has changed since, is prepared anew, and nothing else.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
-import os
 import shutil
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from avemo.data.cache import INDEX, ClipInfo, index_json
+from avemo.data.cache import (
+    FORMAT,
+    INDEX,
+    CacheError,
+    ClipCache,
+    ClipInfo,
+    Shards,
+    index_json,
+    shard_content,
+)
 from avemo.data.features import Clip, FeatureConfig, extract
 from avemo.data.limits import LONGEST_SECONDS, LONGEST_WORK_SECONDS, MOST_MEMORY
 from avemo.data.manifest import Manifest, Row, locate, read_manifest, refuse_same_files
 from avemo.data.reasons import category_of, reason, refusal
 from avemo.data.worker import WorkerDeath, ended, process_all
+from avemo.storage import WriteError, one_writer, write
 
 ERRORS = "errors.csv"
 _SETTINGS = "settings.json"
+_MEDIA = "media.json"
 _PARTS = "parts"
 _SHARD_ROWS = 128
 _LINKED = reason("path outside of the root", "by a link")
+
+Settled = ClipInfo | str
+"""What a row came to: a clip in the cache, or the reason why there is none."""
 
 
 class PrepareError(ValueError):
@@ -82,7 +99,9 @@ def prepare(
     """Decodes the clips of a corpus, finds the faces and writes a cache for training.
 
     A clip that cannot be used is listed in `errors.csv` with the reason, and never stops the run.
-    A run that was interrupted goes on where it stopped when it is started again.
+    A run that was interrupted goes on where it stopped when it is started again. Clips that an
+    earlier run made stay as they are, unless their shard is damaged or their file is another one
+    now (by its size and time): those are prepared anew.
 
     Args:
         manifest: CSV file with the columns path, label, split (train, val or test) and speaker.
@@ -104,6 +123,8 @@ def prepare(
         ValueError: a setting or the manifest is wrong, or the folder has a cache with other
             settings.
         PrepareError: no clip at all could be used.
+        FolderInUseError: another process is writing into the folder.
+        WriteError: the disk is full, or cannot be written to.
     """
     from avemo.data.faces import load_detector
 
@@ -124,13 +145,14 @@ def prepare(
     if not root.is_dir():
         raise FileNotFoundError(f"root must be a folder, got {root}")
     rows = refuse_same_files(rows, root)
-    work = _Work(out, rows, features, max_seconds)
     speakers = rows.shared_speakers()
     if speakers:
         some = ", ".join(speakers[:5]) + (", ..." if len(speakers) > 5 else "")
         print(f"warning: speakers in more than one split: {some}", file=sys.stderr)
-    resumed = work.finished() if work.complete else work.run(root, detector, workers)
-    report = PrepareReport(work.done, resumed, work.error_counts(), time.monotonic() - start)
+    with one_writer(out, "avemo prepare"):
+        work = _Work(out, rows, features, max_seconds)
+        resumed = work.run(root, detector, workers)
+        report = work.report(resumed, time.monotonic() - start)
     print(report)
     if not report.done:
         raise PrepareError(f"none of the {len(rows.rows)} clips could be used; see {out / ERRORS}")
@@ -154,26 +176,30 @@ class _Work:
         ]
         self._claim(
             {
+                "format": FORMAT,
                 **features.to_dict(),
                 "max_seconds": max_seconds,
                 "shard_rows": _SHARD_ROWS,
                 "manifest": manifest.digest,
             }
         )
-        self.complete = (out / INDEX).is_file()
 
     def _claim(self, settings: dict[str, Any]) -> None:
-        """Makes the folder ours, or checks that it was made with the same settings."""
-        self.out.mkdir(parents=True, exist_ok=True)
+        """Makes the folder ours, or checks that what it holds was made with the same settings."""
         file = self.out / _SETTINGS
-        if not file.is_file():
-            if (self.out / INDEX).exists() or any(self.out.glob(f"{_PARTS}/*")):
-                raise ValueError(
-                    f"{self.out} has a cache without its {_SETTINGS}; choose another folder"
-                )
-            _write(file, json.dumps(settings, indent=1) + "\n")
+        if not (self.out / INDEX).exists() and not any(self.out.glob(f"{_PARTS}/*")):
+            write(file, json.dumps(settings, indent=1) + "\n")
             return
-        there = json.loads(file.read_text(encoding="utf-8"))
+        if not file.is_file():
+            raise ValueError(
+                f"{self.out} has a cache without its {_SETTINGS}; choose another folder"
+            )
+        try:
+            there = dict(json.loads(file.read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise CacheError(
+                f"{file} is damaged ({error}); choose another folder or remove this one"
+            ) from error
         differing = [
             f"{name} is {there.get(name)!r} there and {settings.get(name)!r} now"
             for name in sorted({*there, *settings})
@@ -190,6 +216,10 @@ class _Work:
         from tqdm import tqdm
 
         self.parts.mkdir(exist_ok=True)
+        self._open_again(root)
+        if (self.out / INDEX).is_file():
+            self._tidy()
+            return len(self.rows)
         left = {number: self._open_rows(number) for number in range(len(self.groups))}
         resumed = len(self.rows) - sum(map(len, left.values()))
         for number, rows in left.items():
@@ -199,8 +229,10 @@ class _Work:
         arguments = (root, self.features, detector, self.max_seconds, self.parts)
         with tqdm(total=len(self.rows), initial=resumed, unit="clip", desc="prepare") as bar:
             for row, reason in self._process(root, todo, arguments, workers):
+                if isinstance(reason, WriteError):
+                    raise reason
                 if reason is not None:
-                    _write(_error_part(self.parts, row), reason)
+                    write(_error_part(self.parts, row), reason)
                 group = left[row // _SHARD_ROWS]
                 group.remove(row)
                 if not group:
@@ -208,6 +240,96 @@ class _Work:
                 bar.update()
         self._finish()
         return resumed
+
+    def _open_again(self, root: Path) -> None:
+        """Takes back what earlier runs settled where it is damaged or was made of other media files.
+
+        What can be read stays: it goes back from the shard into parts. The index goes before the media are noted, so
+        that whoever is killed in between finds out again what has changed.
+        """
+        before = self._media_before()
+        now = [_stamp(root, row) or then for row, then in zip(self.rows, before, strict=True)]
+        changed = {row for row in range(len(now)) if now[row] != before[row]}
+        finished = self._finished()
+        settled = self._packed() if finished is None else finished
+        shards, stale = Shards(self.out), {}
+        for number, rows in enumerate(self.groups):
+            if finished is None and not self._part_index(number).is_file():
+                continue
+            kept = {r: settled[r] for r in rows if r in settled and r not in changed}
+            kept = {r: what for r, what in kept.items() if _readable(shards, what)}
+            if len(kept) < len(rows):
+                stale[number] = kept
+        if finished is not None and not stale:
+            return
+        for number, rows in enumerate(self.groups):
+            if number in stale:
+                print(
+                    f"warning: {len(rows) - len(stale[number])} of the {len(rows)} clips of {self._shard(number)} are "
+                    "prepared anew: they are damaged, or their files have changed",
+                    file=sys.stderr,
+                )
+                self._unpack(shards, stale[number])
+                self._part_index(number).unlink(missing_ok=True)
+            elif finished is not None:
+                self._write_part_index(number, {row: finished[row] for row in rows})
+        for row in changed:
+            _clip_part(self.parts, row).unlink(missing_ok=True)
+            _error_part(self.parts, row).unlink(missing_ok=True)
+        (self.out / INDEX).unlink(missing_ok=True)
+        write(self.out / _MEDIA, json.dumps(now, indent=0) + "\n")
+
+    def _media_before(self) -> list[str]:
+        """The stamps of the media files that the rows were made of, as far as that is known."""
+        try:
+            stamps = [str(stamp) for stamp in json.loads((self.out / _MEDIA).read_bytes())]
+        except (FileNotFoundError, ValueError, TypeError):
+            stamps = []
+        return stamps if len(stamps) == len(self.rows) else [""] * len(self.rows)
+
+    def _finished(self) -> dict[int, Settled] | None:
+        """What a finished cache has for each row, as far as it can be told; None where there is no finished one."""
+        if not (self.out / INDEX).is_file():
+            return None
+        try:
+            clips = ClipCache(self.out).clips
+        except CacheError as error:
+            print(f"warning: all clips are prepared anew: {error}", file=sys.stderr)
+            (self.out / INDEX).unlink()
+            return None
+        return self._by_row(range(len(self.rows)), clips, self._errors())
+
+    def _packed(self) -> dict[int, Settled]:
+        """What the packed groups have for each row, as far as it can be told."""
+        found: dict[int, Settled] = {}
+        for number, rows in enumerate(self.groups):
+            with contextlib.suppress(FileNotFoundError, ValueError, LookupError, TypeError):
+                part = json.loads(self._part_index(number).read_bytes())
+                clips = [ClipInfo(**info) for info in part["clips"]]
+                found |= self._by_row(rows, clips, part["errors"])
+        return found
+
+    def _by_row(
+        self, rows: Iterable[int], clips: Iterable[ClipInfo], errors: Iterable[tuple[str, str]]
+    ) -> dict[int, Settled]:
+        """Clips and errors, each in the order of the rows, by their rows."""
+        clips, errors = deque(clips), deque(errors)
+        found: dict[int, Settled] = {}
+        for row in rows:
+            path = self.rows[row].path
+            if clips and clips[0].path == path:
+                found[row] = clips.popleft()
+            elif errors and errors[0][0] == path:
+                found[row] = errors.popleft()[1]
+        return found
+
+    def _unpack(self, shards: Shards, kept: dict[int, Settled]) -> None:
+        """Puts what a group has for its rows back into parts."""
+        for row, what in kept.items():
+            if isinstance(what, ClipInfo):
+                _save_clips(_clip_part(self.parts, row), [shards.clip(what)])
+            else:
+                write(_error_part(self.parts, row), what)
 
     def _open_rows(self, number: int) -> set[int]:
         if self._part_index(number).is_file():
@@ -221,7 +343,7 @@ class _Work:
 
     def _process(
         self, root: Path, todo: list[int], arguments: tuple[Any, ...], workers: int
-    ) -> Iterator[tuple[int, str | None]]:
+    ) -> Iterator[tuple[int, str | WriteError | None]]:
         good = []
         for row in todo:
             fault = self.rows[row].fault
@@ -245,68 +367,104 @@ class _Work:
         """Makes a shard of a finished group, and its part of the index."""
         if self._part_index(number).is_file():
             return
-        shard = f"shard-{number:05d}.safetensors"
-        clips, errors, infos = [], [], []
+        shard = self._shard(number)
+        clips: list[Clip] = []
+        settled: dict[int, Settled] = {}
         audio = video = 0
         for index in self.groups[number]:
-            row, part = self.rows[index], _clip_part(self.parts, index)
+            part = _clip_part(self.parts, index)
             if not part.is_file():
-                reason = _error_part(self.parts, index).read_text(encoding="utf-8")
-                errors.append([row.path, reason])
+                settled[index] = _error_part(self.parts, index).read_text(encoding="utf-8")
                 continue
             clip = _load_part(part)
-            info = _info(row, shard, audio, video, clip)
+            info = _info(self.rows[index], shard, audio, video, clip)
             audio, video = audio + info.audio_length, video + info.video_length
             clips.append(clip)
-            infos.append(asdict(info))
+            settled[index] = info
         if clips:
             _save_clips(self.out / shard, clips)
-        _write(self._part_index(number), json.dumps({"clips": infos, "errors": errors}))
+        self._write_part_index(number, settled)
         for index in self.groups[number]:
             _clip_part(self.parts, index).unlink(missing_ok=True)
             _error_part(self.parts, index).unlink(missing_ok=True)
 
+    @staticmethod
+    def _shard(number: int) -> str:
+        return f"shard-{number:05d}.safetensors"
+
     def _part_index(self, number: int) -> Path:
         return self.parts / f"shard-{number:05d}.json"
 
+    def _write_part_index(self, number: int, settled: dict[int, Settled]) -> None:
+        clips, errors = self._sorted_out(settled)
+        part = {"clips": [asdict(clip) for clip in clips], "errors": errors}
+        write(self._part_index(number), json.dumps(part))
+
+    def _sorted_out(
+        self, settled: dict[int, Settled]
+    ) -> tuple[list[ClipInfo], list[tuple[str, str]]]:
+        """The clips, and the errors with their paths; `_by_row` puts them together again."""
+        clips = [what for what in settled.values() if isinstance(what, ClipInfo)]
+        errors = [
+            (self.rows[row].path, what) for row, what in settled.items() if isinstance(what, str)
+        ]
+        return clips, errors
+
     def _finish(self) -> None:
-        clips, errors = [], []
-        for number in range(len(self.groups)):
-            part = json.loads(self._part_index(number).read_text(encoding="utf-8"))
-            clips += [ClipInfo(**info) for info in part["clips"]]
-            errors += part["errors"]
+        clips, errors = self._sorted_out(self._packed())
         table = io.StringIO(newline="")
         csv.writer(table, lineterminator="\n").writerows([["path", "reason"], *errors])
-        _write(self.out / ERRORS, table.getvalue())
+        write(self.out / ERRORS, table.getvalue())
         if clips:
-            _write(self.out / INDEX, index_json(self.features, clips))
+            write(self.out / INDEX, index_json(self.features, clips))
         else:  # nothing to keep: most likely a wrong root, and the next try starts afresh
             (self.out / _SETTINGS).unlink()
-        self.done = len(clips)
+            (self.out / _MEDIA).unlink()
         self._tidy()
-
-    def finished(self) -> int:
-        """Reads the numbers of a cache that was complete before; gives its number of rows."""
-        index = json.loads((self.out / INDEX).read_text(encoding="utf-8"))
-        self.done = len(index["clips"])
-        self._tidy()
-        return len(self.rows)
 
     def _tidy(self) -> None:
         """Removes what is needed while the cache is made only."""
         shutil.rmtree(self.parts, ignore_errors=True)
-        for unfinished in self.out.glob("*.part"):
-            unfinished.unlink()
 
-    def error_counts(self) -> dict[str, int]:
-        """Errors by the category of their reason."""
-        with (self.out / ERRORS).open(newline="", encoding="utf-8") as file:
-            return dict(Counter(category_of(e["reason"]) for e in csv.DictReader(file)))
+    def _errors(self) -> list[tuple[str, str]]:
+        """Paths and reasons of the clips that could not be used, as far as the table can be read."""
+        try:
+            with (self.out / ERRORS).open(newline="", encoding="utf-8") as file:
+                return [(error["path"], error["reason"]) for error in csv.DictReader(file)]
+        except (FileNotFoundError, ValueError, LookupError, csv.Error):
+            return []
+
+    def report(self, resumed: int, seconds: float) -> PrepareReport:
+        """The numbers of a finished cache."""
+        categories = Counter(category_of(why) for _, why in self._errors())
+        done = len(self.rows) - categories.total()
+        return PrepareReport(done, resumed, dict(categories), seconds)
+
+
+def _stamp(root: Path, row: Row) -> str:
+    """Size and time of a row's media file, or an empty string where there is none to look at."""
+    if row.fault:
+        return ""
+    try:
+        found = (root / row.path).stat()
+    except (OSError, ValueError):
+        return ""
+    return f"{found.st_size}-{found.st_mtime_ns}"
+
+
+def _readable(shards: Shards, what: Settled) -> bool:
+    """Whether a clip is in its shard as it was written; a reason is."""
+    try:
+        if isinstance(what, ClipInfo):
+            shards.clip(what)
+    except CacheError:
+        return False
+    return True
 
 
 def _worker_setup(
     root: Path, features: FeatureConfig, detector: Path | None, max_seconds: float, parts: Path
-) -> Callable[[tuple[int, str]], str | None]:
+) -> Callable[[tuple[int, str]], str | WriteError | None]:
     import cv2
 
     from avemo.data.faces import load_detector
@@ -330,7 +488,7 @@ def _prepare_clip(
     detector: Any,
     max_seconds: float,
     parts: Path,
-) -> str | None:
+) -> str | WriteError | None:
     """Puts a clip's arrays into its part; gives the reason if it has none."""
     row, name = item
     path = locate(root, name)
@@ -340,7 +498,10 @@ def _prepare_clip(
         clip = extract(path, features, detector, max_seconds=max_seconds)
     except Exception as error:
         return str(refusal(error))
-    _save_clips(_clip_part(parts, row), [clip])
+    try:
+        _save_clips(_clip_part(parts, row), [clip])
+    except WriteError as error:  # no fault of the clip: the run ends with it
+        return error
     return None
 
 
@@ -375,19 +536,4 @@ def _info(row: Row, shard: str, audio: int, video: int, clip: Clip) -> ClipInfo:
 
 def _save_clips(path: Path, clips: list[Clip]) -> None:
     """Writes clips end to end; a reader sees the whole file or none."""
-    import numpy as np
-    from safetensors.numpy import save
-
-    arrays = {
-        "audio": np.concatenate([clip.audio for clip in clips]),
-        "video": np.concatenate([clip.video for clip in clips]),
-        "valid": np.concatenate([clip.valid for clip in clips]).view("uint8"),
-    }
-    _write(path, save(arrays))
-
-
-def _write(path: Path, content: bytes | str) -> None:
-    # Named by process: a worker of a killed run may still be writing its last clip.
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
-    unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(unfinished, path)
+    write(path, shard_content(clips))

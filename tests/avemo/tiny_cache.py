@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
-from avemo.data.cache import INDEX, ClipInfo, index_json
-from avemo.data.features import FeatureConfig
+from avemo.data.cache import INDEX, ClipInfo, index_json, shard_content
+from avemo.data.features import Clip, FeatureConfig
 
 CLASSES = ("angry", "happy", "neutral", "sad")
 BINS, FACE_SIZE = 20, 16
@@ -23,7 +22,7 @@ def write_cache(
     """Writes `clips` of each split, labels in turn, of `frames` (from, below) video frames each."""
     clips = clips or {"train": 18, "val": 6, "test": 7}
     rng = np.random.default_rng(0)
-    infos, audio, video = [], [], []
+    infos, stored = [], []
     heard = seen = 0
     for split, count in clips.items():
         for i in range(count):
@@ -47,16 +46,10 @@ def write_cache(
                     video_length=seen_now,
                 )
             )
-            audio.append(sound)
-            video.append(faces)
+            stored.append(Clip(sound, faces, np.ones(seen_now, bool)))
             heard, seen = heard + heard_now, seen + seen_now
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        "audio": np.concatenate(audio),
-        "video": np.concatenate(video),
-        "valid": np.ones(seen, np.uint8),
-    }
-    save_file(tensors, folder / "0.safetensors")
+    (folder / "0.safetensors").write_bytes(shard_content(stored))
     features = FeatureConfig(bins=BINS, face_size=FACE_SIZE)
     (folder / INDEX).write_text(index_json(features, infos), encoding="utf-8")
     return folder

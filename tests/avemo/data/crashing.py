@@ -81,3 +81,16 @@ def crashing_decoder(*arguments):
                 os.kill(os.getpid(), signal.SIGSEGV)
 
     return crash
+
+
+def full_disk(root, features, detector, max_seconds, parts):
+    """As `prepare` does it, but nothing can be written."""
+    import errno
+
+    from avemo.data.prepare import _worker_setup
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    os.fsync = full
+    return _worker_setup(root, features, detector, max_seconds, parts)

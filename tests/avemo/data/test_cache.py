@@ -1,15 +1,16 @@
 """Reading: memory-mapped, identical, and clear about what is wrong."""
 
+import contextlib
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
-from avemo.data.cache import ClipCache, ClipInfo, index_json
-from avemo.data.features import FeatureConfig
+from avemo.data.cache import CacheError, ClipCache, ClipInfo, index_json, shard_content
+from avemo.data.features import Clip, FeatureConfig
 
 
 @pytest.fixture
@@ -36,9 +37,8 @@ def stored(tmp_path: Path) -> tuple[Path, list[tuple[np.ndarray, ...]]]:
                 )
             )  # fmt: skip
             audio, video = audio + audio_length, video + video_length
-        arrays = [np.concatenate(a) for a in zip(*group, strict=True)]
-        names = ("audio", "video", "valid")
-        save_file(dict(zip(names, arrays, strict=True)), tmp_path / f"{shard}.safetensors")
+        stored = [Clip(audio, video, valid.astype(bool)) for audio, video, valid in group]
+        (tmp_path / f"{shard}.safetensors").write_bytes(shard_content(stored))
         clips += group
     (tmp_path / "index.json").write_text(index_json(FeatureConfig(), infos))
     return tmp_path, clips
@@ -84,3 +84,84 @@ def test_unfinished_and_foreign(stored: tuple[Path, list], tmp_path: Path) -> No
         (path / "index.json").write_text(json.dumps({**index, **change}))
         with pytest.raises(ValueError, match=words):
             ClipCache(path)
+
+
+def _damage(file: Path, at: int, count: int) -> None:
+    """Changes one bit of each of some bytes."""
+    content = bytearray(file.read_bytes())
+    for place in range(at, at + count):
+        content[place] ^= 1
+    file.write_bytes(content)
+
+
+def test_every_changed_byte_of_a_clip_is_found(stored: tuple[Path, list]) -> None:
+    path, clips = stored
+    shard = path / "shard-00000.safetensors"
+    whole = shard.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for clip in clips[:2]:
+        for array in clip:
+            at = whole.index(array.tobytes(), header)
+            for place in (at, at + array.size - 1):
+                shard.write_bytes(whole)
+                _damage(shard, place, 1)
+                cache = ClipCache(path)
+                sound = [_sound(cache, index) for index in range(3)]
+                assert sound.count(False) == 1, (place, sound)
+                assert sound[2]
+
+
+def _sound(cache: ClipCache, index: int) -> bool:
+    with contextlib.suppress(CacheError):
+        cache[index]
+        return True
+    said = r"shard-00000.safetensors is damaged \(.*`avemo prepare`"
+    with pytest.raises(CacheError, match=said):
+        cache[index]
+    return False
+
+
+def test_a_shard_cut_short_missing_or_of_another_index_is_named(stored: tuple[Path, list]) -> None:
+    path, _ = stored
+    first, second = (path / f"shard-0000{i}.safetensors" for i in range(2))
+    whole = first.read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:4], b""):
+        first.write_bytes(content)
+        with pytest.raises(
+            CacheError, match=r"shard-00000.safetensors is damaged \(.*avemo prepare"
+        ):
+            ClipCache(path)[0]
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(CacheError, match=r"shard-00000.safetensors is damaged"):
+        ClipCache(path)[1]
+    first.unlink()
+    with pytest.raises(CacheError, match=r"shard-00000.safetensors is missing; `avemo prepare`"):
+        ClipCache(path)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda index: [], "is damaged"),
+        (lambda index: {}, "has no 'format'"),
+        (lambda index: index | {"clips": [{"path": "a"}]}, "is damaged"),
+        (lambda index: _first(index, label="none of them"), "label of 0.mp4 is 'none of them'"),
+        (lambda index: _first(index, split="dev"), "split of 0.mp4 is 'dev'"),
+        (lambda index: _first(index, audio_offset=-1), "places of 0.mp4"),
+        (lambda index: _first(index, video_length="3"), "places of 0.mp4"),
+    ],
+)
+def test_a_damaged_index_is_named(change: Any, words: str, stored: tuple[Path, list]) -> None:
+    file = stored[0] / "index.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    with pytest.raises(CacheError, match=words) as caught:
+        ClipCache(stored[0])
+    assert str(caught.value).startswith(f"{file} is damaged: ")
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(CacheError, match="is damaged"):
+        ClipCache(stored[0])
+
+
+def _first(index: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    first, *others = index["clips"]
+    return index | {"clips": [first | changes, *others]}

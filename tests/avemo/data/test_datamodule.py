@@ -1,6 +1,7 @@
 """Batches: the right clips and labels, and the same ones after an interruption."""
 
 import contextlib
+import shutil
 from pathlib import Path
 
 import lightning as L
@@ -8,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from safetensors.numpy import save_file
 
 from avemo.data.augment import AugmentConfig
-from avemo.data.cache import ClipInfo, index_json
+from avemo.data.cache import CacheError, ClipInfo, index_json, shard_content
 from avemo.data.datamodule import ClipDataModule, crop_clip
 from avemo.data.features import Clip, FeatureConfig
 
@@ -37,9 +37,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         audios.append(np.full((frames * 10 + 1, 20), 100 + number, np.uint8))
         videos.append(np.full((frames, 8, 8), 100 + number, np.uint8))
         videos[-1][:, 0, 0] = np.arange(frames)
-    audio, video = np.concatenate(audios), np.concatenate(videos)
-    arrays = {"audio": audio, "video": video, "valid": np.ones(len(video), np.uint8)}
-    save_file(arrays, folder / "shard-00000.safetensors")
+    clips = [Clip(a, v, np.ones(len(v), bool)) for a, v in zip(audios, videos, strict=True)]
+    (folder / "shard-00000.safetensors").write_bytes(shard_content(clips))
     (folder / "index.json").write_text(index_json(CONFIG, infos))
     return folder
 
@@ -195,3 +194,16 @@ def test_long_clips_are_cropped_alike(cache: Path) -> None:
 def test_bad_settings(cache: Path, settings: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ClipDataModule(cache, **settings)
+
+
+def test_a_damaged_clip_in_a_process_that_reads_ahead_is_told_in_the_same_words(
+    cache: Path, tmp_path: Path
+) -> None:
+    from avemo.cli import _first_line
+
+    copy = Path(shutil.copytree(cache, tmp_path / "cache"))
+    shard = copy / "shard-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    with pytest.raises(CacheError) as caught:
+        list(ClipDataModule(copy, num_workers=1).train_dataloader())
+    assert _first_line(caught.value).startswith(f"{shard} is damaged (")

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 
 from avemo.data import prepare as prepare_module
-from avemo.data.cache import ClipCache
+from avemo.data.cache import CacheError, ClipCache
 from avemo.data.features import FeatureConfig, extract
 from avemo.data.prepare import PrepareError, prepare
 from avemo.data.reasons import category_of
+from avemo.storage import FolderInUseError, WriteError
 from tests.avemo.data import crashing
 from tests.avemo.data.media_files import no_face, talking_head, tone, write_clip, write_media
+from tests.avemo.writers import one_writer_elsewhere
 
 SHARD_ROWS = 5
 GOOD = 9
@@ -246,3 +248,97 @@ def test_crashing_decoder(
     assert report.errors == {"decoder crashed": 1}
     assert [c.label for c in ClipCache(tmp_path / "cache").clips] == ["sad", "happy"]
     assert "speakers in more than one split: s" in capsys.readouterr().err
+
+
+def _anew(corpus: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Prepares into a folder that has a cache; gives what it warns of."""
+    assert prepare(corpus / "manifest.csv", out=out, workers=1, **SETTINGS).done == GOOD
+    return capsys.readouterr().err
+
+
+def test_what_is_damaged_is_prepared_anew_and_nothing_else(
+    corpus: Path, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a finished cache and in one that is not; the files of all other clips are gone."""
+    root, out = tmp_path / "corpus", tmp_path / "cache"
+    shutil.copytree(corpus, root, symlinks=True)
+    shutil.copytree(unbroken, out)
+    whole = contents(out)
+    shard = out / "shard-00001.safetensors"
+    clip, *others = [c for c in ClipCache(out).clips if c.shard == shard.name]
+    for path in root.glob("good*.mp4"):
+        if path.name != clip.path:
+            path.unlink()
+    assert others
+    content = bytearray(whole[shard.name])
+    first = 8 + int.from_bytes(content[:8], "little")
+    content[
+        content.index(
+            ClipCache(unbroken)[ClipCache(unbroken).clips.index(clip)].audio.tobytes(), first
+        )
+    ] ^= 1
+    shard.write_bytes(content)
+    warned = _anew(root, out, capsys)
+    assert "warning: 1 of the 5 clips of shard-00001.safetensors are prepared anew" in warned
+    assert contents(out) == whole
+    with (out / "errors.csv").open("rb+") as file:
+        file.truncate(
+            file.seek(0, os.SEEK_END) // 2
+        )  # an error that is not known is looked for again
+    assert "prepared anew" in _anew(root, out, capsys)
+    assert contents(out) == whole
+
+
+def test_a_damaged_index_costs_all_clips(
+    corpus: Path, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "cache"
+    shutil.copytree(unbroken, out)
+    whole = contents(out)
+    (out / "index.json").write_bytes(whole["index.json"][:100])
+    assert "warning: all clips are prepared anew: " in _anew(corpus, out, capsys)
+    assert contents(out) == whole
+    (out / "settings.json").write_text("{")
+    with pytest.raises(CacheError, match=r"settings.json is damaged \(.*; choose another folder"):
+        _anew(corpus, out, capsys)
+
+
+def test_a_file_that_has_changed_is_prepared_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its content, or since another root has another file of its name."""
+    roots = tmp_path / "a", tmp_path / "b"
+    for number, root in enumerate(roots):
+        root.mkdir()
+        write_clip(root / "x.mp4", hertz=400 * (number + 1), first=number)
+    manifest, out = tmp_path / "m.csv", tmp_path / "cache"
+    manifest.write_text("path,label,split\nx.mp4,happy,train\ny.mp4,happy,train\n")
+    for root in roots:
+        assert prepare(manifest, root=root, out=out, workers=1, **SETTINGS).done == 1
+        direct = extract(root / "x.mp4", FeatureConfig(**SETTINGS))
+        np.testing.assert_array_equal(ClipCache(out)[0].audio, direct.audio)
+    shutil.copy(roots[0] / "x.mp4", roots[1] / "y.mp4")  # what was missing is there now
+    capsys.readouterr()
+    assert prepare(manifest, root=roots[1], out=out, workers=1, **SETTINGS).done == 2
+    assert "warning: 1 of the 2 clips" in capsys.readouterr().err
+    assert prepare(manifest, root=roots[1], out=out, workers=1, **SETTINGS).resumed == 2
+    assert not capsys.readouterr().err
+
+
+def test_a_start_that_failed_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk ends the run in one line, and its first settings bind nobody."""
+    write_clip(tmp_path / "x.mp4")
+    manifest, out = tmp_path / "m.csv", tmp_path / "cache"
+    manifest.write_text("path,label,split\nx.mp4,happy,train\n")
+    monkeypatch.setattr(prepare_module, "_worker_setup", crashing.full_disk)
+    with pytest.raises(WriteError, match=r"cannot write .*000000000.safetensors: No space left"):
+        prepare(manifest, out=out, workers=1, bins=20)
+    monkeypatch.undo()
+    assert prepare(manifest, out=out, workers=1, bins=40).done == 1
+
+
+def test_a_second_prepare_into_the_same_folder_is_refused(corpus: Path, unbroken: Path) -> None:
+    with one_writer_elsewhere(unbroken), pytest.raises(FolderInUseError, match="avemo prepare"):
+        prepare(corpus / "manifest.csv", out=unbroken, **SETTINGS)
