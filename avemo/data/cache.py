@@ -9,6 +9,7 @@ classes and, for each clip, its row of the manifest, shard, offsets and lengths.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from collections.abc import Sequence
@@ -145,6 +146,7 @@ class ClipCache:
         features: the settings that the clips were made with.
         classes: the labels, sorted; a clip's class index is its label's place here.
         clips: the index, in the manifest's order.
+        digest: SHA-256 of the index, which has the checksum of no clip, but all else.
 
     Raises:
         FileNotFoundError: there is no finished cache.
@@ -159,7 +161,9 @@ class ClipCache:
                 f"no finished cache in {self.path} ({INDEX} is missing); run `avemo prepare`"
             )
         try:
-            index = json.loads(file.read_bytes())
+            content = file.read_bytes()
+            self.digest = hashlib.sha256(content).hexdigest()
+            index = json.loads(content)
             found = index["format"]
             if found != FORMAT:
                 raise CacheError(

@@ -429,8 +429,9 @@ class _Work:
     def _errors(self) -> list[tuple[str, str]]:
         """Paths and reasons of the clips that could not be used, as far as the table can be read."""
         try:
-            with (self.out / ERRORS).open(newline="", encoding="utf-8") as file:
-                return [(error["path"], error["reason"]) for error in csv.DictReader(file)]
+            text = (self.out / ERRORS).read_bytes().decode()
+            whole = text[: text.rfind("\n") + 1]  # a last line that was cut short is none
+            return [(row["path"], row["reason"]) for row in csv.DictReader(io.StringIO(whole, ""))]
         except (FileNotFoundError, ValueError, LookupError, csv.Error):
             return []
 

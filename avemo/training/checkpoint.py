@@ -5,21 +5,23 @@ model was trained on are JSON in the file's metadata. Nothing in the file is exe
 read, so that a checkpoint from a stranger can do no harm.
 """
 
+import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
-from torch import nn
+from torch import Tensor, nn
 
 from avemo.data.features import FeatureConfig
 from avemo.models import build_model
+from avemo.storage import write
 from avemo.training.config import TrainConfig, from_dict, to_dict
 
 _KEY = "avemo"  # of the metadata
-_VERSION = 1
+_VERSION = 2
 
 
 class CheckpointError(ValueError):
@@ -60,19 +62,28 @@ def save(
         features: what its inputs were extracted with.
     """
     path = Path(path)
+    weights = {name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}
     description = {
         "version": _VERSION,
         "config": to_dict(config),
         "classes": classes,
         "features": features.to_dict(),
+        "checksum": _checksum(weights),
     }
     # One key, since the order of several would differ from run to run.
     metadata = {_KEY: json.dumps(description)}
-    weights = {name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_bytes(serialize(weights, metadata))  # save_file would hide it from other users
-    os.replace(unfinished, path)
+    write(path, serialize(weights, metadata))
+
+
+def _checksum(weights: dict[str, Tensor]) -> str:
+    """SHA-256 of all names, dtypes, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        x = weights[name]
+        digest.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
+        digest.update(x.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load(path: Path | str) -> Checkpoint:
@@ -110,6 +121,8 @@ def load(path: Path | str) -> Checkpoint:
             classes=len(classes),
         )
         model.load_state_dict(weights)
+        if description["checksum"] != _checksum(weights):
+            raise ValueError("the checksum of its weights is not that of their bytes")
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path} does not describe a model: {reason}") from error

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 
 from avemo.data.augment import AugmentConfig
 from avemo.models.config import ModelConfig
+from avemo.storage import write
 
 T = TypeVar("T")
 
@@ -59,11 +60,21 @@ class TrainerConfig:
         epochs: passes over the training split.
         accelerator: where to train; "auto" takes a GPU if there is one.
         precision: arithmetic of the network.
+        checkpoint_minutes: what a kill may cost at most: within longer epochs the run is saved as well.
     """
 
     epochs: int = 40
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    checkpoint_minutes: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"trainer.epochs must be at least 1, got {self.epochs}")
+        if not self.checkpoint_minutes >= 0:
+            raise ValueError(
+                f"trainer.checkpoint_minutes must not be negative, got {self.checkpoint_minutes}"
+            )
 
 
 @dataclass(frozen=True)
@@ -105,22 +116,7 @@ def save_config(config: TrainConfig, path: Path) -> None:
     """Writes a configuration as YAML that `avemo train --config` takes."""
     import yaml
 
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), "utf-8")
-
-
-def load_config(path: Path) -> TrainConfig:
-    """Reads what `save_config` wrote.
-
-    Raises:
-        ValueError: the file does not hold a configuration; the message says what is wrong with it.
-    """
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text("utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    return from_dict(TrainConfig, values)
+    write(path, yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

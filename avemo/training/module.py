@@ -1,5 +1,7 @@
 """One training and one validation step, the optimiser and its schedule."""
 
+from typing import Any
+
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -73,6 +75,13 @@ class EmotionModule(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the schedule's place from a checkpoint; its length is that of the run, which may have grown since."""
+        place = ("last_epoch", "_step_count", "_last_lr")
+        checkpoint["lr_schedulers"] = [
+            {name: state[name] for name in place} for state in checkpoint["lr_schedulers"]
+        ]
 
     def configure_gradient_clipping(
         self,

@@ -1,23 +1,30 @@
 """Trains a model on a cache of prepared clips."""
 
+import json
 import logging
+import shlex
+import sys
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from avemo.models.backend import BackendName, use_backend
 from avemo.models.config import ModelConfig
+from avemo.storage import one_writer, write
 from avemo.training.config import (
     DataConfig,
     OptimizerConfig,
     TrainConfig,
     TrainerConfig,
-    load_config,
     save_config,
+    to_dict,
 )
 
-_RESUME, _CONFIG = "resume.ckpt", "config.yaml"
+if TYPE_CHECKING:
+    from avemo.data.datamodule import ClipDataModule
+
+_CONFIG, _STARTS = "config.yaml", "run.json"
 
 
 @dataclass(frozen=True)
@@ -51,10 +58,13 @@ def train(
     """Trains a model on the train split of a cache and validates it after every epoch.
 
     The folder `out` receives best.safetensors (the best unweighted accuracy on the validation
-    split, then the lowest loss), last.safetensors, config.yaml, TensorBoard logs, and resume.ckpt:
-    what it takes to go on after a kill. That is written after every epoch, so a killed run
-    loses the epoch that it was in; on one machine the resumed run ends with the same weights, bit
-    by bit, as one that was never killed.
+    split, then the lowest loss), last.safetensors, config.yaml, TensorBoard logs, run.json (command,
+    versions, commit and machine of every start), and what it takes to go on after a kill:
+    resume.ckpt and the one before it. They are written after every epoch and every
+    `trainer.checkpoint_minutes` within one; SIGTERM and Ctrl-C save too, and name the command that
+    goes on. On one machine a resumed run ends with the same weights, bit by bit, as one
+    that was never killed. With more epochs than before, it goes on at its place in the longer
+    schedule.
 
     Args:
         data: the clips and how they are served.
@@ -68,13 +78,21 @@ def train(
 
     Raises:
         FileExistsError: `out` holds a run and `resume` is not set.
+        FolderInUseError: another process is writing into `out`.
         ValueError: the backend asked for cannot run here; or `resume` is set, but the run in
-            `out` has another configuration.
+            `out` is another one or cannot be read.
+        CacheError: a clip cannot be read.
+        WriteError: the disk is full, or cannot be written to.
         TrainingDivergedError: the loss is no longer a finite number.
+        SystemExit: a signal has stopped the run; the status is 128 and the signal's number.
     """
-    config = TrainConfig(data, model, optimizer, trainer, seed)
-    resume_file = _resume_file(out, config, resume)
+    with one_writer(out, "avemo train"):
+        return _train(TrainConfig(data, model, optimizer, trainer, seed), out, backend, resume)
 
+
+def _train(
+    config: TrainConfig, out: Path, backend: BackendName | None, resume: bool
+) -> TrainResult:
     import lightning.pytorch as pl
 
     from avemo.data.datamodule import ClipDataModule
@@ -82,53 +100,66 @@ def train(
     from avemo.training.callbacks import ModelCheckpoints, StepProgress
     from avemo.training.memory import keep_freed_memory
     from avemo.training.module import EmotionModule
+    from avemo.training.resume import ResumeFiles, RunKeeper, StoppedError, StopRequest
 
     _quieten()
-    clips = ClipDataModule(**vars(data), seed=seed)
+    trainer, seed = config.trainer, config.seed
+    clips = ClipDataModule(**vars(config.data), seed=seed)
     if not len(clips.train_dataloader()):
         raise ValueError("data.drop_last leaves no training batch: data.batch_size is too large")
+    clips.val_dataloader()  # a split without clips is told before anything is written
+    files = ResumeFiles(out, _identity(config, clips))
+    if files.exist() and not resume:
+        raise FileExistsError(
+            f"{out} holds a training run; go on with it by --resume, or choose another --out"
+        )
+    start = files.find()
     pl.seed_everything(seed, verbose=False)
     network = build_model(
-        model,
+        config.model,
         bins=clips.features.bins,
         face_size=clips.features.face_size,
         classes=len(clips.classes),
     ).to(_device(trainer))
     parameters = sum(p.numel() for p in network.parameters())
-    print(f"model {model.name}: {parameters:,} parameters, {len(clips.classes)} classes")
+    print(f"model {config.model.name}: {parameters:,} parameters, {len(clips.classes)} classes")
     print(f"operators by backend: {use_backend(network, backend)}")
     print(f"freed memory: {keep_freed_memory() or 'kept for the next step'}")
-    out.mkdir(parents=True, exist_ok=True)
     save_config(config, out / _CONFIG)
+    _note_start(out)
     checkpoints = ModelCheckpoints(out, config, clips.classes, clips.features)
-    pl.Trainer(
-        max_epochs=trainer.epochs,
-        accelerator=trainer.accelerator,
-        devices=1,
-        precision=trainer.precision,
-        gradient_clip_val=optimizer.gradient_clip,
-        callbacks=[
-            checkpoints,
-            pl.callbacks.ModelCheckpoint(
-                out,
-                Path(_RESUME).stem,
-                every_n_epochs=1,
-                save_on_train_epoch_end=True,
-                enable_version_counter=False,
-            ),
-            StepProgress(),
-            pl.callbacks.LearningRateMonitor("step"),
-        ],
-        logger=pl.loggers.TensorBoardLogger(out, name=None, version="tensorboard"),
-        log_every_n_steps=10,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-    ).fit(
-        EmotionModule(network, len(clips.classes), optimizer, seed),
-        clips,
-        ckpt_path=resume_file,
-        weights_only=True,
-    )
+    stop = StopRequest()
+    with stop.listening():
+        try:
+            pl.Trainer(
+                max_epochs=trainer.epochs,
+                accelerator=trainer.accelerator,
+                devices=1,
+                precision=trainer.precision,
+                gradient_clip_val=config.optimizer.gradient_clip,
+                callbacks=[
+                    checkpoints,
+                    RunKeeper(files, trainer.checkpoint_minutes, stop),
+                    StepProgress(),
+                    pl.callbacks.LearningRateMonitor("step"),
+                ],
+                plugins=[files],
+                logger=pl.loggers.TensorBoardLogger(out, name=None, version="tensorboard"),
+                log_every_n_steps=10,
+                num_sanity_val_steps=0,
+                enable_model_summary=False,
+            ).fit(
+                EmotionModule(network, len(clips.classes), config.optimizer, seed),
+                clips,
+                ckpt_path=start,
+                weights_only=True,
+            )
+        except StoppedError as stopped:
+            print(
+                f"stopped by {stopped}, and saved; go on by: {_go_on(out, backend)}",
+                file=sys.stderr,
+            )
+            raise SystemExit(128 + stopped.signal) from None
     assert checkpoints.best is not None
     assert checkpoints.best_epoch is not None
     result = TrainResult(
@@ -144,41 +175,33 @@ def train(
     return result
 
 
-def _resume_file(out: Path, config: TrainConfig, resume: bool) -> Path | None:
-    """The file to resume from; a run that was killed in its first epoch has none and starts anew."""
-    if not resume:
-        if (out / _CONFIG).exists():
-            raise FileExistsError(
-                f"{out} holds a training run; go on with it by --resume, or choose another --out"
-            )
-        return None
-    file = out / _RESUME
-    if not file.is_file():
-        return None
-    changed = _differences(load_config(out / _CONFIG), config)
-    if changed:
-        raise ValueError(
-            f"cannot resume the run in {out} with another configuration: {'; '.join(changed)}"
-        )
-    return file
+def _identity(config: TrainConfig, clips: "ClipDataModule") -> dict[str, Any]:
+    """All that decides the result of a run."""
+    return {
+        "config": to_dict(config),
+        "classes": list(clips.classes),
+        "features": clips.features.to_dict(),
+        "clips": clips.cache.digest,
+    }
 
 
-def _differences(old: TrainConfig, new: TrainConfig) -> list[str]:
-    """Settings that decide the result and are not the same, such as "seed was 0, now 1"."""
+def _note_start(out: Path) -> None:
+    """Adds this start to those in the run's folder."""
+    from avemo.training.provenance import provenance
 
-    def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        leaves: dict[str, Any] = {}
-        for key, value in values.items():
-            name = prefix + key
-            leaves |= flat(value, name + ".") if isinstance(value, dict) else {name: value}
-        return leaves
+    file = out / _STARTS
+    try:
+        before = list(json.loads(file.read_bytes())["starts"])
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        before = []
+    starts = [*before, provenance(sys.argv)]
+    write(file, json.dumps({"starts": starts}, indent=1) + "\n")
 
-    was, now = flat(asdict(old)), flat(asdict(new))
-    return [
-        f"{name} was {was[name]}, now {now[name]}"
-        for name in now
-        if was[name] != now[name] and name not in ("data.cache", "data.num_workers")
-    ]
+
+def _go_on(out: Path, backend: BackendName | None) -> str:
+    """The command that goes on with a run."""
+    words = ["avemo", "train", "--config", str(out / _CONFIG), "--out", str(out), "--resume"]
+    return shlex.join([*words, *(["--backend", backend] if backend else [])])
 
 
 def _device(config: TrainerConfig) -> str:

@@ -1,6 +1,7 @@
 """Checkpoints: what is saved comes back, and nothing in a file is executed or half read."""
 
 import json
+import os
 import pickle
 import stat
 from pathlib import Path
@@ -64,15 +65,27 @@ def test_an_interrupted_save_leaves_the_old_file(
     write(tmp_path / "a.safetensors")
     before = (tmp_path / "a.safetensors").read_bytes()
 
-    def interrupted(self: Path, data: bytes) -> int:
-        with self.open("wb") as file:
-            file.write(data[:100])
+    def interrupted(handle: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "a.safetensors")
-    assert (tmp_path / "a.safetensors").read_bytes() == before
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a.safetensors": before}
+
+
+def test_every_changed_weight_is_found(tmp_path: Path) -> None:
+    """One bit of the first, a middle and the last byte of the weights."""
+    file = tmp_path / "a.safetensors"
+    write(file)
+    whole = file.read_bytes()
+    first = 8 + int.from_bytes(whole[:8], "little")
+    for place in (first, (first + len(whole)) // 2, len(whole) - 1):
+        content = bytearray(whole)
+        content[place] ^= 1
+        file.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"a.safetensors .*checksum of its weights"):
+            checkpoint.load(file)
 
 
 class Trap:
@@ -110,7 +123,7 @@ def described(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 99}, "version 99, expected 1"),
+        ({"version": 99}, "version 99, expected 2"),
         ({"classes": ["angry"]}, "size mismatch for classifier"),
         ({"config": {}}, "does not describe a model"),
         ({"config": {"data": {"cache": "c"}, "model": {"name": "nope"}}}, "got 'nope'"),

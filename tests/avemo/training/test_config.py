@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from avemo.cli import find_config
 from avemo.data.augment import AugmentConfig
@@ -14,7 +15,6 @@ from avemo.training.config import (
     TrainConfig,
     TrainerConfig,
     from_dict,
-    load_config,
     save_config,
 )
 
@@ -28,7 +28,8 @@ def test_round_trip(tmp_path: Path) -> None:
         seed=11,
     )
     save_config(config, tmp_path / "c.yaml")
-    assert load_config(tmp_path / "c.yaml") == config
+    values = yaml.safe_load((tmp_path / "c.yaml").read_text("utf-8"))
+    assert from_dict(TrainConfig, values) == config
 
 
 @pytest.mark.parametrize(
@@ -46,16 +47,8 @@ def test_errors_name_the_setting(values: dict[str, object], message: str) -> Non
         from_dict(TrainConfig, values)
 
 
-def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text("a: [", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"c\.yaml is not YAML"):
-        load_config(tmp_path / "c.yaml")
-
-
 @pytest.mark.parametrize("name", ["full", "small"])
 def test_our_configurations_are_complete(name: str, tmp_path: Path) -> None:
-    import yaml
-
     values = yaml.safe_load(Path(find_config(name)).read_text("utf-8"))
     values["data"]["cache"] = "somewhere"
     assert from_dict(TrainConfig, values).model.name in MODELS

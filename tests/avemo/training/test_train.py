@@ -1,6 +1,10 @@
 """Training as a user runs it: it learns, it resumes to the bit, and it fails with a clear word."""
 
+import errno
+import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +19,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fbp_kernels
+from avemo.cli import main
 from avemo.data.augment import AugmentConfig
 from avemo.data.batch import Batch
 from avemo.models.backend import BackendName, use_backend
 from avemo.models.config import FusionConfig
+from avemo.storage import FolderInUseError, WriteError
 from avemo.training import checkpoint
 from avemo.training.config import DataConfig, OptimizerConfig, TrainerConfig
 from avemo.training.module import (
@@ -27,11 +33,14 @@ from avemo.training.module import (
     build_optimizer,
     seed_step,
 )
+from avemo.training.resume import ResumeError
 from avemo.training.train import TrainResult, train
 from tests.avemo.models.tiny_model import BINS, FACE_SIZE, tiny_config, tiny_model
 from tests.avemo.tiny_cache import CLASSES, write_cache
+from tests.avemo.writers import one_writer_elsewhere
 
 EPOCHS = 4
+AUGMENT = AugmentConfig(flip=0.5, gain_db=3.0)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +52,7 @@ def run(cache: Path, out: Path, *, epochs: int = EPOCHS, **changes: object) -> T
     """A short run with dropout everywhere, so that random numbers matter."""
     fusion = FusionConfig(6, 3, 5, 2, trunks=3, dropout=0.2)
     options: dict[str, object] = {
-        "data": DataConfig(cache, batch_size=5, augment=AugmentConfig(flip=0.5, gain_db=3.0)),
+        "data": DataConfig(cache, batch_size=5, augment=AUGMENT),
         "model": tiny_config(fusion=fusion, dropout=0.3),
         "optimizer": OptimizerConfig(learning_rate=0.01),
         "trainer": TrainerConfig(epochs=epochs, accelerator="cpu"),
@@ -66,11 +75,30 @@ def test_a_run_leaves_what_it_promises(unbroken: TrainResult) -> None:
         "best.safetensors",
         "last.safetensors",
         "config.yaml",
+        "run.json",
         "resume.ckpt",
+        "resume.previous.ckpt",
         "tensorboard",
     }
     assert any((folder / "tensorboard").iterdir())
     assert checkpoint.load(unbroken.last).classes == CLASSES
+
+
+def test_a_run_tells_how_it_was_made_and_its_configuration_repeats_it(
+    unbroken: TrainResult, tmp_path: Path
+) -> None:
+    folder = unbroken.last.parent
+    start = json.loads((folder / "run.json").read_text())["starts"][0]
+    assert start["command"] == sys.argv
+    assert start["versions"]["torch"] == torch.__version__
+    assert start["machine"]["threads"] == torch.get_num_threads()
+    head = ["git", "rev-parse", "HEAD"]
+    root = Path(__file__).parents[3]
+    commit = subprocess.run(head, cwd=root, capture_output=True, text=True).stdout.strip()
+    assert (start["commit"] or "").removesuffix("-dirty") == commit
+    words = ["train", "--config", str(folder / "config.yaml"), "--out", str(tmp_path / "again")]
+    assert main([*words, "--backend", "reference"]) == 0
+    assert (tmp_path / "again" / "last.safetensors").read_bytes() == unbroken.last.read_bytes()
 
 
 def test_the_same_run_twice_is_the_same_to_the_bit(
@@ -83,35 +111,170 @@ def test_the_same_run_twice_is_the_same_to_the_bit(
     assert other.last.read_bytes() != unbroken.last.read_bytes()
 
 
-@pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_weights(
-    unbroken: TrainResult, cache: Path, tmp_path: Path
-) -> None:
-    """SIGKILL in the middle of an epoch, so that nothing can be saved on the way out."""
-    script = textwrap.dedent(f"""
+def _script(cache: Path, out: Path, at: tuple[int, int], does: str, **options: object) -> str:
+    """A run that does something in a step of an epoch."""
+    return textwrap.dedent(f"""
         import os, signal
         from pathlib import Path
+        from avemo.training.config import TrainerConfig
         from avemo.training.module import EmotionModule
         from tests.avemo.training.test_train import run
         original = EmotionModule.training_step
-        def dying(self, batch, index):
-            if self.current_epoch == 2 and index == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
+        def step(self, batch, index):
+            if (self.current_epoch, index) == {at}:
+                {does}
             return original(self, batch, index)
-        EmotionModule.training_step = dying
-        run(Path({str(cache)!r}), Path({str(tmp_path / "out")!r}))
+        EmotionModule.training_step = step
+        trainer = TrainerConfig(**{ {"epochs": EPOCHS, "accelerator": "cpu"} | options })
+        run(Path({str(cache)!r}), Path({str(out)!r}), trainer=trainer)
     """)
+
+
+def _elsewhere(script: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    killed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert (tmp_path / "out" / "resume.ckpt").exists()
-    resumed = run(cache, tmp_path / "out", resume=True)
+    return subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
+
+
+def _same(resumed: TrainResult, unbroken: TrainResult) -> None:
     weights, expected = load_file(resumed.last), load_file(unbroken.last)
     assert weights.keys() == expected.keys()
     for name in expected:
         assert torch.equal(weights[name], expected[name]), name
     assert resumed.best_epoch == unbroken.best_epoch
-    assert resumed.best.read_bytes() == unbroken.best.read_bytes()
+    assert load_file(resumed.best).keys() == load_file(unbroken.best).keys()
+    for name, weight in load_file(unbroken.best).items():
+        assert torch.equal(load_file(resumed.best)[name], weight), name
+
+
+def _resume(cache: Path, out: Path) -> TrainResult:
+    return run(cache, out, resume=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("minutes", [10.0, 0.0])  # saved after every epoch; after every step
+def test_a_killed_run_resumes_to_the_same_weights(
+    minutes: float, unbroken: TrainResult, cache: Path, tmp_path: Path
+) -> None:
+    """SIGKILL in the middle of an epoch, so that nothing can be saved on the way out."""
+    kill = "os.kill(os.getpid(), signal.SIGKILL)"
+    out = tmp_path / "out"
+    killed = _elsewhere(_script(cache, out, (2, 2), kill, checkpoint_minutes=minutes))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    saved = torch.load(out / "resume.ckpt", weights_only=True)["global_step"]
+    steps = 4  # an epoch has
+    assert saved == (2 * steps if minutes else 2 * steps + 2)
+    _same(_resume(cache, out), unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "at"), [("SIGTERM", (1, 1)), ("SIGINT", (2, 3))])
+def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(
+    name: str, at: tuple[int, int], unbroken: TrainResult, cache: Path, tmp_path: Path
+) -> None:
+    """In the middle of an epoch, and in its last step."""
+    out = tmp_path / "out"
+    stopped = _elsewhere(_script(cache, out, at, f"os.kill(os.getpid(), signal.{name})"))
+    assert stopped.returncode == 128 + getattr(signal, name), stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    *_, last = stopped.stderr.strip().splitlines()
+    said, command = last.split("; go on by: ")
+    assert said == f"stopped by {name}, and saved"
+    assert (
+        torch.load(out / "resume.ckpt", weights_only=True)["global_step"] == 4 * at[0] + at[1] + 1
+    )
+    words = shlex.split(command)
+    assert words[0] == "avemo"
+    assert main(words[1:]) == 0
+    result = _resume(cache, out)
+    _same(result, unbroken)
+    assert len(json.loads((out / "run.json").read_text())["starts"]) == 3
+
+
+@pytest.fixture
+def copied(unbroken: TrainResult, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(unbroken.last.parent, tmp_path / "copied"))
+
+
+def test_a_damaged_resume_file_is_named_and_the_one_before_goes_on(
+    copied: Path, unbroken: TrainResult, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, before = copied / "resume.ckpt", copied / "resume.previous.ckpt"
+    whole = file.read_bytes()
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 1
+    for content in (whole[: len(whole) // 3], b"", bytes(changed)):
+        file.write_bytes(content)
+        _same(_resume(cache, copied), unbroken)
+        assert f"warning: {file} is damaged (" in capsys.readouterr().err
+    file.write_bytes(b"")
+    before.write_bytes(whole[:-100])
+    with pytest.raises(ResumeError, match=r"resume.ckpt is damaged \(.* choose another --out"):
+        _resume(cache, copied)
+
+
+def test_a_full_disk_leaves_the_checkpoint_that_was_there(
+    copied: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (copied / "resume.ckpt").read_bytes()
+
+    def full(handle: int) -> None:
+        if Path(os.readlink(f"/proc/self/fd/{handle}")).name.startswith("resume.ckpt"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    longer = TrainerConfig(epochs=EPOCHS + 1, accelerator="cpu")
+    with pytest.raises(WriteError, match=r"cannot write .*resume.ckpt: No space left on device"):
+        run(cache, copied, resume=True, trainer=longer)
+    assert (copied / "resume.ckpt").read_bytes() == before
+    assert not list(copied.glob("*.part"))
+
+
+def test_a_run_goes_on_for_more_epochs(copied: Path, unbroken: TrainResult, cache: Path) -> None:
+    longer = TrainerConfig(epochs=EPOCHS + 2, accelerator="cpu")
+    run(cache, copied, resume=True, trainer=longer)
+    state = torch.load(copied / "resume.ckpt", weights_only=True)
+    assert state["global_step"] == 4 * (EPOCHS + 2)
+    assert state["lr_schedulers"][0]["total_steps"] == 4 * (EPOCHS + 2)
+    rate = state["optimizer_states"][0]["param_groups"][0]["lr"]
+    assert rate == pytest.approx(0.01 / 25 / 1e4, rel=0.01)  # the end of the longer cycle
+    assert not torch.equal(
+        load_file(copied / "last.safetensors")["classifier.bias"],
+        load_file(unbroken.last)["classifier.bias"],
+    )
+    with pytest.raises(ResumeError, match=r"trainer\.epochs was 6, now 4"):
+        run(cache, copied, resume=True)
+
+
+def test_a_file_of_another_run_is_refused(copied: Path, cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(ResumeError, match=r"model\.name was am_fbp, now audio"):
+        run(cache, copied, resume=True, model=tiny_config("audio"))
+    other = write_cache(tmp_path / "cache", {"train": 17, "val": 6})
+    with pytest.raises(ResumeError, match=r"resume.ckpt, it is of another run: clips was"):
+        run(other, copied, resume=True)
+    moved = Path(shutil.copytree(cache, tmp_path / "moved"))
+    run(moved, copied, resume=True, data=DataConfig(moved, 5, augment=AUGMENT))
+    torch.save({"state_dict": {}}, copied / "resume.ckpt")
+    with pytest.raises(ResumeError, match="no resume file of `avemo train`"):
+        run(cache, copied, resume=True)
+
+
+def test_two_runs_into_one_folder_are_one_too_many(copied: Path, cache: Path) -> None:
+    with one_writer_elsewhere(copied), pytest.raises(FolderInUseError, match="being written by"):
+        _resume(cache, copied)
+
+
+def test_a_start_that_failed_is_in_nobodys_way(cache: Path, tmp_path: Path) -> None:
+    """Without clips to validate on nothing is written; what diverged in its first epoch is no run either."""
+    out = tmp_path / "out"
+    bad = write_cache(tmp_path / "bad", {"train": 4})
+    with pytest.raises(ValueError, match="no clips of the split 'val'"):
+        run(bad, out, data=DataConfig(bad))
+    assert not out.exists()
+    with pytest.raises(TrainingDivergedError):
+        run(cache, out, optimizer=OptimizerConfig(learning_rate=1e30), epochs=1)
+    assert run(cache, out, epochs=1).best_epoch == 0
 
 
 def test_resuming_a_finished_run_changes_nothing(unbroken: TrainResult, cache: Path) -> None:
@@ -141,13 +304,11 @@ def test_a_run_that_could_not_start_leaves_no_folder(cache: Path, tmp_path: Path
 
 
 def test_code_in_a_resume_file_is_not_run(cache: Path, tmp_path: Path) -> None:
-    import pickle
-
     from tests.avemo.training.test_checkpoint import Trap
 
     run(cache, tmp_path / "out", epochs=1)
     torch.save({"state_dict": Trap(tmp_path / "trapped")}, tmp_path / "out" / "resume.ckpt")
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(ResumeError, match="more than numbers and tensors"):
         run(cache, tmp_path / "out", epochs=1, resume=True)
     assert not (tmp_path / "trapped").exists()
 
