@@ -69,7 +69,10 @@ class EmotionModule(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         scaled = self.trainer.precision == "16-mixed"
         optimizer = build_optimizer(self.model, self.config, scaled=scaled)
-        steps = int(self.trainer.estimated_stepping_batches)
+        # Not `estimated_stepping_batches`: to count, that opens the loader before a checkpoint has been read, and then
+        # Lightning gives it no place to go on from (`findings/lightning_forgets_the_loaders_place.sh`).
+        batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        steps = batches * int(self.trainer.max_epochs or 0)
         schedule = build_schedule(optimizer, self.config, steps)
         return {
             "optimizer": optimizer,
