@@ -98,6 +98,7 @@ class ResumeFiles(TorchCheckpointIO):
             self._compare(path, self._found.get(_KEY))
             if damaged:
                 print(f"warning: {damaged}; going on from {path}", file=sys.stderr)
+                self.path.unlink()  # else it would take the good one's place when the next is written
             return path
         if damaged:
             raise ResumeError(
