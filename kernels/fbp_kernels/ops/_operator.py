@@ -238,7 +238,8 @@ class Registered:
 
     def _keeps(self, options: tuple[Any, ...]) -> int:
         """How many tensors a forward keeps."""
-        return self._declared.kept * bool(options[-2])
+        # Without anything to keep there is no such argument, and what stands there may be a tensor.
+        return self._declared.kept if self._declared.kept and options[-2] else 0
 
     def _rows(self, tensors: Tensors) -> tuple[int | None, ...]:
         """Where inputs and extras have their rows; nowhere in a seed, which gives each row a mask of its own."""
