@@ -46,7 +46,7 @@ class Driver:
 
         self._nvidia: Any = nvidia
         self._capability = capability
-        self.device = 0  # the current one
+        self.device = self.stream = 0  # the current ones
         self.utils = nvidia.CudaUtils()
         self.launcher_cls = nvidia.CudaLauncher
 
@@ -59,7 +59,7 @@ class Driver:
         return self.device
 
     def get_current_stream(self, device: object = None) -> int:
-        return 0
+        return self.stream
 
     def get_active_torch_device(self) -> Any:
         import torch

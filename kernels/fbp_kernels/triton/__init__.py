@@ -3,7 +3,6 @@
 Nothing here imports Triton before a kernel is called: `import fbp_kernels` stays light, and works without Triton.
 """
 
-import functools
 import importlib
 import importlib.util
 import os
@@ -39,12 +38,16 @@ def why_not(device_type: str, dtype: torch.dtype | None = None) -> str:
 
 def late(module: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """`forward` and `backward` of a module of this package, imported when they are called first."""
+    return _late(module, "forward"), _late(module, "backward")
 
-    @functools.cache
-    def found(name: str) -> Callable[..., Any]:
-        function: Callable[..., Any] = getattr(
-            importlib.import_module(f"{__name__}.{module}"), name
-        )
-        return function
 
-    return lambda *a: found("forward")(*a), lambda *a: found("backward")(*a)
+def _late(module: str, name: str) -> Callable[..., Any]:
+    function: Callable[..., Any] | None = None
+
+    def call(*arguments: Any) -> Any:
+        nonlocal function
+        if function is None:
+            function = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+        return function(*arguments)
+
+    return call

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import launch, tuning
 from .functions import arrive, carry
-from .launch import Plan
+from .launch import Like, Plan
 from .tuning import Config, Key
 
 
@@ -554,9 +554,11 @@ def forward(
     pooled, trunk_pooled = x.new_empty(B, C), x.new_empty(B, trunks, C)
     weights = x.new_empty(B, T)
     if B:
-        options = (trunks, factor, tuning.dtype_class(x.dtype))
-        given = (x, weight, bias, query, scale, lengths)
-        launch.run(_plan_forward, options, given, (hidden, pooled, trunk_pooled, weights))
+        given = (x, weight, bias, query)
+        _forward(
+            (x.shape, trunks, factor, tuning.dtype_class(x.dtype), *launch.likes(given)),
+            (*given, scale, lengths, hidden, pooled, trunk_pooled, weights),
+        )
     return pooled, trunk_pooled, weights, hidden
 
 
@@ -594,59 +596,59 @@ def backward(
     d_hidden = x.new_empty(B, T, weight.shape[1])
     parts, programs = None, 0
     if B and T:
-        given: launch.Tensors = (d_pooled, d_trunks, d_weights, x, lengths)
-        plan, gamma = launch.run(_plan_weights, (trunks, factor, dtype), given, (weights,))
-        given = (d_pooled, d_trunks, x, weight, bias, query, scale, lengths)
-        plan, parts = launch.run(
-            _plan_inputs,
-            (trunks, factor, dtype, parameters, plan.config.blocks["BT"]),
-            given,
-            (weights, hidden, gamma, dx, d_hidden),
+        strides = [None if d is None else d.stride() for d in (d_pooled, d_trunks, d_weights)]
+        plan, gamma = _weights(
+            (x.shape, trunks, dtype, *launch.likes((x,)), *strides),
+            (d_pooled, d_trunks, d_weights, x, lengths, weights),
         )
+        given = (x, weight, bias, query)
+        plan, parts = _inputs(
+            (
+                x.shape, trunks, factor, dtype, parameters, plan.config.blocks["BT"], *strides[:2],
+                *launch.likes(given),
+            ),
+            (d_pooled, d_trunks, *given, scale, lengths, weights, hidden, gamma, dx, d_hidden),
+        )  # fmt: skip
         (programs,) = plan.grid
     if parameters:
         parts = x.new_empty(0, dtype=torch.float32) if parts is None else parts
-        launch.run(
-            _plan_parameters,
-            (weight.shape[1], programs, dtype, bool(needs & _WEIGHT)),
-            (x, lengths),
-            (parts, *d_parameters, d_hidden),
+        _parameters(
+            (x.shape, weight.shape[1], programs, dtype, bool(needs & _WEIGHT), *launch.likes((x,))),
+            (x, lengths, parts, *d_parameters, d_hidden),
         )
     return gradients
 
 
 _Planned = tuple[Key, Callable[[Config], Plan]]
+Strides = tuple[int, ...] | None
 
 
 def _plan_forward(
-    device: torch.device, trunks: int, factor: float, dtype: str,
-    x: Tensor, weight: Tensor, bias: Tensor, query: Tensor, *others: Tensor | None,
+    device: torch.device, shape: torch.Size, trunks: int, factor: float, dtype: str, *given: Like
 ) -> _Planned:  # fmt: skip
-    B, T, C = x.shape
-    A = weight.shape[1]
+    B, T, C = shape
+    A = given[1][0][1]
 
     def plan(config: Config) -> Plan:
         tiles = max(triton.cdiv(T, config.blocks["BT"]), 1)
         return Plan(
             forward_kernel,
             (B * tiles,),
-            (*_strides(x, weight, bias, query), factor, B, T, C, A, trunks),
+            (*_strides(*given), factor, B, T, C, A, trunks),
             {"PRECISION": tuning.precision(dtype)},
             config,
             scratch=B * ((tiles + trunks - 1) * C + T + 2 * tiles),
             counters=B,
         )
 
-    return _key("forward", dtype, x), plan
+    return _key("forward", dtype, shape), plan
 
 
 def _plan_weights(
-    device: torch.device, trunks: int, factor: float, dtype: str,
-    d_pooled: Tensor | None, d_trunks: Tensor | None, d_weights: Tensor | None, x: Tensor,
-    lengths: Tensor | None,
-) -> _Planned:  # fmt: skip
-    B, T, C = x.shape
-    strides = (*_gradient_strides(d_pooled, d_trunks, d_weights), *x.stride())
+    device: torch.device, shape: torch.Size, trunks: int, dtype: str, x: Like, *gradients: Strides
+) -> _Planned:
+    B, T, C = shape
+    strides = (*_gradient_strides(*gradients), *_strides(x))
 
     def plan(config: Config) -> Plan:
         tiles = triton.cdiv(T, config.blocks["BT"])
@@ -654,17 +656,16 @@ def _plan_weights(
         scratch = B * (T + tiles)
         return Plan(weights_backward_kernel, (B * tiles,), numbers, {}, config, scratch=scratch)
 
-    return _key("weights_backward", dtype, x), plan
+    return _key("weights_backward", dtype, shape), plan
 
 
 def _plan_inputs(
-    device: torch.device, trunks: int, factor: float, dtype: str, parameters: bool, GT: int,
-    d_pooled: Tensor | None, d_trunks: Tensor | None, x: Tensor, weight: Tensor, bias: Tensor,
-    query: Tensor, *others: Tensor | None,
+    device: torch.device, shape: torch.Size, trunks: int, factor: float, dtype: str,
+    parameters: bool, GT: int, d_pooled: Strides, d_trunks: Strides, *given: Like,
 ) -> _Planned:  # fmt: skip
-    B, T, C = x.shape
-    A = weight.shape[1]
-    strides = (*_gradient_strides(d_pooled, d_trunks), *_strides(x, weight, bias, query))
+    B, T, C = shape
+    A = given[1][0][1]
+    strides = (*_gradient_strides(d_pooled, d_trunks), *_strides(*given))
 
     def plan(config: Config) -> Plan:
         programs = B * triton.cdiv(T, config.blocks["BT"])
@@ -677,14 +678,14 @@ def _plan_inputs(
             scratch=programs * (2 * A + 1) if parameters else 0,
         )
 
-    return _key("inputs_backward", dtype, x), plan
+    return _key("inputs_backward", dtype, shape), plan
 
 
 def _plan_parameters(
-    device: torch.device, A: int, programs: int, dtype: str, weighted: bool,
-    x: Tensor, lengths: Tensor | None,
+    device: torch.device, shape: torch.Size, A: int, programs: int, dtype: str, weighted: bool,
+    x: Like,
 ) -> _Planned:  # fmt: skip
-    B, T, C = x.shape
+    B, T, C = shape
 
     def plan(config: Config) -> Plan:
         tiles = triton.cdiv(A, config.blocks["BA"])
@@ -694,31 +695,35 @@ def _plan_parameters(
         return Plan(
             parameters_backward_kernel,
             (tiles * splits,),
-            (*x.stride(), B, T, C, A, programs, splits),
+            (*_strides(x), B, T, C, A, programs, splits),
             {"PRECISION": tuning.precision(dtype)},
             config,
             scratch=splits * (C * A * weighted + 2 * A + 1),
             counters=tiles,
         )
 
-    return _key("parameters_backward", dtype, x), plan
+    return _key("parameters_backward", dtype, shape), plan
 
 
-def _key(kernel: str, dtype: str, x: Tensor) -> Key:
-    frames = x.shape[0] * x.shape[1]
+_forward, _weights = launch.launcher(_plan_forward), launch.launcher(_plan_weights)
+_inputs, _parameters = launch.launcher(_plan_inputs), launch.launcher(_plan_parameters)
+
+
+def _key(kernel: str, dtype: str, shape: torch.Size) -> Key:
+    frames = shape[0] * shape[1]
     size = "small" if frames < 2**14 else "medium" if frames < 2**17 else "large"
     return Key(f"attention_pool_{kernel}", dtype, size)
 
 
-def _strides(*tensors: Tensor) -> list[int]:
-    return [stride for tensor in tensors for stride in tensor.stride()]
+def _strides(*likes: Like) -> list[int]:
+    return [stride for _, strides, _ in likes for stride in strides]
 
 
-def _gradient_strides(*gradients: Tensor | None) -> list[int | None]:
+def _gradient_strides(*gradients: Strides) -> list[int | None]:
     """Of those of pooled, trunk_pooled and weights, of which any may be missing."""
     found: list[int | None] = []
-    for gradient, dimensions in zip(gradients, (2, 3, 2), strict=False):
-        found += (None,) * dimensions if gradient is None else gradient.stride()
+    for strides, dimensions in zip(gradients, (2, 3, 2), strict=False):
+        found += (None,) * dimensions if strides is None else strides
     return found
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import reference
 from . import tuning
 from .bilinear_kernels import forward_kernel, gradients_kernel, projection_gradients_kernel
-from .launch import Plan, multiprocessors, run
+from .launch import Like, Plan, launcher, likes, multiprocessors, without_memory
 from .levels import TENSORS, Level, Levels
 from .tuning import Config, Key
 
@@ -39,8 +39,10 @@ def forward(
     if keep:
         kept = tuple([_projection(level) for level in there for _ in range(2)])
     if z.numel():
-        options = _options(levels, seed, dropout, z)
-        run(_plan_forward, options, (*levels.tensors, seed), (*_four(levels, kept), z))
+        tensors = levels.tensors
+        _forward(
+            _arguments(levels, tensors, seed, dropout), (*tensors, seed, *_four(levels, kept), z)
+        )
     return z, *kept
 
 
@@ -76,29 +78,34 @@ def backward(
         for gradient in [g for part in gradients for g in part if g is not None]:
             gradient.zero_()
         return gradients
-    options = _options(levels, seed, dropout, dz)
     d = dz.new_empty(2 * dz.shape[0] * sum([_columns_of(level) for level in there]))
     tensors = levels.tensors
-    own = (*_four(levels, kept or (None, None) * len(there)), d)
-    before, scratch = run(_plan_projection_gradients, options, (dz, *tensors, seed), own)
-    own = (*_written(levels, gradients), scratch, d)
-    run(
-        _plan_gradients,
-        (*options, needs, before.config.blocks["BLOCK_M"], before.config.blocks["BLOCK_N"]),
-        tensors,
-        own,
+    arguments = _arguments(levels, tensors, seed, dropout)
+    projections = _four(levels, kept or (None, None) * len(there))
+    before, scratch = _projection_gradients(
+        (*arguments, dz.stride()), (dz, *tensors, seed, *projections, d)
+    )
+    blocks = before.config.blocks
+    _gradients(
+        (*arguments, needs, blocks["BLOCK_M"], blocks["BLOCK_N"]),
+        (*tensors, *_written(levels, gradients), scratch, d),
     )
     return gradients
 
 
-def _options(levels: Levels, seed: Tensor | None, dropout: float, like: Tensor) -> tuple[Any, ...]:
-    """What launches follow from besides tensors."""
+def _arguments(
+    levels: Levels, tensors: tuple[Tensor | None, ...], seed: Tensor | None, dropout: float
+) -> tuple[Any, ...]:
+    """What all plans follow from."""
     once, each = levels
+    a = (each or levels.there[0]).a
     return (
+        a.shape,
         once and once[TENSORS:],
         each and each[TENSORS:],
-        0.0 if seed is None else dropout,
-        tuning.dtype_class(like.dtype),
+        None if seed is None else dropout,
+        tuning.dtype_class(a.dtype),
+        likes(tensors),
     )
 
 
@@ -141,7 +148,7 @@ def _gradient(tensor: Any) -> Tensor:
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
-# Plans: from here on tensors have no memory, and all parts a dimension of trunks.
+# Plans: here tensors have no memory, and all parts a dimension of trunks.
 
 
 class _Call(NamedTuple):
@@ -168,11 +175,12 @@ class _Call(NamedTuple):
         return tl.int32 if 2 * reach * max(config.blocks.values()) < 2**31 else tl.int64
 
 
-def _call(options: tuple[Any, ...], tensors: tuple[Tensor | None, ...]) -> _Call:
-    once, each, dropout, dtype = options
-    *parts, seed = tensors
-    levels = Levels(_level(parts[:TENSORS], once), _level(parts[TENSORS:], each))
-    mask = (None, None) if seed is None else _mask(dropout)
+def _call(
+    _: torch.Size, once: Any, each: Any, dropout: float | None, dtype: str, likes: list[Like | None]
+) -> _Call:
+    tensors = [l if l is None else without_memory(l) for l in likes]
+    levels = Levels(_level(tensors[:TENSORS], once), _level(tensors[TENSORS:], each))
+    mask = (None, None) if dropout is None else _mask(dropout)
     numbers = (*_numbers(levels.once), *_numbers(levels.each))
     return _Call(levels, numbers, mask, dtype, levels.there[0].a.shape[0])
 
@@ -203,7 +211,7 @@ def _mask(dropout: float) -> tuple[int, float]:
 
 
 def _plan_forward(device: torch.device, *arguments: Any) -> tuple[Key, Callable[[Config], Plan]]:
-    call = _call(arguments[:4], arguments[4:])
+    call = _call(*arguments)
     levels, B = call.levels, call.B
 
     def plan(config: Config) -> Plan:
@@ -260,8 +268,8 @@ class _Scratch(NamedTuple):
 def _plan_projection_gradients(
     device: torch.device, *arguments: Any
 ) -> tuple[Key, Callable[[Config], Plan]]:
-    options, (dz, *tensors) = arguments[:4], arguments[4:]
-    call = _call(options, tuple(tensors))
+    *common, dz_strides = arguments
+    call = _call(*common)
     levels = call.levels
 
     def plan(config: Config) -> Plan:
@@ -274,7 +282,7 @@ def _plan_projection_gradients(
         return Plan(
             projection_gradients_kernel,
             (programs + tiles[0],),
-            (*dz.stride(), *call.numbers, *call.mask, *scratch.biases, call.B, scratch.rows, programs),
+            (*dz_strides, *call.numbers, *call.mask, *scratch.biases, call.B, scratch.rows, programs),
             columns | {
                 "ADAPTIVE": call.adaptive, "PRECISION": tuning.precision(call.dtype),
                 "OFFSET": call.offset(config),
@@ -287,8 +295,8 @@ def _plan_projection_gradients(
 
 
 def _plan_gradients(device: torch.device, *arguments: Any) -> tuple[Key, Callable[[Config], Plan]]:
-    options, (needs, BLOCK_M, BLOCK_N), tensors = arguments[:4], arguments[4:7], arguments[7:]
-    call = _call(options, (*tensors, None))
+    *common, needs, BLOCK_M, BLOCK_N = arguments
+    call = _call(*common)
     levels, B = call.levels, call.B
     before = _Scratch.of(call, BLOCK_M, BLOCK_N)
 
@@ -317,6 +325,11 @@ def _plan_gradients(device: torch.device, *arguments: Any) -> tuple[Key, Callabl
         )
 
     return call.key("fbp_gradients"), plan
+
+
+_forward, _projection_gradients, _gradients = map(
+    launcher, (_plan_forward, _plan_projection_gradients, _plan_gradients)
+)
 
 
 def _tiles(level: Level | None, block: int) -> int:

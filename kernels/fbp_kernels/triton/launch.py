@@ -1,11 +1,11 @@
 """The one way to start a Triton kernel: planned and compiled once for all calls that look alike.
 
-A launch follows from a key: shapes, strides and dtypes of the tensors, the operator's options, the device, and where in
-memory tensors begin, to 16 bytes. What follows from it is computed by a planner, which is given nothing else, when a
-key is met first; Triton then compiles and starts the kernel as it always does. From then on, the compiled kernel is
-started with the numbers of the plan and the pointers of the call.
+A launch follows from what its planner is given: shapes, strides and dtypes of tensors, options, the device. Triton
+compiles for that, for which tensors are missing, and for where in memory the others begin, to 16 bytes. Where all of it
+was met before, the compiled kernel is started with the numbers of the plan and the pointers of the call.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,7 +17,8 @@ from triton import knobs
 from triton.runtime import driver
 
 from . import interpreted, tuning, workspace
-from .tuning import Config, Key
+from .starter import starter
+from .tuning import Config, Key, detours
 
 if interpreted():
     from . import interpreter
@@ -37,7 +38,7 @@ class Plan:
 
     Attributes:
         kernel: a function under `triton.jit`.
-        grid: how many programs.
+        grid: how many programs; where none, nothing is started.
         numbers: what follows the tensors.
         constants: compile-time arguments by name, besides the configuration's.
         config: gives block sizes by name, warps and stages.
@@ -66,49 +67,66 @@ class Plan:
         }
 
 
-# Called with (device, *options, *given), the tensors without memory; gives what the configuration is chosen by, and
-# the plan that follows from it.
+# Called with (device, *arguments); gives what the configuration is chosen by, and the plan that follows from it.
 Planner = Callable[..., tuple[Key, Callable[[Config], Plan]]]
 Tensors = tuple[Tensor | None, ...]
+Pointers = list[int | None]
+Like = tuple[torch.Size, tuple[int, ...], torch.dtype]  # a tensor's shape, strides and dtype
+Again = Callable[[Pointers], tuple[Plan, Tensor | None]]
 
-_MOST = 1024  # launches that are kept prepared
-_prepared: dict[Any, "_Launch"] = {}
+_MOST = 1024  # launches that a launcher keeps prepared
+_Prepared = dict[
+    Any, list[tuple[list[Any], Again]]
+]  # by the first argument: keys, and what starts their launch
+_prepared: list[_Prepared] = []  # one for each launcher
 
 
-def run(
-    planner: Planner, options: tuple[Any, ...], given: Tensors, own: tuple[Tensor | None, ...]
-) -> tuple[Plan, Tensor | None]:
-    """Starts a kernel on the current stream of its tensors' device.
+def launcher(planner: Planner) -> Callable[[tuple[Any, ...], Tensors], tuple[Plan, Tensor | None]]:
+    """What starts a kernel as a planner says, which is asked once for all calls that look alike.
 
     Args:
-        planner: says how; it may depend on nothing but its arguments.
-        options: hashable, for the planner.
-        given: the kernel's first tensors, for the planner too; None for one that is missing.
-        own: those that follow, whose shapes, strides and dtypes follow from options and given; the last one is there.
-
-    Returns:
-        The plan, and the scratch that the launch wrote to.
+        planner: gives a launch for arguments; it may depend on nothing else.
     """
-    tensors = given + own
-    pointers = [None if t is None else t.data_ptr() for t in tensors]
-    key = (
-        planner,
-        tensors[-1].device,  # type: ignore[union-attr]
-        options,
-        tuple([None if t is None else (t.shape, t.stride(), t.dtype) for t in given]),
-        tuple([p and p & 15 for p in pointers]),
-    )
-    launch = _prepared.get(key)
-    if launch is None or _instead or tuning.here.choosers:
-        return _first(key, given, tensors, pointers)
-    return launch(tensors, pointers)
+    prepared: _Prepared = {}
+    _prepared.append(prepared)
+
+    # Most of what a launch costs the processor is steps of Python: few here are many microseconds.
+    def start(arguments: tuple[Any, ...], tensors: Tensors) -> tuple[Plan, Tensor | None]:
+        """Starts the kernel on the current stream of its tensors' device.
+
+        Args:
+            arguments: for the planner. Shapes, strides and dtypes of all tensors follow from them. The first one is
+                hashable and tells most launches apart: a shape, say.
+            tensors: what the kernel's own arguments begin with; None for one that is missing. The last one is there.
+
+        Returns:
+            The plan, and the scratch that the launch wrote to.
+        """
+        key: list[Any] = [arguments, tensors[-1].device]  # type: ignore[union-attr]
+        pointers: Pointers = []
+        for tensor in tensors:
+            if tensor is None:
+                key.append(len(pointers))
+                pointers.append(None)
+            else:
+                pointer = tensor.data_ptr()
+                if pointer & 15:
+                    key.append((len(pointers), pointer & 15))
+                pointers.append(pointer)
+        if not detours:
+            for known, again in prepared.get(arguments[0], ()):
+                if known == key:
+                    return again(pointers)
+        return _first(planner, prepared, key, tensors, pointers)
+
+    return start
 
 
 def _first(
-    key: Any, given: Tensors, tensors: Tensors, pointers: list[int | None]
+    planner: Planner, prepared: _Prepared, key: list[Any], tensors: Tensors, pointers: Pointers
 ) -> tuple[Plan, Tensor | None]:
-    planner, device, options = key[:3]
-    wanted, plan = planner(device, *options, *map(_without_memory, given))
+    arguments, device = key[:2]
+    wanted, plan = planner(device, *arguments)
     launches: dict[int, _Launch] = {}
     last: list[_Launch] = []
 
@@ -117,93 +135,108 @@ def _first(
         if launch is None:
             launch = launches[id(config)] = _Launch(plan(config), device)
         last[:] = [launch]
-        return launch(tensors, [*pointers])
+        return launch(tensors, pointers)
 
     done: tuple[Plan, Tensor | None] = tuning.run(wanted, architecture(device), call, device)
-    if not (_instead or tuning.here.choosers):
-        if len(_prepared) >= _MOST:
-            _prepared.pop(next(iter(_prepared)), None)
-        _prepared[key] = last[0]
+    if last and last[0].again is not None and not detours:
+        if sum(map(len, prepared.values())) >= _MOST:
+            prepared.clear()
+        prepared.setdefault(arguments[0], []).append((key, last[0].again))
     return done
 
 
 def forget() -> None:
     """Plans every launch anew, as after a change of Triton's settings or of the table."""
-    _prepared.clear()
+    tuning.forget()
+    for prepared in _prepared:
+        prepared.clear()
 
 
-def _without_memory(tensor: Tensor | None) -> Tensor | None:
-    if tensor is None or tensor.is_meta:
-        return tensor
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+def likes(tensors: Tensors) -> list[Like | None]:
+    """What launches may follow from of tensors."""
+    return [t if t is None else (t.shape, t.stride(), t.dtype) for t in tensors]
+
+
+def without_memory(like: Like) -> Tensor:
+    """A tensor that is like another."""
+    shape, strides, dtype = like
+    return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
 
 
 class _Launch:
-    """A plan for one device, ready to be started again and again."""
+    """A plan for one device: started as Triton does it, and prepared thereby to be started again.
 
-    __slots__ = ("_current_device", "_device", "_index", "_plan", "_start", "_takes_workspace")
+    Attributes:
+        again: starts it again, given the pointers that begin the kernel's arguments; None where nothing is compiled.
+    """
+
+    __slots__ = ("_device", "_plan", "again")
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
         self._plan, self._device = plan, device
-        self._takes_workspace = plan.scratch is not None or plan.counters is not None
-        self._start: Callable[[list[int | None]], None] | None = None  # the compiled kernel
+        self.again: Again | None = None
 
-    def __call__(self, tensors: Tensors, pointers: list[int | None]) -> tuple[Plan, Tensor | None]:
-        scratch = None
-        if self._takes_workspace:
-            scratch, memory = self._workspace()
-            tensors += memory
-            pointers += [None if t is None else t.data_ptr() for t in memory]
-        start = self._start
-        if start is None or _instead:
-            self._plainly(tensors)
-        elif self._current_device() == self._index:
-            start(pointers)
-        else:
-            with torch.cuda.device(self._index):
-                start(pointers)
-        return self._plan, scratch
-
-    def _workspace(self) -> tuple[Tensor | None, Tensors]:
-        """Scratch, and what of workspace the kernel takes."""
-        plan, device = self._plan, self._device
+    def __call__(self, tensors: Tensors, pointers: Pointers) -> tuple[Plan, Tensor | None]:
+        if self.again is not None and not _instead:
+            return self.again([*pointers])
+        plan, device, options = self._plan, self._device, self._plan.options
         scratch = counters = None
         if plan.scratch:
             scratch = torch.empty(plan.scratch, dtype=torch.float32, device=device)
         if plan.counters:
-            counters = workspace.counters(device, plan.counters)
-        memory: Tensors = () if plan.scratch is None else (scratch,)
-        return scratch, memory if plan.counters is None else (*memory, counters)
-
-    def _plainly(self, tensors: Tensors) -> None:
-        """As Triton does it, which looks at every argument, and compiles the kernel where it has not yet."""
-        plan = self._plan
-        arguments, options = (*tensors, *plan.numbers), plan.options
+            counters = torch.zeros(plan.counters, dtype=torch.int32, device=device)
+        if plan.scratch is not None:
+            tensors += (scratch,)
+        if plan.counters is not None:
+            tensors += (counters,)
+        arguments = (*tensors, *plan.numbers)
         if _instead:
             _instead[-1](plan.kernel, plan.grid, arguments, options)
-            return
-        with _on(self._device):
-            compiled = plan.kernel[plan.grid](*arguments, **options)
-            if (
-                not interpreted() and compiled is not None
-            ):  # a hook of Triton's may have none compiled
-                self._keep(compiled, options, len(arguments))
+        elif math.prod(plan.grid):
+            with _on(device):
+                # Triton looks at every argument, and compiles the kernel where it has not yet.
+                compiled = plan.kernel[plan.grid](*arguments, **options)
+                # A hook of Triton's may have none compiled.
+                if compiled is not None and not interpreted():
+                    rest = [options[name] for name in plan.kernel.arg_names[len(arguments) :]]
+                    self.again = _again(plan, device, compiled, [*plan.numbers, *rest])
+        return plan, scratch
 
-    def _keep(self, compiled: Any, options: dict[str, Any], given: int) -> None:
-        runtime, active, plan = knobs.runtime, driver.active, self._plan
-        index, stream_of = active.get_current_device(), active.get_current_stream
-        rest = (*plan.numbers, *(options[name] for name in plan.kernel.arg_names[given:]))
-        grid = (*plan.grid, 1, 1)[:3]
-        run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
 
-        def start(pointers: list[int | None]) -> None:
-            if runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls:
-                compiled[grid](*pointers, *rest)  # tells a profiler what is started
-                return
-            stream = stream_of(index)
-            run(*grid, stream, function, metadata, None, None, None, *pointers, *rest)
+def _again(plan: Plan, device: torch.device, compiled: Any, rest: list[Any]) -> Again:
+    """What starts a compiled kernel on what is the current device now, whatever it is then."""
+    active, runtime = driver.active, knobs.runtime
+    current_device, stream_of = active.get_current_device, active.get_current_stream
+    index, several = current_device(), torch.cuda.device_count() > 1
+    x, y, z = grid = (*plan.grid, 1, 1)[:3]
+    watched = compiled[grid]
+    start, settings = starter(compiled, grid, rest)
+    memory = plan.scratch is not None or plan.counters is not None
 
-        self._index, self._current_device, self._start = index, active.get_current_device, start
+    def again(pointers: Pointers) -> tuple[Plan, Tensor | None]:
+        if several and current_device() != index:
+            with torch.cuda.device(index):
+                return again(pointers)
+        stream = stream_of(index)
+        scratch = None
+        if memory:
+            if plan.scratch:
+                scratch = torch.empty(plan.scratch, dtype=torch.float32, device=device)
+                pointers.append(scratch.data_ptr())
+            elif plan.scratch is not None:
+                pointers.append(None)
+            if plan.counters:
+                counters = workspace.counters(device, stream, plan.counters)
+                pointers.append(counters.data_ptr())
+            elif plan.counters is not None:
+                pointers.append(None)
+        if runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls:
+            watched(*pointers, *rest, stream=stream)  # tells a profiler what is started
+        else:
+            start(x, y, z, stream, *settings, pointers + rest)
+        return plan, scratch
+
+    return again
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
@@ -218,7 +251,8 @@ def instead(call: Instead) -> Iterator[None]:
     """Within it, launches go to `call`; what they would have written is not written."""
     _instead.append(call)
     try:
-        yield
+        with tuning.detour():
+            yield
     finally:
         _instead.pop()
 

@@ -183,8 +183,7 @@ def local_response_norm_backward_kernel(
 def forward(x: Tensor, size: int, alpha: float, beta: float, k: float, relu: bool) -> Tensor:
     """The kernel of `local_response_norm`; x is contiguous or channels-last."""
     y = torch.empty_like(x)
-    if x.numel():
-        launch.run(_plan_forward, (size, alpha, beta, k, relu), (x,), (y,))
+    _forward((x.shape, x.stride(), x.dtype, size, alpha, beta, k, relu), (x, y))
     return y
 
 
@@ -193,10 +192,10 @@ def backward(
 ) -> Tensor:
     """The kernel of its gradient; there is one input, so it is needed."""
     dx = torch.empty_like(x)
-    if dy.stride() != x.stride():
+    strides = x.stride()
+    if dy.stride() != strides:
         dy = torch.empty_like(x).copy_(dy)
-    if x.numel():
-        launch.run(_plan_backward, (size, alpha, beta, k, relu), (dy, x), (dx,))
+    _backward((x.shape, strides, x.dtype, size, alpha, beta, k, relu), (dy, x, dx))
     return dx
 
 
@@ -208,15 +207,20 @@ def _plan_backward(*arguments: Any) -> tuple[Key, Callable[[Config], Plan]]:
     return _planned("backward", local_response_norm_backward_kernel, *arguments)
 
 
+_forward, _backward = launch.launcher(_plan_forward), launch.launcher(_plan_backward)
+
+
 def _planned(
     direction: str, kernel: Any, device: torch.device,
-    size: int, alpha: float, beta: float, k: float, relu: bool, *tensors: Tensor,
+    shape: torch.Size, strides: tuple[int, ...], dtype: torch.dtype,
+    size: int, alpha: float, beta: float, k: float, relu: bool,
 ) -> tuple[Key, Callable[[Config], Plan]]:  # fmt: skip
-    x = tensors[-1]
+    x = launch.without_memory((shape, strides, dtype))
     channels = x.shape[1]
     # Where the channels lie together, the batch is just more positions.
     last = not x.is_contiguous() or x.numel() == x.shape[0] * channels
-    rows, positions = (1, x.numel() // channels) if last else (x.shape[0], x[0, 0].numel())
+    positions = math.prod(x.shape[2:])
+    rows, positions = (1, x.shape[0] * positions) if last else (x.shape[0], positions)
     spacing = math.gcd(positions, 16)  # so that the compiler knows how rows are aligned
     # What lies further off than the last channel is 0.
     below, above = (min(reach, channels - 1) for reach in (size // 2, (size - 1) // 2))
@@ -231,7 +235,7 @@ def _planned(
             (rows * triton.cdiv(channels, BC - shared) * triton.cdiv(positions, BP),),
             (channels, positions // spacing, alpha / size, k, beta),
             {
-                "SPACING": spacing, "LAST": last, "WIDE": (x.numel() // rows) >= 2**31,
+                "SPACING": spacing, "LAST": last, "WIDE": channels * positions >= 2**31,
                 "BELOW": below, "ABOVE": above, "UNROLL": unroll, "ROOTS": beta == 0.75,
                 "RELU": relu,
             },
@@ -239,8 +243,8 @@ def _planned(
         )  # fmt: skip
 
     name = f"local_response_norm_{direction}_{'last' if last else 'apart'}"
-    dtype = "float32" if x.dtype == torch.float32 else "half"
-    return Key(name, dtype, _size(x)), plan
+    kind = "float32" if dtype == torch.float32 else "half"
+    return Key(name, kind, _size(x)), plan
 
 
 def _size(x: Tensor) -> str:

@@ -119,7 +119,8 @@ def forward(z: Tensor, eps: float) -> Tensor:
     """The kernel of `power_normalize`; z has any strides, the result is contiguous."""
     y = z.new_empty(z.shape)
     if z.numel():
-        launch.run(_plan_forward, (eps,), (_matrix(z),), (y,))
+        z = _matrix(z)
+        _forward((z.shape, z.stride(), z.dtype, eps), (z, y))
     return y
 
 
@@ -127,7 +128,8 @@ def backward(dy: Tensor, z: Tensor, eps: float, needs: int) -> Tensor:
     """The kernel of its gradient; there is one input, so it is needed."""
     dz = z.new_empty(z.shape)
     if z.numel():
-        launch.run(_plan_backward, (eps,), (_matrix(dy), _matrix(z)), (dz,))
+        dy, z = _matrix(dy), _matrix(z)
+        _backward((z.shape, z.stride(), z.dtype, eps, dy.stride()), (dy, z, dz))
     return dz
 
 
@@ -144,25 +146,30 @@ def _plan_backward(*arguments: Any) -> tuple[Key, Callable[[Config], Plan]]:
     return _planned("backward", power_normalize_backward_kernel, *arguments)
 
 
+_forward, _backward = launch.launcher(_plan_forward), launch.launcher(_plan_backward)
+
+
 def _planned(
-    direction: str, kernel: Any, device: torch.device, eps: float, *matrices: Tensor
-) -> tuple[Key, Callable[[Config], Plan]]:
-    rows, columns = matrices[0].shape
+    direction: str, kernel: Any, device: torch.device,
+    shape: torch.Size, z_strides: tuple[int, ...], dtype: torch.dtype, eps: float,
+    *others: tuple[int, ...],
+) -> tuple[Key, Callable[[Config], Plan]]:  # fmt: skip
+    rows, columns = shape
     # So that the compiler knows how rows are aligned.
-    spacing = math.gcd(columns, *(m.stride(0) for m in matrices), 16)
-    strides = [s for m in reversed(matrices) for s in (m.stride(0) // spacing, m.stride(1))]
+    spacing = math.gcd(columns, z_strides[0], *(strides[0] for strides in others), 16)
+    numbers = [s for row, column in (z_strides, *others) for s in (row // spacing, column)]
 
     def plan(config: Config) -> Plan:
         return Plan(
             kernel,
             (triton.cdiv(rows, config.blocks["BM"]),),
-            (rows, columns // spacing, *strides, eps),
+            (rows, columns // spacing, *numbers, eps),
             {"SPACING": spacing, "WHOLE": columns <= config.blocks["BN"]},
             config,
         )
 
-    dtype = "float32" if matrices[0].dtype == torch.float32 else "half"
-    return Key(f"power_normalize_{direction}", dtype, _size(columns)), plan
+    kind = "float32" if dtype == torch.float32 else "half"
+    return Key(f"power_normalize_{direction}", kind, _size(columns)), plan
 
 
 def _size(columns: int) -> str:

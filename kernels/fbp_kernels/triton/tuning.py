@@ -91,6 +91,7 @@ class _Here(threading.local):
 
 
 here = _Here()
+detours: list[object] = []  # one for each that has launches, of whatever thread, go another way
 _chosen: dict[tuple[Key, str, torch.device | None], Config] = {}
 _searching = threading.RLock()
 _search: Search | None = None
@@ -156,9 +157,27 @@ def choosing(chooser: Chooser) -> Iterator[None]:
     """Within it, `chooser` is called in place of `run` in this thread and does what it likes with the call."""
     here.choosers.append(chooser)
     try:
-        yield
+        with detour():
+            yield
     finally:
         here.choosers.pop()
+
+
+@contextmanager
+def detour() -> Iterator[None]:
+    """Within it, no launch takes what was prepared before, and none is prepared."""
+    detours.append(None)
+    try:
+        yield
+    finally:
+        detours.pop()
+
+
+def forget() -> None:
+    """Reads the table and chooses anew."""
+    table.cache_clear()
+    lookup.cache_clear()
+    _chosen.clear()
 
 
 @functools.cache

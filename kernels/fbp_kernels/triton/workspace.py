@@ -9,31 +9,30 @@ import torch
 from torch import Tensor
 
 _ARENA = 1 << 18  # counters allocated at a time: 1 MiB
+_UNIT = 4  # 16 bytes: kernels are compiled for counters that begin there
 
 _arenas: dict[torch.device, tuple[Tensor, int]] = {}
 _full: list[Tensor] = []  # arenas that captured graphs may still count in
 _streams: dict[tuple[torch.device, int], Tensor] = {}
 
 
-def counters(device: torch.device, count: int) -> Tensor:
+def counters(device: torch.device, stream: int, count: int) -> Tensor:
     """Counters that are 0 and that nobody else uses at the same time.
 
     Args:
-        device: of the launch, which is to follow on the current stream.
+        device: of the launch, which is to follow.
+        stream: the device's current one.
         count: how many.
 
     Returns:
         int32, at least `count`.
     """
-    if device.type != "cuda":
-        return torch.zeros(count, dtype=torch.int32, device=device)
-    if torch.cuda.is_current_stream_capturing():
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return _captured(device, count)
-    key = (device, torch.cuda.current_stream(device).cuda_stream)
-    have = _streams.get(key)
+    have = _streams.get((device, stream))
     if have is None or have.numel() < count:
         have = _take(device, max(count, 4096))
-        _streams[key] = have
+        _streams[device, stream] = have
     return have
 
 
@@ -53,6 +52,7 @@ def _take(device: torch.device, count: int) -> Tensor:
             _full.append(arena)
         arena, used = torch.zeros(max(_ARENA, count), dtype=torch.int32, device=device), 0
         # Other streams will use the arena too.
-        torch.cuda.synchronize(device)
-    _arenas[device] = (arena, used + count)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    _arenas[device] = (arena, used + -(-count // _UNIT) * _UNIT)
     return arena[used : used + count]

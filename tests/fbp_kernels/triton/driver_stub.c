@@ -6,6 +6,9 @@ int stub_parameters = 0;  // set before a launch: how many the kernel has
 unsigned long long stub_values[256];
 unsigned stub_grid, stub_threads;
 int stub_launches = 0;
+unsigned long long stub_stream, stub_function;
+
+static unsigned long long functions = 0;
 
 static int something;
 
@@ -63,7 +66,7 @@ CUresult cuModuleLoadData(CUmodule* module, const void* image) {
 CUresult cuModuleUnload(CUmodule module) { return CUDA_SUCCESS; }
 
 CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* name) {
-  *function = (CUfunction)&something;
+  *function = (CUfunction)++functions;  // those of each module are others
   return CUDA_SUCCESS;
 }
 
@@ -97,6 +100,8 @@ CUresult cuOccupancyMaxActiveClusters(int* clusters, CUfunction function,
 CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** parameters,
                           void** extra) {
   stub_launches++;
+  stub_stream = (unsigned long long)config->hStream;
+  stub_function = (unsigned long long)function;
   stub_grid = config->gridDimX;
   stub_threads = config->blockDimX;
   for (int i = 0; i < stub_parameters && i < 256; i++)

@@ -22,6 +22,16 @@ from fbp_kernels.triton import attention_pool, bilinear, launch, local_response_
 from fbp_kernels.triton import power_normalize as power
 
 
+class Address:
+    """What Triton takes for a tensor."""
+
+    def __init__(self, dtype: torch.dtype, address: int) -> None:
+        self.dtype, self._address = dtype, address
+
+    def data_ptr(self) -> int:
+        return self._address
+
+
 class Watch:
     """Stands in the way of all launches."""
 
@@ -30,41 +40,41 @@ class Watch:
         self.values = (ctypes.c_ulonglong * 256).in_dll(self.stub, "stub_values")
         self.bound = 0
         self.prepared: list[bool] = []
-        self._compiled: dict[int, Any] = {}
-        self._memory: Any = ()
-        call, keep = launch._Launch.__call__, launch._Launch._keep
-        workspace, run = launch._Launch._workspace, JITFunction.run
+        self.direct = True  # all prepared ones, by the function in C that Triton's launcher ends in
+        self._run, self._again, self._starter = JITFunction.run, launch._again, launch.starter
+        self._bound: Any = ()
+        JITFunction.run = lambda *arguments, **options: self._bind(*arguments, **options)
+        launch._again = self._watched  # type: ignore[assignment]
+        launch.starter = self._found  # type: ignore[assignment]
 
-        def watched(one: Any, tensors: Any, pointers: Any) -> Any:
-            compiled = self._compiled.get(id(one))
-            if compiled is not None:
-                self._number("parameters").value = len(self._widths(compiled))
-            self._memory = ()
-            done = call(one, tensors, pointers)
-            if compiled is not None:
-                got = self._received(compiled)
-                one._plainly(tensors + self._memory)
-                self.bound -= 1
-                same = self._compiled[id(one)] is compiled
-                self.prepared.append(same and got == self._received(compiled))
+    def _bind(self, function: Any, *arguments: Any, **options: Any) -> Any:
+        self.bound += 1
+        self._bound = arguments
+        return self._run(function, *arguments, **options)
+
+    def _found(self, *arguments: Any) -> Any:
+        start, settings = self._starter(*arguments)
+        self.direct &= bool(settings)
+        return start, settings
+
+    def _watched(self, plan: Any, device: Any, compiled: Any, rest: Any) -> Any:
+        again = self._again(plan, device, compiled, rest)
+        dtypes = [getattr(argument, "dtype", None) for argument in self._bound]
+
+        def watched(pointers: list[Any]) -> Any:
+            self._number("parameters").value = len(self._widths(compiled))
+            done = again(pointers)
+            got = self._received(compiled)
+            tensors = [
+                p if p is None else Address(dtype, p)
+                for p, dtype in zip(pointers, dtypes, strict=False)
+            ]
+            plainly = plan.kernel[plan.grid](*tensors, *plan.numbers, **plan.options)
+            self.bound -= 1
+            self.prepared.append(plainly is compiled and got == self._received(compiled))
             return done
 
-        def kept(one: Any, compiled: Any, *rest: Any) -> None:
-            self._compiled[id(one)] = compiled
-            keep(one, compiled, *rest)
-
-        def allocated(one: Any) -> Any:
-            scratch, self._memory = workspace(one)
-            return scratch, self._memory
-
-        def bound(function: Any, *arguments: Any, **options: Any) -> Any:
-            self.bound += 1
-            return run(function, *arguments, **options)
-
-        launch._Launch.__call__ = watched  # type: ignore[method-assign]
-        launch._Launch._keep = kept  # type: ignore[method-assign]
-        launch._Launch._workspace = allocated  # type: ignore[method-assign]
-        JITFunction.run = bound
+        return watched
 
     def _number(self, name: str) -> ctypes.c_int:
         return ctypes.c_int.in_dll(self.stub, f"stub_{name}")
@@ -77,7 +87,11 @@ class Watch:
     def _received(self, compiled: Any) -> list[int]:
         widths = self._widths(compiled)
         values = [value % 2**bits for value, bits in zip(self.values, widths, strict=False)]
-        return [*values, self._number("grid").value, self._number("threads").value]
+        return [*values, *(self._number(name).value for name in ("grid", "threads", "function"))]
+
+
+def half(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float16)
 
 
 def bf16(*shape: int) -> Tensor:
@@ -99,6 +113,7 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"norm {rows} back", lambda x=x: local_response_norm.backward(x, x, *norm, 1)
     x = shifted(16, 32, 4, 8)
     yield "norm shifted", lambda: local_response_norm.forward(x, *norm)
+    yield "norm half", lambda: local_response_norm.forward(half(16, 32, 4, 8), *norm)
     y = bf16(16, 32, 4, 8).to(memory_format=torch.channels_last)
     yield "norm last", lambda: local_response_norm.forward(y, *norm)
     for name, z in {
@@ -109,6 +124,7 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
         "one column": bf16(64, 16)[:, :1],
         "far": torch.empty_strided((2, 64), (2**31, 1), dtype=torch.bfloat16, device="meta"),
         "elsewhere": torch.empty(16, 64, dtype=torch.bfloat16, device="meta"),
+        "half": half(16, 64),
         "wide": torch.zeros(16, 64),
     }.items():
         yield f"power {name}", lambda z=z: power.forward(z, 1e-12)
@@ -116,11 +132,13 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
     for rows in (16, 17):
         B, C, D, O_G, K_G, H, O_M, K_M = (rows, 32, 32, 16, 4, 2, 16, 4)
         bilinear.SAMPLES["small"] = (B, C, D, O_G, K_G, H, O_M, K_M)
-        for number, sample in enumerate(bilinear.samples("small", torch.bfloat16, "cpu")):
-            yield f"fbp {rows} {number}", sample
+        for dtype in (torch.bfloat16, torch.float16):
+            for number, sample in enumerate(bilinear.samples("small", dtype, "cpu")):
+                yield f"fbp {rows} {dtype} {number}", sample
     attention_pool.SAMPLES["small"] = (3, 40, 32, 32, 4)
-    for number, sample in enumerate(attention_pool.samples("small", torch.bfloat16, "cpu")):
-        yield f"attention {number}", sample
+    for dtype in (torch.bfloat16, torch.float16):
+        for number, sample in enumerate(attention_pool.samples("small", dtype, "cpu")):
+            yield f"attention {dtype} {number}", sample
 
 
 def main() -> None:
@@ -136,7 +154,7 @@ def main() -> None:
             if turn == "heard":
                 knobs.runtime.launch_enter_hook.remove(heard.append)
             line = {"call": name, "turn": turn, "bound": watch.bound, "prepared": watch.prepared}
-            print(json.dumps(line | {"heard": len(heard)}), flush=True)
+            print(json.dumps(line | {"heard": len(heard), "direct": watch.direct}), flush=True)
 
 
 if __name__ == "__main__":

@@ -45,22 +45,25 @@ def small_product(
 def forward(a: Tensor, p: Tensor) -> Tensor:
     """The product of a (B, C) and p (C, O)."""
     z = a.new_empty(a.shape[0], p.shape[1])
-    launch.run(_planned, (tuning.dtype_class(a.dtype),), (a, p), (z,))
+    _product((a.shape, p.shape[1], a.stride(0), tuning.dtype_class(a.dtype)), (a, p, z))
     return z
 
 
 def _planned(
-    device: torch.device, dtype: str, a: Tensor, p: Tensor
+    device: torch.device, shape: torch.Size, O: int, stride: int, dtype: str
 ) -> tuple[Key, Callable[[Config], launch.Plan]]:
-    (B, C), O = a.shape, p.shape[1]
+    B, C = shape
 
     def plan(config: Config) -> launch.Plan:
         block = config.blocks["BLOCK"]
         grid = (-(-B // block), -(-O // block))
         constants = {"TF32": dtype == "tf32"}
-        return launch.Plan(small_product, grid, (B, C, O, a.stride(0)), constants, config)
+        return launch.Plan(small_product, grid, (B, C, O, stride), constants, config)
 
     return Key("small_product", dtype, "small" if B < 64 else "large"), plan
+
+
+_product = launch.launcher(_planned)
 
 
 def samples(

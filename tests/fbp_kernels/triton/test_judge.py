@@ -116,7 +116,7 @@ def test_a_kernel_that_forgets_a_tile_is_found_wrong(monkeypatch: pytest.MonkeyP
 
         return key, forgets
 
-    monkeypatch.setattr(power_normalize, "_plan_forward", short)
+    monkeypatch.setattr(power_normalize, "_forward", launch.launcher(short))
     config = Config({**config.blocks, "BM": 1}, config.warps, config.stages)
     assert judged.why_wrong(key, config) == "result 0 is not finite everywhere"
 

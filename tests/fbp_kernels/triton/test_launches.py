@@ -99,20 +99,22 @@ def _scale(x, y, n, by, TILE: tl.constexpr):
 CONFIG = Config(blocks={"TILE": 4}, warps=1, stages=1)
 
 
-def scaled(device: torch.device, by: float, x: Tensor) -> tuple[Key, Callable[[Config], Plan]]:
+def planned(device: torch.device, n: int, by: float) -> tuple[Key, Callable[[Config], Plan]]:
     """Plans `_scale`; one configuration will do."""
 
     def plan(_: Config) -> Plan:
-        n = x.numel()
         return Plan(_scale, (-(-n // 4),), (n, by), {}, CONFIG)
 
     return Key("power_normalize_forward", "float32", "small"), plan
 
 
+scaled = launch.launcher(planned)
+
+
 def test_launch_runs_the_kernel_with_the_blocks_of_the_configuration() -> None:
     x, y = torch.arange(10.0), torch.empty(10)
     with launch.counted() as names:
-        launch.run(scaled, (2.0,), (x,), (y,))
+        scaled((10, 2.0), (x, y))
     assert names == ["_scale"]
     assert y.tolist() == [2.0 * i for i in range(10)]
 
@@ -122,9 +124,9 @@ def test_instead_sees_what_would_have_run_and_nothing_runs() -> None:
     seen = []
     for _ in range(2):  # prepared or not
         with launch.instead(lambda *call: seen.append(call)):
-            launch.run(scaled, (2.0,), (x,), (y,))
+            scaled((10, 2.0), (x, y))
         assert not y.any()
-        launch.run(scaled, (2.0,), (x,), (y,))
+        scaled((10, 2.0), (x, y))
         y.zero_()
     for kernel, grid, arguments, options in seen:
         assert kernel is _scale

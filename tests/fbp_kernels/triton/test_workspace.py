@@ -7,18 +7,32 @@ import triton.language as tl
 
 from fbp_kernels.triton import functions, workspace
 
+CPU = torch.device("cpu")
 
-def test_counters_are_zero_and_enough() -> None:
-    first = workspace.counters(torch.device("cpu"), 5)
+
+@pytest.fixture(autouse=True)
+def new(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_arenas", "_streams"):
+        monkeypatch.setattr(workspace, name, {})
+    monkeypatch.setattr(workspace, "_full", [])
+
+
+def test_counters_are_zero_enough_and_a_streams_own() -> None:
+    first = workspace.counters(CPU, 1, 5)
     assert first.dtype == torch.int32
     assert first.numel() >= 5
     assert not first.any()
+    assert workspace.counters(CPU, 1, 4).data_ptr() == first.data_ptr()
     first.fill_(1)
-    assert not workspace.counters(torch.device("cpu"), 5).any()
+    assert not workspace.counters(CPU, 2, 5).any()
+    assert not workspace.counters(CPU, 1, first.numel() + 1).any()
 
 
-def test_counters_are_made_where_only_the_compiler_runs() -> None:
-    assert workspace.counters(torch.device("meta"), 5).is_meta
+def test_counters_begin_where_kernels_are_compiled_for() -> None:
+    """A launch that is prepared takes any, and so all have to be aligned as those of the first launch were."""
+    for stream, count in enumerate((4097, 5001, 5, 4098)):
+        assert workspace.counters(CPU, stream, count).data_ptr() % 16 == 0
+    assert [workspace._take(CPU, count).data_ptr() % 16 for count in (1, 2, 3, 5)] == [0] * 4
 
 
 @triton.jit
@@ -28,7 +42,7 @@ def _last(counters, arrivals, expected):
 
 
 def test_the_last_to_arrive_is_told_so_and_leaves_zero_behind() -> None:
-    counters = workspace.counters(torch.device("cpu"), 3)
+    counters = workspace.counters(CPU, 0, 3)[:3]
     for _ in range(2):
         arrivals = torch.zeros(3, dtype=torch.int32)
         _last[(4, 3)](counters, arrivals, 4)
@@ -54,11 +68,8 @@ def test_swizzle_visits_every_tile_once_and_groups_rows() -> None:
         assert {t[1] for t in tiles[:high]} == {0}
 
 
-def test_a_full_arena_outlives_its_successor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_arena_outlives_its_successor() -> None:
     """Graphs that were captured count in it, by address."""
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    monkeypatch.setattr(workspace, "_arenas", {})
-    monkeypatch.setattr(workspace, "_full", [])
-    address = workspace._take(torch.device("cpu"), workspace._ARENA).data_ptr()
-    workspace._take(torch.device("cpu"), 5)
+    address = workspace._take(CPU, workspace._ARENA).data_ptr()
+    workspace._take(CPU, 5)
     assert address in [arena.data_ptr() for arena in workspace._full]
