@@ -87,8 +87,12 @@ def test_a_case_is_measured_with_all_of_its_peers(monkeypatch: pytest.MonkeyPatc
 
 
 def test_turns_in_which_the_machine_was_slow_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses = iter([0.0] * 2 + [0.02 * (i % 3 == 0) for i in range(400)])
-    monkeypatch.setattr(goals, "_probe", lambda: lambda: time.sleep(0.002 + next(pauses)))
+    probes = [0.002 + 0.02 * (turn % 3 == 0) for turn in range(11)]
+
+    def interleave(runs: dict[str, goals.Run], *_: object) -> dict[str, list[float]]:
+        return {name: probes if name == goals._PROBE else [0.001] * 11 for name in runs}
+
+    monkeypatch.setattr(goals, "interleave", interleave)
     samples, hindered = goals._free_turns({"native": lambda: None}, seconds=0.0)
     assert (len(samples["native"]), hindered) == (7, 4)
 

@@ -4,7 +4,6 @@ import re
 import subprocess
 import sys
 import tarfile
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -67,9 +66,3 @@ def test_the_license_goes_with_both_packages(tmp_path: Path) -> None:
         assert any(
             name.count("/") == 1 and name.endswith("/LICENSE") for name in archive.getnames()
         )
-
-
-@pytest.mark.packaging
-def test_the_license_goes_with_the_wheel(wheel: Path) -> None:
-    names = zipfile.ZipFile(wheel).namelist()
-    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names), names

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,11 @@ def test_a_wheel_works_in_a_fresh_environment(wheel: Path, tmp_path: Path) -> No
     assert "ran on native" in printed
     assert "synth" in run(python.parent / "avemo", "--help", cwd=tmp_path)
     run(python.parent / "avemo", "train", "--config", "small", "--print_config", cwd=tmp_path)
+
+
+def test_the_license_goes_with_the_wheel(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names), names
 
 
 def test_without_a_compiler_the_package_installs_and_says_why(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -36,9 +38,19 @@ class Part:
     factor: int
     trunks: bool
 
-    def of(self, inputs: Tensors) -> list[Any]:
-        """Its own inputs."""
-        return [inputs[i] for i in self.inputs]
+    def of(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
+        """What it has of what is given for each of the operator's inputs."""
+        found: tuple[Any, ...] = self._pick(inputs)
+        return found
+
+    @cached_property
+    def _pick(self) -> "itemgetter[Any]":
+        return itemgetter(*self.inputs)
+
+    @cached_property
+    def _missing(self) -> tuple[None, ...]:
+        """In place of the biases that it cannot have."""
+        return (None,) * (len(NAMES) - len(self.inputs))
 
     def check(self, operator: str, inputs: Tensors, rows: int | None) -> None:
         """Shapes: a (B, H, C), v (B, H, D), p (H, C, N), q (H, D, N), biases (H, N), without H where it has no trunks.
@@ -63,11 +75,15 @@ class Part:
         a, _, p, *_ = self.of(inputs)
         return p.shape[0] if self.trunks else 1, a.shape[0], p.shape[-1]
 
-    def level(self, inputs: Tensors, lengths: Tensors, attributes: Attributes) -> Level:
+    def level(self, inputs: Sequence[Any], lengths: Any, attributes: Attributes) -> Level:
         """What a Triton kernel is given."""
-        a, v, p, q, p_bias, q_bias = self.of(inputs) + [None] * (len(NAMES) - len(self.inputs))
-        how = (lengths[0], False) if self.trunks else (None, attributes[-2])
-        return Level(a, v, p, q, p_bias, q_bias, how[0], attributes[self.factor], how[1])
+        a, v, p, q, p_bias, q_bias = self._pick(inputs) + self._missing
+        lengths, adaptive = (lengths[0], False) if self.trunks else (None, attributes[-2])
+        return Level(a, v, p, q, p_bias, q_bias, lengths, attributes[self.factor], adaptive)
+
+    def due(self, needs: int) -> tuple[bool, ...]:
+        """Which of `NAMES` need their gradient."""
+        return tuple(bool(needs >> i & 1) for i in self.inputs) + (False,) * len(self._missing)
 
 
 class Pooling:
@@ -116,6 +132,7 @@ class Pooling:
             triton=backends.Kernel(self._triton, self._triton_backward),
         )
         self._adaptive = len(parts) if once else None
+        self._due = cache(lambda needs: tuple([part.due(needs) for part in self._parts]))
 
     def __call__(
         self,
@@ -203,29 +220,28 @@ class Pooling:
         projections = [a.new_empty(shape) for shape in shapes for _ in range(2)]
         return [a.new_empty(a.shape[0], outputs), *projections]
 
-    def _levels(self, tensors: Tensors, attributes: Attributes) -> Levels:
-        lengths = tensors[len(self._names) : self._seed]
-        levels = [part.level(tensors, lengths, attributes) for part in self._parts]
+    def _levels(self, arguments: Sequence[Any], attributes: Attributes) -> Levels:
+        lengths = arguments[len(self._names) : self._seed]
+        levels = [part.level(arguments, lengths, attributes) for part in self._parts]
         if len(levels) == 2:
             return Levels(*levels)
         return Levels(None, levels[0]) if self._parts[0].trunks else Levels(levels[0], None)
 
     def _triton(self, *arguments: Any) -> Any:
-        *tensors, seed = arguments[: self._seed + 1]
-        *attributes, dropout, keep = arguments[self._seed + 1 :]
-        return _pool(self._levels(tensors, (*attributes, dropout)), seed, dropout, keep)
+        seed, *_, dropout, keep = arguments[self._seed :]
+        return _pool(self._levels(arguments, arguments[self._seed + 1 : -1]), seed, dropout, keep)
 
     def _triton_backward(self, dz: Tensor, *arguments: Any) -> list[Tensor]:
-        *tensors, seed = arguments[: self._seed + 1]
-        end = self._seed + 1 + 2 * len(self._parts)
-        kept, (*attributes, dropout, needs) = arguments[self._seed + 1 : end], arguments[end:]
-        due = [
-            tuple(bool(needs >> i & 1) for i in part.inputs) + (False,) * (6 - len(part.inputs))
-            for part in self._parts
-        ]
-        levels = self._levels(tensors, (*attributes, dropout))
+        first = self._seed + 1
+        end = first + 2 * len(self._parts)
+        kept, attributes, needs = arguments[first:end], arguments[end:-1], arguments[-1]
         found = _pool_backward(
-            dz, levels, seed, () if kept[0] is None else kept, dropout, tuple(due)
+            dz,
+            self._levels(arguments, attributes),
+            arguments[self._seed],
+            () if kept[0] is None else kept,
+            attributes[-1],
+            self._due(needs),
         )
         gradients: list[Any] = [None] * len(self._names)
         for part, own in zip(self._parts, found, strict=True):

@@ -37,7 +37,7 @@ def forward(
     z = there[0].a.new_empty(there[0].a.shape[0], sum([level.outputs for level in there]))
     kept: tuple[Tensor | None, ...] = (None, None) * len(there)
     if keep:
-        kept = tuple([_projection(level) for level in there for _ in range(2)])
+        kept = tuple([projection for level in there for projection in _projections(level)])
     if z.numel():
         tensors = levels.tensors
         _forward(
@@ -134,9 +134,11 @@ def _written(levels: Levels, gradients: list[Gradients]) -> Gradients:
     return written
 
 
-def _projection(level: Level) -> Tensor:
-    H = level.p.shape[0] if level.p.dim() == 3 else 1
-    return level.a.new_empty(H, level.a.shape[0], level.p.shape[-1])
+def _projections(level: Level) -> tuple[Tensor, Tensor]:
+    a, shape = level.a, level.p.shape
+    B, N = a.shape[0], shape[-1]
+    H = shape[0] if len(shape) == 3 else 1
+    return a.new_empty(H, B, N), a.new_empty(H, B, N)
 
 
 def _columns_of(level: Level) -> int:
