@@ -40,11 +40,11 @@ class Part:
 
     def of(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
         """What it has of what is given for each of the operator's inputs."""
-        found: tuple[Any, ...] = self._pick(inputs)
-        return found
+        return tuple([inputs[i] for i in self.inputs])
 
     @cached_property
     def _pick(self) -> "itemgetter[Any]":
+        """`of`, in less time, where no compiler traces."""
         return itemgetter(*self.inputs)
 
     @cached_property
