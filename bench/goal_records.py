@@ -1,10 +1,11 @@
 """What `python -m bench goals` leaves: goals and what was reached, written as one JSON file."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from avemo import storage
 
 from .records import Spread
 
@@ -87,9 +88,7 @@ class Goals:
             "goals": [asdict(r) for r in self.reached],
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(".json-new")
-        fresh.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
-        os.replace(fresh, path)  # in one step: what is cut off leaves the file as it was
+        storage.write(path, json.dumps(values, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "Goals":

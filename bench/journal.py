@@ -1,11 +1,12 @@
 """Who is at work, written down beside a result, so that whoever ends the process is known."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from avemo import storage
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,4 @@ class Journal:
             "failed": self._failed,
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self.path.with_suffix(".journal-new")
-        fresh.write_text(json.dumps(values), "utf-8")
-        os.replace(fresh, self.path)  # in one step: another process may read it, or end this one
+        storage.write(self.path, json.dumps(values))  # another process may read it, or end this one

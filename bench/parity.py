@@ -1,7 +1,6 @@
 """Compares results and gradients of our backends with float64, at the sizes that are measured."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any
+
+from avemo import storage
 
 from . import device, machine, watch
 from .journal import Journal
@@ -57,9 +58,7 @@ class Found:
     def save(self, path: Path) -> None:
         """Writes them as JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(".json-new")
-        fresh.write_text(json.dumps({"version": VERSION} | asdict(self), indent=1) + "\n", "utf-8")
-        os.replace(fresh, path)
+        storage.write(path, json.dumps({"version": VERSION} | asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "Found":

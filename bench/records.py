@@ -1,13 +1,14 @@
 """What a run of the benchmarks leaves: typed, written as one JSON file, read by `compare` and `report`."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from avemo import storage
 
 VERSION = 1
 
@@ -139,9 +140,7 @@ class Run:
         """Writes the run as JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
         values = {"version": VERSION} | asdict(self)
-        fresh = path.with_suffix(".json-new")
-        fresh.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
-        os.replace(fresh, path)  # in one step: what is cut off leaves the file as it was
+        storage.write(path, json.dumps(values, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "Run":

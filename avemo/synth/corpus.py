@@ -1,6 +1,7 @@
 """A labelled corpus of synthetic talking faces: who says what, how it is degraded, and the files of it."""
 
 import csv
+import io
 import json
 import math
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from avemo import storage
 from avemo.synth import degrade, face, voice
 from avemo.synth.clip import ClipPlan, Format, write_clip
 from avemo.synth.emotions import CLASSES, EMOTIONS, ClassCount
@@ -205,7 +207,7 @@ def synthesize(
     plans = plan(parameters)
     _render(plans, out, parameters.media, workers)
     _write_csv(out / CONDITIONS, [_conditions(p, size) for p in plans])
-    _write_text(out / "README.md", _readme(parameters, plans))
+    storage.write(out / "README.md", _readme(parameters, plans))
     _write_csv(
         manifest,
         [{"path": p.path, "label": p.label, "speaker": p.speaker, "split": p.split} for p in plans],
@@ -233,7 +235,7 @@ def _claim(out: Path, parameters: Parameters) -> bool:
             f"{out} holds files that are no corpus of this command: choose a new or empty folder"
         )
     out.mkdir(parents=True, exist_ok=True)
-    _write_text(record, json.dumps(wanted, indent=2) + "\n")
+    storage.write(record, json.dumps(wanted, indent=2) + "\n")
     return False
 
 
@@ -317,20 +319,12 @@ def _spans(spans: tuple[degrade.Span, ...] | list[degrade.Span]) -> str:
     return " ".join(f"{begin:.3f}-{end:.3f}" for begin, end in spans)
 
 
-def _write_text(path: Path, text: str) -> None:
-    """Writes under another name first, so that the file is complete or absent."""
-    part = path.with_suffix(".part")
-    part.write_text(text, encoding="utf-8", newline="\n")
-    part.replace(path)
-
-
 def _write_csv(path: Path, rows: list[dict[str, str]]) -> None:
-    part = path.with_suffix(".part")
-    with part.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    part.replace(path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    storage.write(path, text.getvalue())
 
 
 def _readme(parameters: Parameters, plans: list[ClipPlan]) -> str:

@@ -111,7 +111,9 @@ def test_links_out_of_the_root(tmp_path: Path) -> None:
 )
 def test_line_breaks_in_cells(tmp_path: Path, mark: str, end: str, columns: tuple) -> None:
     text = io.StringIO(newline="")
-    table = csv.DictWriter(text, columns, lineterminator=end, quoting=csv.QUOTE_ALL)
+    # Without quotes what ends no row, as other writers have it; ours leaves out some that are needed.
+    quoting = csv.QUOTE_ALL if set(mark) & set("\r\n") else csv.QUOTE_MINIMAL
+    table = csv.DictWriter(text, columns, lineterminator=end, quoting=quoting)
     table.writeheader()
     for name in ("a.mp4", "b.mp4"):
         words = f"well{mark} I see"
