@@ -168,7 +168,12 @@ MUTANTS = (
     Mutant("sums begin anew in every step", RING, "step + i > 0", "i > 0"),
     Mutant("more registers than a block has", KERNEL, "take_registers<232>", "take_registers<240>"),
     # Products and sums.
-    Mutant("sums of squares without the swizzle", KERNEL, " ^ row % kPatternLines", ""),
+    Mutant(
+        "sums of squares of one half of a row, twice",
+        KERNEL,
+        "(thread % 2 * (kChunks / 2) + i)",
+        "i",
+    ),
     Mutant(
         "rows that do not count",
         EPILOGUE,

@@ -32,6 +32,7 @@ __device__ float squares_of(const unsigned char* rows) {
   // Not unrolled: between products, there are few registers left.
 #pragma unroll 1
   for (int i = 0; i < kChunks / 2; ++i) {
+    // By the swizzle: columns in their order, and rows beside each other in banks of their own.
     const int chunk = (thread % 2 * (kChunks / 2) + i) ^ row % kPatternLines;
     const auto of = load_vector(
         reinterpret_cast<const T*>(rows + row * kLineBytes + chunk * kChunkBytes), kAll<T>, true);
