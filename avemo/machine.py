@@ -12,6 +12,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 # Makers give processors of several designs one name ("AMD EPYC"), and virtual machines hide the rest of it. What is
 # left is the number of the design: AMD's families and models as Linux tells them apart (arch/x86/kernel/cpu/amd.c).
+# archspec 0.2.7 goes by flags, some of which virtual machines hide: it takes a Zen 5 in one for a generic x86_64_v4.
 _AMD = {
     23: (("Zen", (range(0x30), range(0x50, 0x60))), ("Zen 2", (range(0x30, 0x50), range(0x60, 0xB0)))),
     25: (
