@@ -35,6 +35,9 @@ COMMANDS = {
     "train": Command("avemo.training.train:train", "train a model on a cache", configurable=True),
     "evaluate": Command("avemo.evaluation.evaluate:evaluate", "score a model on a cache"),
     "predict": Command("avemo.evaluation.predict:predict", "name the emotion in media files"),
+    "systems": Command(
+        "avemo.systems:list_systems", "list the systems that can be trained by name"
+    ),
     "demo": Command("avemo.demo:demo", "run all of the above on a small synthetic corpus"),
 }
 
@@ -153,18 +156,22 @@ def find_config(name: str) -> str:
     """The path of a configuration file.
 
     Args:
-        name: a path, or the name of a configuration that comes with the package, such as `small`.
+        name: a path, or the name of a configuration that comes with the package, such as `small`, or of a system.
 
     Raises:
         FileNotFoundError: there is neither.
     """
-    folder = Path(__file__).parent / "configs"
-    for path in (Path(name), folder / name, folder / f"{name}.yaml"):
+    from avemo.systems import CONFIGS
+
+    folders = (CONFIGS, CONFIGS / "systems")
+    paths = [Path(name), *(f / file for f in folders for file in (name, f"{name}.yaml"))]
+    for path in paths:
         if path.is_file():
             return str(path)
-    ours = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+    ours = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
     raise FileNotFoundError(
-        f"no configuration {name!r}: it is no file, and not one of ours ({ours})"
+        f"no configuration {name!r}: it is no file, not one of ours ({ours}), "
+        "and no system (`avemo systems` lists them)"
     )
 
 

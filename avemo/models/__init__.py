@@ -1,16 +1,17 @@
-"""Emotion recognisers, by name. A new model is one file and one line in `MODELS`."""
+"""Emotion recognisers, by name. A new model is one file and one line in `MODELS`; a new part, one in `parts`."""
 
 from collections.abc import Callable
 
 from torch import nn
 
-from avemo.models.am_fbp import AMFBP
 from avemo.models.config import ModelConfig
-from avemo.models.output import Output
+from avemo.models.fused import AudioVisual
+from avemo.models.output import BOTH, Output
+from avemo.models.parts import FUSIONS
 from avemo.models.single import AudioOnly, VideoOnly
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    "am_fbp": AMFBP,
+    **dict.fromkeys(FUSIONS, AudioVisual),
     "audio": AudioOnly,
     "video": VideoOnly,
 }
@@ -30,16 +31,26 @@ def build_model(config: ModelConfig, *, bins: int, face_size: int, classes: int)
         `Output`. Its operators run on the reference backend until `avemo.models.backend.use_backend`.
 
     Raises:
-        ValueError: no model has that name, or a size does not fit.
+        ValueError: no model or part has that name, or a size does not fit.
     """
+    return _class(config)(config, bins=bins, face_size=face_size, classes=classes)
+
+
+def needed_streams(model: nn.Module | ModelConfig) -> tuple[str, ...]:
+    """The streams that a model, or one of that configuration, attends to: "audio", "video" or both.
+
+    Raises:
+        ValueError: no model has that name.
+    """
+    known = _class(model) if isinstance(model, ModelConfig) else model
+    streams: tuple[str, ...] = getattr(known, "streams", BOTH)
+    return streams
+
+
+def _class(config: ModelConfig) -> Callable[..., nn.Module]:
     if config.name not in MODELS:
         raise ValueError(f"model.name must be one of {', '.join(MODELS)}; got {config.name!r}")
-    return MODELS[config.name](config, bins=bins, face_size=face_size, classes=classes)
-
-
-def needed_streams(model: nn.Module) -> tuple[str, ...]:
-    """The streams that a model attends to: "audio", "video" or both, by the encoders that it has."""
-    return tuple(name for name in ("audio", "video") if hasattr(model, name))
+    return MODELS[config.name]
 
 
 __all__ = ["MODELS", "ModelConfig", "Output", "build_model", "needed_streams"]

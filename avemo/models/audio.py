@@ -1,9 +1,12 @@
-"""The fully convolutional audio encoder (1D-ABFCN).
+"""The fully convolutional audio encoders (1D-ABFCN and 2D-ABFCN).
 
-An AlexNet without its dense layers reads the log spectrogram; a last layer as high as what is left
-of the frequency axis collapses it, so that attention runs over time alone ("1D"). The layout
-follows the audio stream of Zhou et al. (2021), "Information Fusion in Attention Networks Using
-Adaptive and Multi-Level Factorized Bilinear Pooling for Audio-Visual Emotion Recognition".
+An AlexNet without its dense layers reads the log spectrogram. In the 1D-ABFCN a last layer as high as
+what is left of the frequency axis collapses it, so that attention runs over time alone: the audio
+stream of Zhou et al. (2021), "Information Fusion in Attention Networks Using Adaptive and
+Multi-Level Factorized Bilinear Pooling for Audio-Visual Emotion Recognition". In the 2D-ABFCN
+attention runs over time and frequency: Zhang, Du et al. (2018), "Attention Based Fully
+Convolutional Network for Speech Emotion Recognition", whose network starts from an AlexNet that
+was trained on pictures.
 """
 
 from typing import TypeVar
@@ -33,12 +36,17 @@ class AudioEncoder(nn.Module):
     Args:
         bins: F, frequency bins of the input.
         config: channels, stride and output width.
+        collapse: end with the layer that collapses the frequency axis.
+
+    Attributes:
+        out_features: C, features per encoded frame, or per place of one.
+        positions: P, places of the frequency axis that are kept for every frame; 1 where it is collapsed.
 
     Raises:
         ValueError: `bins` are too few to be pooled twice.
     """
 
-    def __init__(self, bins: int, config: AudioEncoderConfig) -> None:
+    def __init__(self, bins: int, config: AudioEncoderConfig, collapse: bool = True) -> None:
         super().__init__()
         c1, c2, c3, c4, c5 = config.channels
         self.stride = config.stride
@@ -48,8 +56,10 @@ class AudioEncoder(nn.Module):
         self.conv4 = nn.Conv2d(c3, c4, 3, padding=1, bias=False)
         self.conv5 = nn.Conv2d(c4, c5, 3, padding=1, bias=False)
         self.norms = nn.ModuleList(BatchNorm(c, backend="reference") for c in config.channels)
-        self.lrn1 = LocalResponseNorm(backend="reference")
-        self.lrn2 = LocalResponseNorm(backend="reference")
+        self.lrn1, self.lrn2 = (
+            LocalResponseNorm(backend="reference") if config.lrn else nn.Identity()
+            for _ in range(2)
+        )
         self.dropout = nn.Dropout2d(config.dropout)
         heights = _strided(bins, config.stride[0])
         for _ in range(2):
@@ -59,12 +69,14 @@ class AudioEncoder(nn.Module):
                     f"got {bins} bins with stride {config.stride[0]}"
                 )
             heights = _pooled(heights)
-        self.collapse = nn.Conv2d(c5, config.out_features, (heights, 1))
+        self.positions = 1 if collapse else heights
+        self.out_features = config.out_features if collapse else c5
+        self.collapse = nn.Conv2d(c5, config.out_features, (heights, 1)) if collapse else None
 
     def out_lengths(self, lengths: Tensor) -> Tensor:
-        """Encoded frames that clips of `lengths` frames give: int64 (B,) to int64 (B,)."""
+        """Encoded frames, times P, that clips of `lengths` frames give: int64 (B,) to int64 (B,)."""
         lengths = _strided(lengths, self.stride[1])
-        return _pooled(_pooled(lengths))
+        return self.positions * _pooled(_pooled(lengths))
 
     def forward(self, spectrogram: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encodes a batch.
@@ -74,7 +86,8 @@ class AudioEncoder(nn.Module):
             lengths: int64 (B,), frames of each clip, 1 to T.
 
         Returns:
-            (B, T', C), zero past each clip's end, and int64 (B,), its encoded frames.
+            (B, P T', C), zero past each clip's end, and int64 (B,), P times its encoded frames. The P
+            places of a frame follow each other.
         """
         x = _mask(spectrogram, lengths).unsqueeze(1)
         lengths = _strided(lengths, self.stride[1])
@@ -84,8 +97,20 @@ class AudioEncoder(nn.Module):
         x, lengths = _max_pool(self.lrn2(x), lengths)
         for conv, norm in zip((self.conv3, self.conv4, self.conv5), self.norms[2:], strict=True):
             x = norm(conv(x), lengths, relu=True)
-        x = _mask(self.collapse(self.dropout(x)), lengths)
-        return x.squeeze(2).transpose(1, 2), lengths
+        x = self.dropout(x)
+        if self.collapse:
+            x = _mask(self.collapse(x), lengths)
+        return x.transpose(1, 3).flatten(1, 2), self.positions * lengths
+
+
+def abfcn_1d(bins: int, config: AudioEncoderConfig) -> AudioEncoder:
+    """The 1D-ABFCN, without its response normalisations where `config.lrn` is not set."""
+    return AudioEncoder(bins, config)
+
+
+def abfcn_2d(bins: int, config: AudioEncoderConfig) -> AudioEncoder:
+    """The 2D-ABFCN."""
+    return AudioEncoder(bins, config, collapse=False)
 
 
 def _strided(length: Length, stride: int) -> Length:

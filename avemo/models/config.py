@@ -1,57 +1,72 @@
 """What a model is built from: every size is configuration."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True)
 class AudioEncoderConfig:
-    """The fully convolutional audio encoder (`avemo.models.audio.AudioEncoder`).
+    """The audio encoder; each takes no notice of settings that are another's.
 
     Attributes:
-        channels: output channels of the five convolutions.
-        stride: stride of the first convolution over (frequency, time).
-        out_features: C, features per frame of the result.
-        dropout: probability of dropping a whole channel before the last layer.
+        channels: output channels of the five convolutions of an ABFCN.
+        stride: stride of its first convolution over (frequency, time).
+        out_features: C, features per frame of the result of a 1D-ABFCN.
+        dropout: probability of dropping a whole channel before its last layer.
+        encoder: one of `avemo.models.parts.AUDIO_ENCODERS`.
+        lrn: whether an ABFCN has its local response normalisations.
+        width: share of the published widths that the encoders of other papers get.
+        weights: a file of weights that training starts from, such as a state dict of AlexNet.
     """
 
     channels: tuple[int, int, int, int, int] = (96, 256, 384, 384, 256)
     stride: tuple[int, int] = (4, 2)
     out_features: int = 256
     dropout: float = 0.2
+    encoder: str = "1d_abfcn"
+    lrn: bool = True
+    width: float = 1.0
+    weights: Path | None = None
 
 
 @dataclass(frozen=True)
 class VideoEncoderConfig:
-    """The face-frame encoder (`avemo.models.video.VideoEncoder`).
+    """The face encoder.
 
     Attributes:
         channels: output channels of the stages; each stage halves the picture.
         out_features: D, features per frame of the result.
         dropout: probability of dropping a whole channel before the last layer.
+        encoder: one of `avemo.models.parts.VIDEO_ENCODERS`.
+        weights: a file of weights that training starts from, such as `avemo pretrain-face` writes.
     """
 
     channels: tuple[int, ...] = (64, 128, 256, 512)
     out_features: int = 512
     dropout: float = 0.2
+    encoder: str = "frames"
+    weights: Path | None = None
 
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """Self-attention over the frames of a stream (`fbp_kernels.AttentionPool`).
+    """How the frames of a stream become one vector, and one for each trunk.
 
     Attributes:
         hidden: A, width of the hidden layer of the score.
         scale: lambda, what the scores are multiplied by before the softmax; the larger, the
             sharper. A hyper-parameter as in the paper: it is not learned.
+        kind: one of `avemo.models.parts.ATTENTIONS`.
     """
 
     hidden: int = 128
     scale: float = 1.0
+    kind: str = "self"
 
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """Adaptive and multi-level factorized bilinear pooling of the two streams.
+    """The fusion of the two streams; which one it is, the model's name says.
 
     Attributes:
         global_features: O_G, outputs of the global level.
@@ -59,7 +74,7 @@ class FusionConfig:
         trunk_features: O_M, outputs of the intra-trunk level.
         trunk_factor: K_M, factors per output of the intra-trunk level.
         trunks: H, equal parts of a clip's duration.
-        adaptive: weigh the two global vectors by their norms (mu and eta).
+        adaptive: weigh the two global vectors of `am_fbp` by their norms (mu and eta).
         dropout: probability of dropping an element of the product before the sum over factors.
     """
 

@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+BOTH = ("audio", "video")
+"""The streams that there are."""
+
 
 class Output(NamedTuple):
     """Scores of B clips over the classes, and where in time the model looked.

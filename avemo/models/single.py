@@ -10,6 +10,8 @@ from avemo.models.stream import AudioStream, VideoStream
 class AudioOnly(nn.Module):
     """Audio encoder, attention over time, classifier; called like every model, deaf to `video`."""
 
+    streams = ("audio",)
+
     def __init__(self, config: ModelConfig, *, bins: int, face_size: int, classes: int) -> None:
         super().__init__()
         self.audio = AudioStream(config, bins)
@@ -24,6 +26,8 @@ class AudioOnly(nn.Module):
 
 class VideoOnly(nn.Module):
     """Face-frame encoder, attention over time, classifier; called like every model, blind to `audio`."""
+
+    streams = ("video",)
 
     def __init__(self, config: ModelConfig, *, bins: int, face_size: int, classes: int) -> None:
         super().__init__()

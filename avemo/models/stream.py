@@ -1,13 +1,14 @@
 """One stream of the network: an encoder and the attention over its frames."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
-from avemo.models.audio import AudioEncoder
-from avemo.models.config import AttentionConfig, ModelConfig
-from avemo.models.video import VideoEncoder
-from fbp_kernels import AttentionPool
+from avemo.models.config import ModelConfig
+from avemo.models.parts import ATTENTIONS, AUDIO_ENCODERS, VIDEO_ENCODERS
+
+Part = TypeVar("Part")
 
 
 class Pooled(NamedTuple):
@@ -25,31 +26,38 @@ class Pooled(NamedTuple):
 
 
 class AudioStream(nn.Module):
-    """Log spectrograms (B, F, T) of given lengths to `Pooled` with C = `config.audio.out_features`."""
+    """Log spectrograms (B, F, T) of given lengths to `Pooled`."""
 
     def __init__(self, config: ModelConfig, bins: int, trunks: int = 1) -> None:
         super().__init__()
-        self.out_features = config.audio.out_features
-        self.encoder = AudioEncoder(bins, config.audio)
-        self.attention = _attention(self.out_features, config.audio_attention, trunks)
+        encoder = _part("model.audio.encoder", AUDIO_ENCODERS, config.audio.encoder)
+        attention = _part("model.audio_attention.kind", ATTENTIONS, config.audio_attention.kind)
+        self.encoder = encoder(bins, config.audio)
+        self.out_features: int = self.encoder.out_features  # type: ignore[assignment]
+        self.positions: int = self.encoder.positions  # type: ignore[assignment]
+        self.attention = attention(self.out_features, trunks, config.audio_attention)
 
     def forward(self, spectrogram: Tensor, lengths: Tensor) -> Pooled:
-        encoded, lengths = self.encoder(spectrogram, lengths)
-        return Pooled(*self.attention(encoded, lengths))
+        vector, trunks, weights = self.attention(*self.encoder(spectrogram, lengths))
+        return Pooled(vector, trunks, weights.unflatten(1, (-1, self.positions)).sum(2))
 
 
 class VideoStream(nn.Module):
-    """Face crops (B, T, S, S) of given lengths to `Pooled` with D = `config.video.out_features`."""
+    """Face crops (B, T, S, S) of given lengths to `Pooled`."""
 
     def __init__(self, config: ModelConfig, face_size: int, trunks: int = 1) -> None:
         super().__init__()
-        self.out_features = config.video.out_features
-        self.encoder = VideoEncoder(face_size, config.video)
-        self.attention = _attention(self.out_features, config.video_attention, trunks)
+        encoder = _part("model.video.encoder", VIDEO_ENCODERS, config.video.encoder)
+        attention = _part("model.video_attention.kind", ATTENTIONS, config.video_attention.kind)
+        self.encoder = encoder(face_size, config.video)
+        self.out_features: int = self.encoder.out_features  # type: ignore[assignment]
+        self.attention = attention(self.out_features, trunks, config.video_attention)
 
     def forward(self, faces: Tensor, lengths: Tensor) -> Pooled:
         return Pooled(*self.attention(self.encoder(faces, lengths), lengths))
 
 
-def _attention(features: int, config: AttentionConfig, trunks: int) -> AttentionPool:
-    return AttentionPool(features, config.hidden, trunks, config.scale, backend="reference")
+def _part(setting: str, parts: Mapping[str, Part], name: str) -> Part:
+    if name not in parts:
+        raise ValueError(f"{setting} must be one of {', '.join(parts)}; got {name!r}")
+    return parts[name]

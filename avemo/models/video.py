@@ -49,6 +49,7 @@ class VideoEncoder(nn.Module):
         self.stages = nn.Sequential(stages).to(
             memory_format=torch.channels_last  # type: ignore[call-overload]
         )
+        self.out_features = config.out_features
         self.dropout = nn.Dropout2d(config.dropout)
         self.project = nn.Linear(channels * side * side, config.out_features)
 

@@ -119,7 +119,7 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     [
         (["dance"], "there is no command 'dance'; expected one of synth, prepare, train"),
         (["evaluate", "no.safetensors", "cache"], "no checkpoint at no.safetensors"),
-        (["train", "--config", "huge"], "no configuration 'huge': .*(full, small)"),
+        (["train", "--config", "huge"], "no configuration 'huge': .*(full, small), and no system"),
         (["train", "--data.cache", "nowhere"], "no finished cache in nowhere"),
         (["prepare", "no.csv", "--out", "cache"], "no.csv"),
         (["synth", "--out", "corpus", "--clips", "1"], "clips=1: expected at least 12"),

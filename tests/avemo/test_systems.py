@@ -1,0 +1,160 @@
+"""Every system by its name: it builds, it learns, and accelerated operators train it like the reference's."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from avemo.cli import find_config, main
+from avemo.models import ModelConfig, build_model, needed_streams
+from avemo.systems import figures, system_names, systems
+from avemo.training.compare import compare_steps
+from avemo.training.config import DataConfig, OptimizerConfig, TrainConfig, from_dict
+from tests.avemo.models.tiny_model import tiny_config
+from tests.avemo.tiny_cache import write_cache
+
+# Of all parts at the paper's sizes: 200 bins, faces of 64 pixels, seven classes.
+PAPER = {"bins": 200, "face_size": 64, "classes": 7}
+
+Layers = tuple[list[tuple[int, ...]], int]
+
+# The shapes of matrices and kernels in order, and how many other parameters there are: biases and normalisations.
+ALEXNET: Layers = (
+    [(96, 1, 11, 11), (256, 96, 5, 5), (384, 256, 3, 3), (384, 384, 3, 3), (256, 384, 3, 3)],
+    2 * (96 + 256 + 384 + 384 + 256),
+)
+ATTENTION: Layers = ([(256, 128)], 128 + 128)
+ABFCN: Layers = ([*ALEXNET[0], (256, 256, 11, 1), *ATTENTION[0]], ALEXNET[1] + 256 + ATTENTION[1])
+VIDEO: Layers = (
+    [
+        (64, 2, 3, 3),
+        (128, 64, 3, 3),
+        (256, 128, 3, 3),
+        (512, 256, 3, 3),
+        (512, 512 * 4 * 4),
+        (512, 128),
+    ],
+    2 * (64 + 128 + 256 + 512) + 512 + 128 + 128,
+)
+GLOBAL: Layers = ([(256, 128 * 4), (512, 128 * 4)], 2 * 128)
+TRUNKS: Layers = ([(8, 256, 128 * 4), (8, 512, 128 * 4)], 2 * 128)
+
+
+def head(features: int) -> Layers:
+    return [(7, features)], 7
+
+
+def together(*parts: Layers) -> Layers:
+    return [shape for shapes, _ in parts for shape in shapes], sum(others for _, others in parts)
+
+
+NORM: Layers = ([], 2 * 256)
+
+# By system, as the sources say that are named where the parts are.
+LAYERS: dict[str, Layers] = {
+    "1d_abfcn": together(ABFCN, NORM, head(256)),
+    "2d_abfcn": together(ALEXNET, ATTENTION, NORM, head(256)),
+    "video": together(VIDEO, NORM, NORM, head(512)),
+    "g_fbp": together(ABFCN, VIDEO, GLOBAL, head(128)),
+    "m_fbp": together(ABFCN, VIDEO, TRUNKS, head(128)),
+    "am_fbp": together(ABFCN, VIDEO, GLOBAL, TRUNKS, head(256)),
+    "encoder_concat": together(ABFCN, VIDEO, NORM, NORM, NORM, head(768)),
+}
+LAYERS["1d_abfcn_no_lrn"] = LAYERS["audio"] = LAYERS["1d_abfcn"]
+LAYERS["ag_fbp"] = LAYERS["g_fbp"]
+
+
+def described(name: str) -> dict[str, Any]:
+    """What a system's file says of the model."""
+    values: dict[str, Any] = yaml.safe_load(Path(find_config(name)).read_text("utf-8"))["model"]
+    return values
+
+
+def small(name: str) -> ModelConfig:
+    """A system at the sizes of a test."""
+    sizes = tiny_config(name=described(name)["name"])
+    sizes = replace(sizes, audio=replace(sizes.audio, width=0.05))
+    return from_dict(ModelConfig, merged(asdict(sizes), described(name)))
+
+
+def merged(first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
+    """Two nested mappings as one; the second has the last word."""
+    result = dict(first)
+    for key, value in then.items():
+        result[key] = merged(result[key], value) if isinstance(value, Mapping) else value
+    return result
+
+
+@pytest.mark.parametrize("name", system_names())
+def test_layers_and_parameters_are_those_of_the_source(name: str) -> None:
+    with torch.device("meta"):
+        model = build_model(from_dict(ModelConfig, described(name)), **PAPER)
+    shapes, others = LAYERS[name]
+    assert [tuple(p.shape) for p in model.parameters() if p.ndim > 1] == shapes
+    assert sum(p.numel() for p in model.parameters() if p.ndim == 1) == others
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """What is so small is slower on several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", system_names())
+def test_it_learns_and_accelerated_as_by_the_reference(name: str, tmp_path: Path) -> None:
+    """Four clips by heart after 50 steps; on equal weights both sides' losses are one but for rounding."""
+    cache = write_cache(tmp_path, {"train": 4, "val": 4})
+    config = TrainConfig(
+        DataConfig(cache, batch_size=4),
+        small(name),
+        OptimizerConfig(learning_rate=0.01, label_smoothing=0.0),
+    )
+    compared = compare_steps(config, steps=50)
+    assert "native" in compared.backends
+    assert 0.5 * math.log(4) < compared.first_loss < 3 * math.log(4)
+    assert compared.last_loss < 0.2 * math.log(4)
+    assert compared.operator_difference < 1e-4
+
+
+def test_streams_are_those_that_the_parts_attend_to() -> None:
+    for name, system in systems().items():
+        model = build_model(small(name), bins=20, face_size=16, classes=4)
+        heard_and_seen = tuple(
+            s for s in ("audio", "video") if isinstance(getattr(model, s, 0), nn.Module)
+        )
+        assert system.streams == needed_streams(model) == heard_and_seen, name
+
+
+def test_every_figure_of_the_slides_is_there() -> None:
+    rows = [(f.table, f.name) for f in figures()]
+    assert [sum(t == table for t, _ in rows) for table in ("I", "II", "III", "V", "VI")] == [
+        6,
+        4,
+        4,
+        11,
+        11,
+    ]
+    assert len(rows) == len(set(rows)) == 36
+    assert all(30 < f.accuracy < 80 for f in figures())
+    assert {f.accuracy for f in figures() if f.system == "am_fbp"} == {64.17, 62.17, 75.49}
+
+
+def test_systems_are_listed_with_the_papers_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["systems"]) == 0
+    listed = capsys.readouterr().out
+    for name, system in systems().items():
+        (line,) = [line for line in listed.splitlines() if line.split()[:1] == [name]]
+        assert system.summary in line
+        assert " and ".join(system.streams) in line
+    assert listed.count("Table ") == len(figures())
+    assert "Table VI (IEMOCAP, test): 75.49%, p-value < 0.001" in listed
