@@ -18,7 +18,8 @@ class Command(NamedTuple):
     Attributes:
         target: "module:function", imported when the command is called. The function's signature is
             the command's: what is required and not keyword-only is positional, the rest are
-            options; the docstring is the help.
+            options; the docstring is the help. As in Python, what is positional may also be given by
+            its name.
         summary: its line in `avemo --help`.
         configurable: takes `--config FILE`, also by the name of a configuration that comes with
             the package, such as `small`.
@@ -107,11 +108,14 @@ def _call(target: Callable[..., Any], name: str, arguments: list[str], configura
     if configurable:
         parser.add_argument("--config", action="config", help="YAML file, or the name of ours")
         arguments = _resolve_configs(arguments)
-    by_hand = [p for p in placed if p not in inputs or _takes_several(p)]
+    named = [p for p in inputs if _by_name(p.name, arguments)]
+    by_hand = [p for p in placed if p not in inputs or p in named or _takes_several(p)]
     skip: set[str | int] = {p.name for p in by_hand}
     parser.add_function_arguments(target, as_group=False, as_positional=True, skip=skip)
     for parameter in by_hand:
-        if parameter in inputs:  # jsonargparse would want a list as one argument, "[a, b]"
+        if parameter in named:
+            parser.add_argument(f"--{parameter.name}", type=parameter.annotation, required=True)
+        elif parameter in inputs:  # jsonargparse would want a list as one argument, "[a, b]"
             (item,) = get_args(parameter.annotation)
             parser.add_argument(parameter.name, type=item, nargs="+", help="one or more")
         else:  # inputs are told by their place, but where the output goes always by its name
@@ -121,6 +125,10 @@ def _call(target: Callable[..., Any], name: str, arguments: list[str], configura
     if configurable:
         del values["config"]
     return target(**values)
+
+
+def _by_name(name: str, arguments: list[str]) -> bool:
+    return any(argument.split("=")[0] == f"--{name}" for argument in arguments)
 
 
 def _takes_several(parameter: inspect.Parameter) -> bool:

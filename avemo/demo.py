@@ -56,7 +56,7 @@ def demo(
     with clock("synth"):
         _avemo("synth", "--out", corpus, "--clips", clips, "--classes", 4, "--seed", seed)
     with clock("prepare"):
-        _avemo("prepare", corpus / "manifest.csv", "--out", cache, *FEATURES)
+        _avemo("prepare", "manifest", corpus, "--out", cache, *FEATURES)
     scores = {}
     for name in _SYSTEMS if compare else ["am_fbp"]:
         with clock(f"train {name}"):

@@ -15,3 +15,25 @@ def printable(text: str, longest: int | None = None) -> str:
         return shown
     head = (longest - 1) // 2
     return f"{shown[:head]}…{shown[head + 1 - longest :]}"
+
+
+def items(text: str) -> tuple[str, ...]:
+    """What stands between the commas of "a, b"; nothing for an empty text."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def pairs(argument: str, text: str) -> dict[str, str]:
+    """The names and values of "a=b, c=d".
+
+    Args:
+        argument: its name, for the error.
+        text: the pairs.
+
+    Raises:
+        ValueError: a part is no pair, or a name occurs twice.
+    """
+    parts = [part.partition("=") for part in items(text)]
+    names = {name.strip(): value.strip() for name, _, value in parts}
+    if len(names) < len(parts) or not all(name and value for name, value in names.items()):
+        raise ValueError(f"{argument} must be like a=b,c=d, each name once, got {text!r}")
+    return names

@@ -25,7 +25,7 @@ from avemo.data.features import Clip, FeatureConfig
 
 INDEX = "index.json"
 SPLITS = ("train", "val", "test")
-FORMAT = "avemo-cache-2"
+FORMAT = "avemo-cache-3"
 _OPEN_SHARDS = 256
 _REMEDY = "`avemo prepare` with the arguments of the first time puts it right"
 
@@ -39,9 +39,10 @@ class ClipInfo:
     """One clip of the index.
 
     Attributes:
-        path: as the manifest gives it.
+        path: as the corpus gives it; where a file has several clips, with the clip's name after a #.
         label: its class.
         speaker: who speaks, or an empty string.
+        group: of clips that no split of the corpus may part, such as a session; or an empty string.
         split: `train`, `val` or `test`.
         shard: file name of its shard.
         audio_offset: its first frame in `audio`.
@@ -53,6 +54,7 @@ class ClipInfo:
     path: str
     label: str
     speaker: str
+    group: str
     split: str
     shard: str
     audio_offset: int

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from avemo.data.faces import FaceDetector, HaarDetector, find_faces
 from avemo.data.limits import LONGEST_SECONDS
-from avemo.data.media import BOTH, Footage, read_footage
+from avemo.data.media import BOTH, WHOLE, Cut, Footage, read_footage
 from avemo.data.reasons import MediaError
 
 FULL_BINS = 200
@@ -150,8 +150,9 @@ def extract(
     *,
     max_seconds: float | None = LONGEST_SECONDS,
     needs: Collection[str] = BOTH,
+    cut: Cut = WHOLE,
 ) -> Clip:
-    """Makes the features of one media file.
+    """Makes the features of one media file, or of a cut of it.
 
     Args:
         path: any audio-video file.
@@ -161,6 +162,7 @@ def extract(
         max_seconds: longer clips are refused, so that memory stays bounded (see
             :func:`extract_windows`).
         needs: the streams that must be there, of "audio" and "video".
+        cut: what of the file is the clip.
 
     Returns:
         The clip's arrays.
@@ -171,7 +173,12 @@ def extract(
     """
     detector = _checked(detector, config)
     (footage,) = read_footage(
-        path, sample_rate=config.sample_rate, fps=config.fps, max_seconds=max_seconds, needs=needs
+        path,
+        sample_rate=config.sample_rate,
+        fps=config.fps,
+        max_seconds=max_seconds,
+        needs=needs,
+        cut=cut,
     )
     return features_of(footage, config, detector, needs)
 

@@ -25,6 +25,8 @@ from avemo.data.survey import LONGEST_REST_SECONDS, Survey, Track, survey
 
 BOTH = ("audio", "video")
 
+HALVES = ("left", "right")
+
 LARGEST_GAP_SECONDS = 0.1
 """Sound that is further from its timestamp than this is laid where the timestamp says."""
 
@@ -36,9 +38,29 @@ DAMAGED_SHARE = 0.2
 
 SMALLEST_SIDE = 16
 
+MISSING_SECONDS = 0.5
+"""A cut may end this much after its file: times in lists are rounded, and of one of the two streams."""
+
 PQ, PQ_WHITE, PQ_PEAK = 16, 203.0, 1000.0
 """The code of SMPTE 2084 (HDR10), and its levels of paper white and of the brightest light that is told
 from brighter, cd/m2 (ITU-R BT.2408)."""
+
+
+class Cut(NamedTuple):
+    """What of a file is a clip.
+
+    Attributes:
+        start: seconds from the first picture.
+        end: seconds from the first picture; None is the end of the file.
+        half: "left" or "right" if it is one half of the upright picture, an empty string if it is all.
+    """
+
+    start: float = 0.0
+    end: float | None = None
+    half: str = ""
+
+
+WHOLE = Cut()
 
 
 class Footage(NamedTuple):
@@ -66,6 +88,7 @@ def read_footage(
     window_seconds: float | None = None,
     max_seconds: float | None = None,
     needs: Collection[str] = BOTH,
+    cut: Cut = WHOLE,
 ) -> Iterator[Footage]:
     """Decodes a media file, window by window.
 
@@ -80,32 +103,34 @@ def read_footage(
         max_seconds: the longest clip to accept; bounds the memory when the file is read as a whole.
         needs: the streams that the file must have, of "audio" and "video". A file without pictures
             begins and ends with its sound.
+        cut: what of the file to read. Pictures and sound before it are not decoded, but for what the
+            decoders have to know of them.
 
     Yields:
         The windows in order. Memory is bounded by one window, however the streams are interleaved.
 
     Raises:
         MediaError: the file is missing, no regular file, empty, no media file, truncated or
-            damaged, lacks a stream, is too short, too long or too large. Damage shows at the end
-            only, after the windows before it.
+            damaged, lacks a stream, is too short, too long or too large, or ends before the cut.
+            Damage shows at the end only, after the windows before it.
     """
     _check_file(path)
     with _open(path) as container:
         video, audio = _streams(container, needs)
         found = survey(container, video, audio)
         places = [None if stream is None else stream.index for stream in (video, audio)]
-    length = found.seconds
+    length = _length(found.seconds, cut)
     if max_seconds is not None and length > max_seconds:
         raise MediaError("too long", f"{length:.1f} s of at most {max_seconds:g} s")
     window = _window_frames(fps, window_seconds, length)
     shifts: list[float] = []
     with ExitStack() as stack:
-        picture: _Picture | _NoPicture = _NoPicture(found, fps)
+        picture: _Picture | _NoPicture = _NoPicture(found, fps, cut)
         sound: _Sound | _NoSound = _NoSound()
         if places[0] is not None:
             pictures = stack.enter_context(closing(_Packets(path, places[0], "video")))
             clock = _Clock(found.picture, found.sound, shifts)
-            picture = _Picture(pictures, found, clock, fps, largest_side)
+            picture = _Picture(pictures, found, clock, fps, largest_side, cut)
         if places[1] is not None:
             sounds = stack.enter_context(closing(_Packets(path, places[1], "audio")))
             sound = _Sound(sounds, found, _Clock(found.sound, found.picture, shifts), sample_rate)
@@ -116,6 +141,20 @@ def read_footage(
             waveform = sound.read(picture.zero + start, samples)
             yield Footage(start, waveform, np.stack(picture.take(count)), sound.loudest)
             given += count
+
+
+def _length(seconds: float, cut: Cut) -> float:
+    """How long a cut of a file is.
+
+    Raises:
+        MediaError: the file ends before it.
+    """
+    end = seconds if cut.end is None else cut.end
+    if end > seconds + MISSING_SECONDS or cut.start > max(0.0, seconds - SHORTEST_SECONDS):
+        raise MediaError(
+            "outside of the file", f"{cut.start:g} to {end:g} s of a file of {seconds:.1f} s"
+        )
+    return min(end, seconds) - cut.start
 
 
 def _check_file(path: Path) -> None:
@@ -308,7 +347,13 @@ class _Picture:
     """Collects the frames shown at n / fps seconds after the first one."""
 
     def __init__(
-        self, packets: _Packets, found: Survey, clock: _Clock, fps: float, largest_side: int
+        self,
+        packets: _Packets,
+        found: Survey,
+        clock: _Clock,
+        fps: float,
+        largest_side: int,
+        cut: Cut,
     ) -> None:
         from av.video.reformatter import VideoReformatter
 
@@ -323,8 +368,10 @@ class _Picture:
         self.fps = fps
         self.largest_side = largest_side
         self.reformatter = VideoReformatter()
-        self.zero = 0.0
-        self.end = 0.0  # seconds from the first frame to where the last one ends
+        self.start, self.half = cut.start, cut.half
+        self.length = math.inf if cut.end is None else cut.end - cut.start
+        self.zero = 0.0  # where the cut begins, by the file's clock
+        self.end = 0.0  # seconds from there to where the last frame ends
         self.count = 0  # frames given out or waiting
         self.waiting: list[NDArray[np.uint8]] = []
         self.size: tuple[int, int] | None = None
@@ -364,8 +411,11 @@ class _Picture:
         self.last_raw = self._counted(frame) if self.found.counted else self._stamped(frame)
         time = self.clock.place(self.last_raw, self.period)
         if not self.seen:
-            self.zero, self.seen = time, True
+            self.zero, self.seen = time + self.start, True
         time -= self.zero
+        if time >= self.length:
+            self._finish()
+            return
         self._show_until(time)
         self.last = frame
         self.end = max(self.end, time + self.period)
@@ -392,7 +442,7 @@ class _Picture:
     def _finish(self) -> None:
         self.done = True
         if self.seen:
-            self.end += max(0.0, self._stands() - self.period)
+            self.end = min(self.end + max(0.0, self._stands() - self.period), self.length)
         self._show_until(self.end)
         if self.seen and self.count == 0:
             self._show_until(1 / self.fps)
@@ -420,29 +470,40 @@ class _Picture:
                 frame.width * max(self.aspect, 1.0),
                 frame.height / min(self.aspect, 1.0),
             )
-            scale = min(1.0, self.largest_side / max(width, height))
+            # FFmpeg's display matrix: the angle by which the decoded picture turns counterclockwise
+            # to stand upright.
+            self.turns = round(frame.rotation / 90) % 4
+            sides = [width, height]
+            if self.half:
+                sides[self.turns % 2] /= 2  # the one that is from left to right when it is upright
+            scale = min(1.0, self.largest_side / max(sides))
             self.size = (
                 max(SMALLEST_SIDE, round(width * scale)),
                 max(SMALLEST_SIDE, round(height * scale)),
             )
-            # FFmpeg's display matrix: the angle by which the decoded picture turns counterclockwise
-            # to stand upright.
-            self.turns = round(frame.rotation / 90) % 4
         grey = self.reformatter.reformat(
             _one_field(frame), *self.size, format="gray" if self.levels is None else "gray16le"
         ).to_ndarray()
         if self.levels is not None:
             grey = self.levels[grey]
-        return np.ascontiguousarray(np.rot90(grey, self.turns))
+        return np.ascontiguousarray(_half(np.rot90(grey, self.turns), self.half))
+
+
+def _half(picture: NDArray[np.uint8], half: str) -> NDArray[np.uint8]:
+    """The half of a picture (H, W) that a cut names, or all of it."""
+    width = picture.shape[1] // 2
+    return {"left": picture[:, :width], "right": picture[:, -width:]}.get(half, picture)
 
 
 class _NoPicture:
     """Stands for the picture of a file that has none: empty frames as long as there is sound."""
 
-    def __init__(self, found: Survey, fps: float) -> None:
+    def __init__(self, found: Survey, fps: float, cut: Cut) -> None:
         sound = found.sound
-        self.zero = max(0.0, float(sound.times[0])) if sound and sound.times.size else 0.0
-        self.seconds = sound.end - self.zero if sound else 0.0
+        first = max(0.0, float(sound.times[0])) if sound and sound.times.size else 0.0
+        last = math.inf if cut.end is None else first + cut.end
+        self.zero = first + cut.start
+        self.seconds = min(sound.end, last) - self.zero if sound else 0.0
         self.ready = round(self.seconds * fps)
 
     def read(self, window: int | None, max_seconds: float | None) -> bool:

@@ -1,9 +1,9 @@
 """Turns a corpus of media files into a cache that training reads without decoding.
 
-Work is done in groups of consecutive rows of the manifest, one shard each. Every finished clip is a
+Work is done in groups of consecutive rows of the corpus, one shard each. Every finished clip is a
 file of its own until its group is complete and becomes the shard; then the shard's part of the
 index is written, and in the end all parts become one index. So an interruption costs the clips in
-hand, and what comes out depends on the manifest, its media and the settings alone.
+hand, and what comes out depends on the corpus, its media and the settings alone.
 
 A folder that is whole is looked at all the same when it is prepared again: what is damaged, or was
 made of a media file that has changed since, is prepared anew, and nothing else.
@@ -35,12 +35,14 @@ from avemo.data.cache import (
     index_json,
     shard_content,
 )
+from avemo.data.corpora import find_corpus, list_clips
+from avemo.data.corpora.listing import Listing, Row, locate, shared_speakers
 from avemo.data.features import Clip, FeatureConfig, extract
 from avemo.data.limits import LONGEST_SECONDS, LONGEST_WORK_SECONDS, MOST_MEMORY
-from avemo.data.manifest import Manifest, Row, locate, read_manifest, refuse_same_files
 from avemo.data.reasons import category_of, reason, refusal
 from avemo.data.worker import WorkerDeath, ended, process_all
 from avemo.storage import WriteError, one_writer, write
+from avemo.text import items, pairs
 
 ERRORS = "errors.csv"
 _SETTINGS = "settings.json"
@@ -84,10 +86,12 @@ class PrepareReport:
 
 
 def prepare(
-    manifest: Path,
+    corpus: str,
+    root: Path,
     *,
     out: Path,
-    root: Path | None = None,
+    merge: str = "",
+    classes: str = "",
     workers: int = 2,
     bins: int = FeatureConfig.bins,
     fps: float = FeatureConfig.fps,
@@ -104,9 +108,12 @@ def prepare(
     now (by its size and time): those are prepared anew.
 
     Args:
-        manifest: CSV file with the columns path, label, split (train, val or test) and speaker.
+        corpus: folders (one for each class), manifest (the file manifest.csv in the root, with the columns
+            path, label, split and speaker), or the path of such a file elsewhere.
+        root: folder of the corpus.
         out: folder of the cache; made if needed.
-        root: folder that the paths are relative to; by default the manifest's.
+        merge: labels to take for others, such as excited=happy,calm=neutral.
+        classes: the labels to take, after that, such as happy,sad; by default what is usual for the corpus.
         workers: number of processes.
         bins: frequency bins of the spectrogram, a divisor of 200.
         fps: face frames per second.
@@ -119,9 +126,9 @@ def prepare(
         The numbers of the run, which are also printed.
 
     Raises:
-        FileNotFoundError: there is no manifest, or no such root.
-        ValueError: a setting or the manifest is wrong, or the folder has a cache with other
-            settings.
+        FileNotFoundError: there is no such root, or no manifest.
+        ValueError: a setting or the manifest is wrong, the root is no such corpus, or the folder has a
+            cache with other settings.
         PrepareError: no clip at all could be used.
         FolderInUseError: another process is writing into the folder.
         WriteError: the disk is full, or cannot be written to.
@@ -133,7 +140,6 @@ def prepare(
         raise ValueError(f"workers must be at least 1, got {workers}")
     if max_seconds <= 0:
         raise ValueError(f"max_seconds must be positive, got {max_seconds}")
-    root = manifest.parent if root is None else root
     features = FeatureConfig(
         bins=bins,
         fps=fps,
@@ -141,21 +147,20 @@ def prepare(
         face_margin=face_margin,
         detector=load_detector(detector).name,
     )
-    rows = read_manifest(manifest)
-    if not root.is_dir():
-        raise FileNotFoundError(f"root must be a folder, got {root}")
-    rows = refuse_same_files(rows, root)
-    speakers = rows.shared_speakers()
+    listing = list_clips(find_corpus(corpus), root, pairs("merge", merge), items(classes))
+    speakers = [*shared_speakers((r.speaker, r.split) for r in listing.rows if not r.fault)]
     if speakers:
         some = ", ".join(speakers[:5]) + (", ..." if len(speakers) > 5 else "")
         print(f"warning: speakers in more than one split: {some}", file=sys.stderr)
     with one_writer(out, "avemo prepare"):
-        work = _Work(out, rows, features, max_seconds)
+        work = _Work(out, listing, features, max_seconds)
         resumed = work.run(root, detector, workers)
         report = work.report(resumed, time.monotonic() - start)
     print(report)
     if not report.done:
-        raise PrepareError(f"none of the {len(rows.rows)} clips could be used; see {out / ERRORS}")
+        raise PrepareError(
+            f"none of the {len(listing.rows)} clips could be used; see {out / ERRORS}"
+        )
     return report
 
 
@@ -163,11 +168,11 @@ class _Work:
     """The folder of a cache while it is made."""
 
     def __init__(
-        self, out: Path, manifest: Manifest, features: FeatureConfig, max_seconds: float
+        self, out: Path, listing: Listing, features: FeatureConfig, max_seconds: float
     ) -> None:
         self.out = out
         self.parts = out / _PARTS
-        self.rows = manifest.rows
+        self.rows = listing.rows
         self.features = features
         self.max_seconds = max_seconds
         self.groups = [
@@ -180,7 +185,7 @@ class _Work:
                 **features.to_dict(),
                 "max_seconds": max_seconds,
                 "shard_rows": _SHARD_ROWS,
-                "manifest": manifest.digest,
+                "clips": listing.digest,
             }
         )
 
@@ -316,7 +321,7 @@ class _Work:
         clips, errors = deque(clips), deque(errors)
         found: dict[int, Settled] = {}
         for row in rows:
-            path = self.rows[row].path
+            path = self.rows[row].name
             if clips and clips[0].path == path:
                 found[row] = clips.popleft()
             elif errors and errors[0][0] == path:
@@ -352,7 +357,7 @@ class _Work:
             elif locate(root, self.rows[row].path) is None:
                 yield row, _LINKED
             else:
-                good.append((row, self.rows[row].path))
+                good.append((row, self.rows[row]))
         for (row, _), result in process_all(
             good,
             _worker_setup,
@@ -406,7 +411,7 @@ class _Work:
         """The clips, and the errors with their paths; `_by_row` puts them together again."""
         clips = [what for what in settled.values() if isinstance(what, ClipInfo)]
         errors = [
-            (self.rows[row].path, what) for row, what in settled.items() if isinstance(what, str)
+            (self.rows[row].name, what) for row, what in settled.items() if isinstance(what, str)
         ]
         return clips, errors
 
@@ -465,7 +470,7 @@ def _readable(shards: Shards, what: Settled) -> bool:
 
 def _worker_setup(
     root: Path, features: FeatureConfig, detector: Path | None, max_seconds: float, parts: Path
-) -> Callable[[tuple[int, str]], str | WriteError | None]:
+) -> Callable[[tuple[int, Row]], str | WriteError | None]:
     import cv2
 
     from avemo.data.faces import load_detector
@@ -482,7 +487,7 @@ def _worker_setup(
 
 
 def _prepare_clip(
-    item: tuple[int, str],
+    item: tuple[int, Row],
     *,
     root: Path,
     features: FeatureConfig,
@@ -491,16 +496,18 @@ def _prepare_clip(
     parts: Path,
 ) -> str | WriteError | None:
     """Puts a clip's arrays into its part; gives the reason if it has none."""
-    row, name = item
-    path = locate(root, name)
+    number, row = item
+    path = locate(root, row.path)
     if path is None:
         return _LINKED
     try:
-        clip = extract(path, features, detector, max_seconds=max_seconds)
+        clip = extract(
+            path, features, detector, max_seconds=max_seconds, needs=row.streams, cut=row.cut
+        )
     except Exception as error:
         return str(refusal(error))
     try:
-        _save_clips(_clip_part(parts, row), [clip])
+        _save_clips(_clip_part(parts, number), [clip])
     except WriteError as error:  # no fault of the clip: the run ends with it
         return error
     return None
@@ -523,9 +530,10 @@ def _load_part(path: Path) -> Clip:
 
 def _info(row: Row, shard: str, audio: int, video: int, clip: Clip) -> ClipInfo:
     return ClipInfo(
-        row.path,
+        row.name,
         row.label,
         row.speaker,
+        row.group,
         row.split,
         shard,
         audio_offset=audio,

@@ -9,8 +9,11 @@ _CV2_NO_MEMORY = -4
 REASONS = {
     # The row of the manifest.
     "no path": "fill in the column `path`",
-    "no label": "fill in the column `label`",
+    "no label": "fill in the column `label`; of other corpora leave the file out",
     "unknown split": "write train, val or test",
+    "unknown stream": "write audio, video, or both",
+    "unknown half": "write left or right",
+    "no such stretch": "write start and end in seconds, the end after the start",
     "duplicate": "leave one of the rows out",
     "path outside of the root": "copy the file into the root, or give a root above it",
     # The file.
@@ -26,6 +29,7 @@ REASONS = {
     "damaged audio": "get the file again",
     "no decoder": "convert it (ffmpeg -i FILE clip.mp4)",
     # What is in it.
+    "outside of the file": "check the times, and that the file is whole",
     "no video stream": "this model needs a picture too",
     "no audio stream": "this model needs sound too",
     "too short": "give at least 0.2 s",

@@ -88,6 +88,24 @@ def test_the_output_folder_is_told_by_name() -> None:
     assert end.value.code == 2
 
 
+def test_what_is_told_by_its_place_may_be_told_by_its_name() -> None:
+    def command(first: str, second: Path, *, out: Path) -> Any:
+        """Does something."""
+        return first, second, out
+
+    expected = "a", Path("b"), Path("c")
+    for arguments in (
+        ["a", "b", "--out", "c"],
+        ["a", "--second", "b", "--out", "c"],
+        ["--second=b", "--out", "c", "a"],
+        ["--out", "c", "--first", "a", "--second", "b"],
+    ):
+        assert cli._call(command, "x", arguments, False) == expected
+    with pytest.raises(SystemExit) as end:
+        cli._call(command, "x", ["a", "b", "--second", "b", "--out", "c"], False)
+    assert end.value.code == 2
+
+
 def test_print_config_shows_all_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     import yaml
 
@@ -121,7 +139,9 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["evaluate", "no.safetensors", "cache"], "no checkpoint at no.safetensors"),
         (["train", "--config", "huge"], "no configuration 'huge': .*(full, small), and no system"),
         (["train", "--data.cache", "nowhere"], "no finished cache in nowhere"),
-        (["prepare", "no.csv", "--out", "cache"], "no.csv"),
+        (["prepare", "no.csv", ".", "--out", "cache"], "no.csv"),
+        (["prepare", "manifest", ".", "--out", "cache"], "manifest.csv"),
+        (["prepare", "iemocat", ".", "--out", "cache"], "no corpus 'iemocat'; expected one of "),
         (["synth", "--out", "corpus", "--clips", "1"], "clips=1: expected at least 12"),
     ],
 )

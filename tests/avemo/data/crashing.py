@@ -60,7 +60,7 @@ def crashing_clips(root, features, detector, max_seconds, parts):
     task = _worker_setup(root, features, detector, max_seconds, parts)
 
     def crash(item):
-        if "crash" in item[1]:
+        if "crash" in item[1].path:
             os.kill(os.getpid(), signal.SIGSEGV)
         return task(item)
 

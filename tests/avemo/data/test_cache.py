@@ -32,7 +32,7 @@ def stored(tmp_path: Path) -> tuple[Path, list[tuple[np.ndarray, ...]]]:
             split = ("train", "val", "train")[len(infos)]
             infos.append(
                 ClipInfo(
-                    f"{len(infos)}.mp4", f"c{2 - len(infos)}", "s", split, f"{shard}.safetensors",
+                    f"{len(infos)}.mp4", f"c{2 - len(infos)}", "s", "", split, f"{shard}.safetensors",
                     audio, audio_length, video, video_length,
                 )
             )  # fmt: skip

@@ -155,7 +155,7 @@ def test_opencv_without_cascades_is_told_at_once(
     faces._haar_cascade.cache_clear()
     words = r"has no Haar cascades; install 4\.10 or a later 4\.x .* or give a YuNet model"
     with pytest.raises(ValueError, match=words):
-        prepare(tmp_path / "none.csv", out=tmp_path / "cache")
+        prepare("manifest", tmp_path, out=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 

@@ -79,7 +79,7 @@ def test_nothing_that_is_compiled_at_its_first_import_stands_in_the_way(tmp_path
         "import sys\n"
         "from avemo.cli import run\n"
         "run(['synth', '--out', sys.argv[1] + '/corpus', '--clips', '12', '--classes', '4', '--workers', '1'])\n"
-        "run(['prepare', sys.argv[1] + '/corpus/manifest.csv', '--out', sys.argv[1] + '/cache', '--workers', '1'])\n"
+        "run(['prepare', 'manifest', sys.argv[1] + '/corpus', '--out', sys.argv[1] + '/cache', '--workers', '1'])\n"
         "assert not {'librosa', 'numba'} & sys.modules.keys()\n"
     )
     home = {"HOME": str(tmp_path / "home"), "NUMBA_CACHE_DIR": str(tmp_path / "compiled")}

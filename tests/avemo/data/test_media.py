@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from avemo.data.media import _Clock, _sdr_levels, read_footage
+from avemo.data.media import Cut, _Clock, _sdr_levels, read_footage
 from avemo.data.reasons import MediaError
 from tests.avemo.data.media_files import (
     carphone,
@@ -79,6 +79,87 @@ def test_formats(tmp_path: Path, name: str, rate: int, options: dict) -> None:
     assert amplitude(middle, 500.0) == pytest.approx(0.25, rel=0.06)  # LAME takes off 5 percent
     grey = frames[:1].astype(float) @ [0.299, 0.587, 0.114]
     assert np.abs(footage.frames[0] - grey[0]).mean() < 6
+
+
+CONTAINERS = {
+    "counted.avi": {"video_codec": "mpeg4", "audio_codec": "pcm_s16le"},
+    "key_frames.avi": {
+        "video_codec": "mjpeg",
+        "audio_codec": "pcm_s16le",
+        "pixel_format": "yuvj420p",
+    },
+    "b_frames.avi": {
+        "video_codec": "mpeg4",
+        "audio_codec": "libmp3lame",
+        "video_options": {"bf": "2"},
+    },
+    "b_frames.mp4": {"video_options": {"bf": "2", "preset": "fast"}},
+    "plain.mkv": {"audio_codec": "flac"},
+    "flash.flv": {"video_codec": "flv", "audio_codec": "libmp3lame"},
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_cuts_are_what_the_whole_has_there(tmp_path: Path, name: str) -> None:
+    """Pictures and sound of each cut are those of the whole file, read at the rate of the file."""
+    rng = np.random.default_rng(0)
+    count, rate = 90, 44100
+    frames = np.repeat(rng.integers(0, 256, (count, 6, 8, 1), np.uint8), 8, 1).repeat(8, 2)
+    frames = np.repeat(frames, 3, 3)
+    sound = rng.normal(0, 0.1, round(count / 25 * rate)).astype(np.float32)
+    options = {"video_options": {}, **CONTAINERS[name]}
+    options["video_options"] = options["video_options"] | {"g": "12"}
+    path = write_media(tmp_path / name, frames, sound, rate=rate, **options)
+    whole = read(path, fps=25.0)
+    for first, last in ((0, 10), (7, 31), (41, 48), (60, 88)):
+        cut = read(path, fps=25.0, cut=Cut(first / 25, last / 25))
+        assert cut.start == 0.0
+        np.testing.assert_array_equal(cut.frames, whole.frames[first:last])
+        at, end = (round(n / 25 * RATE) for n in (first, last))
+        # The resampler begins elsewhere, and a codec that looks back knows less of what was before.
+        apart = cut.waveform[RATE // 50 :] - whole.waveform[at + RATE // 50 : end]
+        assert np.abs(apart).max() < 2e-3, (first, last)
+    rest = read(path, fps=25.0, cut=Cut(70 / 25))
+    np.testing.assert_array_equal(rest.frames, whole.frames[70:])
+
+
+def test_a_cut_of_sound_alone(tmp_path: Path) -> None:
+    sound = np.concatenate([tone(1.0, hertz=300), tone(1.0, hertz=700)])
+    path = write_media(tmp_path / "a.wav", None, sound, audio_codec="pcm_s16le")
+    cut = read(path, cut=Cut(1.2, 1.8), needs=("audio",))
+    assert len(cut.waveform) == pytest.approx(0.6 * RATE, abs=RATE / 12.5)
+    assert amplitude(cut.waveform, 700) > 0.24 > 0.01 > amplitude(cut.waveform, 300)
+
+
+@pytest.mark.parametrize("turn", [None, 90, 180, 270])
+def test_half_of_the_picture(tmp_path: Path, turn: int | None) -> None:
+    """Of the upright picture; scaled down by the size of the half."""
+    upright = np.zeros((8, 96, 128, 3), np.uint8)
+    upright[:, :, 64:] = 200
+    stored = np.rot90(upright, -(turn or 0) // 90, axes=(1, 2))
+    path = write_media(tmp_path / "a.mp4", stored, tone(0.32), rotation=turn)
+    whole = read(path, largest_side=128).frames
+    assert whole.shape[1:] == (96, 128)
+    for half, level in (("left", 0), ("right", 200)):
+        frames = read(path, largest_side=96, cut=Cut(half=half)).frames
+        assert frames.shape[1:] == (96, 64)
+        assert np.abs(frames[:, :, 4:-4].astype(int) - level).max() < 8
+
+
+@pytest.mark.parametrize(
+    ("cut", "words"),
+    [
+        (Cut(0.4, 1.7), "0.4 to 1.7 s of a file of 1.0 s"),
+        (Cut(0.9), "0.9 to 1 s of a file of 1.0 s"),
+        (Cut(5.0, 6.0), "5 to 6 s of a file of 1.0 s"),
+    ],
+)
+def test_a_cut_outside_of_the_file(tmp_path: Path, cut: Cut, words: str) -> None:
+    path = write_clip(tmp_path / "a.mp4")
+    assert read_error(path, cut=cut) == (
+        f"outside of the file: {words}; check the times, and that the file is whole"
+    )
+    assert len(read(path, cut=Cut(0.4, 1.4)).frames) == 8  # what may be missing at the end
 
 
 def test_variable_frame_rate(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def unbroken(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("unbroken") / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare_module, "_SHARD_ROWS", SHARD_ROWS)
-        report = prepare(corpus / "manifest.csv", out=out, workers=2, **SETTINGS)
+        report = prepare("manifest", corpus, out=out, workers=2, **SETTINGS)
     assert report.done == GOOD
     return out
 
@@ -139,7 +139,7 @@ def test_cache_holds_what_extract_gives(corpus: Path, unbroken: Path) -> None:
 
 
 def test_number_of_workers_changes_nothing(corpus: Path, unbroken: Path, tmp_path: Path) -> None:
-    prepare(corpus / "manifest.csv", out=tmp_path / "cache", workers=1, **SETTINGS)
+    prepare("manifest", corpus, out=tmp_path / "cache", workers=1, **SETTINGS)
     assert contents(tmp_path / "cache") == contents(unbroken)
 
 
@@ -149,9 +149,9 @@ def test_kill_and_resume(corpus: Path, unbroken: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from avemo.data import prepare as p\n"
         f"p._SHARD_ROWS = {SHARD_ROWS}\n"
-        "p.prepare(Path(sys.argv[1]), out=Path(sys.argv[2]), workers=1, face_size=32, bins=40)"
+        "p.prepare('manifest', Path(sys.argv[1]), out=Path(sys.argv[2]), workers=1, face_size=32, bins=40)"
     )
-    command = [sys.executable, "-c", code, str(root / "manifest.csv"), str(out)]
+    command = [sys.executable, "-c", code, str(root), str(out)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 600
@@ -170,7 +170,7 @@ def test_kill_and_resume(corpus: Path, unbroken: Path, tmp_path: Path) -> None:
     assert 0 < len(good) < GOOD
     for number in good:
         (root / rows[number]).unlink(missing_ok=True)
-    report = prepare(root / "manifest.csv", out=out, workers=2, **SETTINGS)
+    report = prepare("manifest", root, out=out, workers=2, **SETTINGS)
     assert report.resumed >= len(settled)
     assert contents(out) == contents(unbroken)
 
@@ -186,7 +186,7 @@ def test_finished_cache_is_left_alone(
     corpus: Path, unbroken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(unbroken)
-    report = prepare(corpus / "manifest.csv", out=unbroken, **SETTINGS)
+    report = prepare("manifest", corpus, out=unbroken, **SETTINGS)
     assert report.done == GOOD
     assert report.errors["path outside of the root"] == 3
     assert contents(unbroken) == before
@@ -196,29 +196,28 @@ def test_finished_cache_is_left_alone(
 
 
 def test_other_settings_are_named(corpus: Path, unbroken: Path, tmp_path: Path) -> None:
-    manifest = corpus / "manifest.csv"
     with pytest.raises(ValueError, match="bins is 40 there and 20 now"):
-        prepare(manifest, out=unbroken, **{**SETTINGS, "bins": 20})
+        prepare("manifest", corpus, out=unbroken, **{**SETTINGS, "bins": 20})
     with pytest.raises(ValueError, match="face_size is 32 there and 64 now"):
-        prepare(manifest, out=unbroken, bins=40)
+        prepare("manifest", corpus, out=unbroken, bins=40)
     other = tmp_path / "manifest.csv"
-    other.write_text(manifest.read_text() + "more.mp4,sad,s1,train,\n")
-    with pytest.raises(ValueError, match="manifest is"):
-        prepare(other, root=corpus, out=unbroken, **SETTINGS)
+    other.write_text((corpus / "manifest.csv").read_text() + "more.mp4,sad,s1,train,\n")
+    with pytest.raises(ValueError, match="clips is"):
+        prepare(str(other), corpus, out=unbroken, **SETTINGS)
 
 
 def test_bad_arguments(corpus: Path, tmp_path: Path) -> None:
-    manifest, out = corpus / "manifest.csv", tmp_path / "cache"
+    out = tmp_path / "cache"
     with pytest.raises(ValueError, match="bins must divide 200, got 33"):
-        prepare(manifest, out=out, bins=33)
+        prepare("manifest", corpus, out=out, bins=33)
     with pytest.raises(ValueError, match="workers must be at least 1"):
-        prepare(manifest, out=out, workers=0)
+        prepare("manifest", corpus, out=out, workers=0)
     with pytest.raises(FileNotFoundError, match="manifest must be a CSV file"):
-        prepare(tmp_path / "none.csv", out=out)
+        prepare(str(tmp_path / "none.csv"), corpus, out=out)
     with pytest.raises(FileNotFoundError, match="root must be a folder"):
-        prepare(manifest, root=tmp_path / "none", out=out)
+        prepare("manifest", tmp_path / "none", out=out)
     with pytest.raises(ValueError, match="YuNet"):
-        prepare(manifest, out=out, detector=tmp_path / "none.onnx")
+        prepare("manifest", corpus, out=out, detector=tmp_path / "none.onnx")
     assert not out.exists()
 
 
@@ -226,11 +225,11 @@ def test_all_clips_fail(tmp_path: Path) -> None:
     manifest = tmp_path / "manifest.csv"
     manifest.write_text("path,label,split\na.mp4,sad,train\nb.mp4,,train\n")
     with pytest.raises(PrepareError, match="none of the 2 clips could be used"):
-        prepare(manifest, out=tmp_path / "cache", workers=1)
+        prepare("manifest", tmp_path, out=tmp_path / "cache", workers=1)
     reasons = [category_of(row["reason"]) for row in read_rows(tmp_path / "cache" / "errors.csv")]
     assert reasons == ["no such file", "no label"]
     write_clip(tmp_path / "a.mp4")  # put right, the next try starts afresh
-    assert prepare(manifest, out=tmp_path / "cache", workers=1).done == 1
+    assert prepare("manifest", tmp_path, out=tmp_path / "cache", workers=1).done == 1
 
 
 def test_crashing_decoder(
@@ -244,7 +243,7 @@ def test_crashing_decoder(
             f"{name}.mp4,{'sad' if name == 'a' else 'happy'},s,{'test' if name == 'a' else 'train'}"
         )
     (tmp_path / "manifest.csv").write_text("\n".join(rows))
-    report = prepare(tmp_path / "manifest.csv", out=tmp_path / "cache", workers=1)
+    report = prepare("manifest", tmp_path, out=tmp_path / "cache", workers=1)
     assert report.errors == {"decoder crashed": 1}
     assert [c.label for c in ClipCache(tmp_path / "cache").clips] == ["sad", "happy"]
     assert "speakers in more than one split: s" in capsys.readouterr().err
@@ -252,7 +251,7 @@ def test_crashing_decoder(
 
 def _anew(corpus: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """Prepares into a folder that has a cache; gives what it warns of."""
-    assert prepare(corpus / "manifest.csv", out=out, workers=1, **SETTINGS).done == GOOD
+    assert prepare("manifest", corpus, out=out, workers=1, **SETTINGS).done == GOOD
     return capsys.readouterr().err
 
 
@@ -314,14 +313,14 @@ def test_a_file_that_has_changed_is_prepared_anew(
     manifest, out = tmp_path / "m.csv", tmp_path / "cache"
     manifest.write_text("path,label,split\nx.mp4,happy,train\ny.mp4,happy,train\n")
     for root in roots:
-        assert prepare(manifest, root=root, out=out, workers=1, **SETTINGS).done == 1
+        assert prepare(str(manifest), root, out=out, workers=1, **SETTINGS).done == 1
         direct = extract(root / "x.mp4", FeatureConfig(**SETTINGS))
         np.testing.assert_array_equal(ClipCache(out)[0].audio, direct.audio)
     shutil.copy(roots[0] / "x.mp4", roots[1] / "y.mp4")  # what was missing is there now
     capsys.readouterr()
-    assert prepare(manifest, root=roots[1], out=out, workers=1, **SETTINGS).done == 2
+    assert prepare(str(manifest), roots[1], out=out, workers=1, **SETTINGS).done == 2
     assert "warning: 1 of the 2 clips" in capsys.readouterr().err
-    assert prepare(manifest, root=roots[1], out=out, workers=1, **SETTINGS).resumed == 2
+    assert prepare(str(manifest), roots[1], out=out, workers=1, **SETTINGS).resumed == 2
     assert not capsys.readouterr().err
 
 
@@ -334,11 +333,11 @@ def test_a_start_that_failed_is_in_nobodys_way(
     manifest.write_text("path,label,split\nx.mp4,happy,train\n")
     monkeypatch.setattr(prepare_module, "_worker_setup", crashing.full_disk)
     with pytest.raises(WriteError, match=r"cannot write .*000000000.safetensors: No space left"):
-        prepare(manifest, out=out, workers=1, bins=20)
+        prepare(str(manifest), tmp_path, out=out, workers=1, bins=20)
     monkeypatch.undo()
-    assert prepare(manifest, out=out, workers=1, bins=40).done == 1
+    assert prepare(str(manifest), tmp_path, out=out, workers=1, bins=40).done == 1
 
 
 def test_a_second_prepare_into_the_same_folder_is_refused(corpus: Path, unbroken: Path) -> None:
     with one_writer_elsewhere(unbroken), pytest.raises(FolderInUseError, match="avemo prepare"):
-        prepare(corpus / "manifest.csv", out=unbroken, **SETTINGS)
+        prepare("manifest", corpus, out=unbroken, **SETTINGS)

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from avemo.data import limits
+from avemo.data.corpora.listing import checked
+from avemo.data.corpora.manifest import read_manifest
 from avemo.data.features import FeatureConfig, extract
-from avemo.data.manifest import read_manifest
+from avemo.data.media import Cut
 from avemo.data.reasons import REASONS, MediaError, reason, refusal
 from avemo.data.worker import ended, process_all
 from tests.avemo.data import crashing
@@ -26,8 +28,9 @@ def refused(path: Path, **options) -> str:
 
 
 def fault(folder: Path, row: str) -> str:
-    (folder / "m.csv").write_text(f"path,label,split\na.mp4,sad,train\n{row}\n")
-    return read_manifest(folder / "m.csv").rows[1].fault
+    columns = "path,label,split,start,end,half,streams"
+    (folder / "m.csv").write_text(f"{columns}\na.mp4,sad,train\n{row}\n")
+    return checked(read_manifest(folder / "m.csv").rows, folder)[1].fault
 
 
 def spoilt(folder: Path, kind: str) -> Path:
@@ -94,6 +97,9 @@ MAKERS: dict[str, Callable[[Path], str]] = {
     "no path": lambda f: fault(f, ",sad,train"),
     "no label": lambda f: fault(f, "b.mp4,,train"),
     "unknown split": lambda f: fault(f, "b.mp4,sad,dev"),
+    "unknown stream": lambda f: fault(f, "b.mp4,sad,train,,,,smell"),
+    "unknown half": lambda f: fault(f, "b.mp4,sad,train,,,top,"),
+    "no such stretch": lambda f: fault(f, "b.mp4,sad,train,2,1,,"),
     "duplicate": lambda f: fault(f, "./a.mp4,sad,train"),
     "path outside of the root": lambda f: fault(f, "../a.mp4,sad,train"),
     "no such file": lambda f: refused(f / "none.mp4"),
@@ -113,6 +119,7 @@ MAKERS: dict[str, Callable[[Path], str]] = {
         write_media(f / "a.wav", None, tone(1.0), audio_codec="pcm_s16le")
     ),
     "no audio stream": lambda f: refused(write_media(f / "a.mp4", no_face(25), None)),
+    "outside of the file": lambda f: refused(write_clip(f / "a.mp4"), cut=Cut(0.5, 2.0)),
     "too short": lambda f: refused(write_clip(f / "a.mp4", seconds=0.12)),
     "too long": lambda f: refused(write_clip(f / "a.mp4"), max_seconds=0.5),
     "too large": lambda f: refused(huge(f)),

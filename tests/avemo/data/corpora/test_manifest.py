@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from avemo.data.manifest import locate, read_manifest, refuse_same_files
+from avemo.data.corpora.listing import checked, locate, shared_speakers
+from avemo.data.corpora.manifest import read_manifest
+from avemo.data.media import WHOLE, Cut
 from avemo.data.reasons import category_of, reason
 
 
@@ -32,8 +34,8 @@ def test_rows_and_their_faults(tmp_path: Path) -> None:
             ",val,sad,d.mp4,1",
         ]
     )
-    manifest = read_manifest(write(tmp_path / "m.csv", text))
-    faults = [row.fault for row in manifest.rows]
+    rows = checked(read_manifest(write(tmp_path / "m.csv", text)).rows, tmp_path)
+    faults = [row.fault for row in rows]
     assert faults[2].startswith("unknown split: 'dev'; write train, val or test")
     assert faults[4].startswith("duplicate: also in row 1;")
     assert [category_of(fault) for fault in faults] == [
@@ -49,15 +51,17 @@ def test_rows_and_their_faults(tmp_path: Path) -> None:
         "no path",
         "",
     ]
-    assert manifest.rows[0].path == "a, b/ä.mp4"
-    assert manifest.rows[10].speaker == ""
+    assert rows[0].path == "a, b/ä.mp4"
+    assert rows[10].speaker == ""
 
 
 def test_speakers_in_two_splits(tmp_path: Path) -> None:
     text = (
         "path,label,speaker,split\na,x,s1,train\nb,x,s2,train\nc,x,s2,test\nd,x,,test\ne,x,,val\n"
     )
-    assert read_manifest(write(tmp_path / "m.csv", text)).shared_speakers() == ["s2"]
+    rows = read_manifest(write(tmp_path / "m.csv", text)).rows
+    shared = shared_speakers((row.speaker, row.split) for row in rows)
+    assert shared == {"s2": ["train", "test"]}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +140,44 @@ def test_one_file_is_one_clip(tmp_path: Path) -> None:
     names = ["a.mp4", "./a.mp4", "b//c.mp4", "b/./c.mp4", "soft.mp4", "d/c.mp4", "hard.mp4"]
     names += ["none.mp4", "b/none.mp4"]
     text = "path,label,split\n" + "".join(f"{name},sad,train\n" for name in names)
-    manifest = refuse_same_files(read_manifest(write(tmp_path / "m.csv", text)), tmp_path)
+    rows = checked(read_manifest(write(tmp_path / "m.csv", text)).rows, tmp_path)
     first, second = (reason("duplicate", f"also in row {row}") for row in (1, 3))
-    faults = [row.fault for row in manifest.rows]
+    faults = [row.fault for row in rows]
     assert faults == ["", first, "", second, first, second, first, "", ""]
+
+
+def test_parts_of_files(tmp_path: Path) -> None:
+    """A file may be several clips, told apart by their times, or one of its streams or halves."""
+    text = "path,label,split,group,start,end,half,streams\n" + "\n".join(
+        [
+            "a.avi,sad,train,one,0.5,2,left,",
+            "a.avi,sad,train,one,2,4.25,,video audio",
+            "a.avi,sad,train,one,0.5,2.0,left,",
+            "a.avi,sad,train,one,4.25,,,",
+            "b.wav,sad,train,one,,,,audio",
+            "c.avi,sad,train,one,3,2,,",
+            "c.avi,sad,train,one,-1,2,,",
+            "c.avi,sad,train,one,soon,2,,",
+            "c.avi,sad,train,one,nan,2,,",
+            "c.avi,sad,train,one,1,2,top,",
+            "c.avi,sad,train,one,2,3,,smell",
+        ]
+    )
+    rows = checked(read_manifest(write(tmp_path / "m.csv", text)).rows, tmp_path)
+    assert [row.cut for row in rows[:2]] == [Cut(0.5, 2.0, "left"), Cut(2.0, 4.25)]
+    assert [row.cut for row in rows[3:5]] == [Cut(4.25), WHOLE]
+    assert [row.name for row in rows[:5]] == [
+        "a.avi#0.5-2",
+        "a.avi#2-4.25",
+        "a.avi#0.5-2.0",
+        "a.avi#4.25",
+        "b.wav",
+    ]
+    assert [row.streams for row in rows[1:5:3]] == [("audio", "video"), ("audio",)]
+    assert {row.group for row in rows} == {"one"}
+    assert [category_of(row.fault) for row in rows] == [
+        *("", "", "duplicate", "", ""),
+        *["no such stretch"] * 4,
+        "unknown half",
+        "unknown stream",
+    ]

@@ -1,0 +1,41 @@
+"""What a corpus is to the commands: how it is read, and what its authors say is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from avemo.data.corpora.listing import Listing
+
+ANY = "any"
+"""In place of a split where a corpus has no official ones."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a corpus has by its authors.
+
+    Attributes:
+        clips: their number by split (:data:`ANY` where there are no official ones) and label.
+        speakers: their number, if it is known.
+    """
+
+    clips: Mapping[str, Mapping[str, int]]
+    speakers: int | None = None
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One of the corpora that `avemo prepare` knows.
+
+    Attributes:
+        read: lists the clips of a root; raises FileNotFoundError or ValueError, in one line, where it
+            is no such corpus at all. All else that is wrong is told of in the listing.
+        classes: those that are taken unless others are asked for; all if there are none.
+        published: what should be there.
+    """
+
+    read: Callable[[Path], Listing]
+    classes: tuple[str, ...] = ()
+    published: Published = field(default_factory=lambda: Published({}))
