@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from avemo.data.cache import ClipCache
 from avemo.data.features import Clip, FeatureConfig
 from avemo.data.inputs import Sample, collate, to_sample
 
-Key = tuple[int, int]
-"""Epoch and place in the cache: all that a training sample depends on, apart from the seed."""
+Key = tuple[int, int, int]
+"""Epoch, place in the cache and how often the clip came in this epoch before: all that a training sample depends on,
+apart from the seed."""
 
 
 class ClipDataModule(L.LightningDataModule):
@@ -38,6 +40,9 @@ class ClipDataModule(L.LightningDataModule):
         drop_last: leave out the last batch of a training epoch if it is not full.
         num_workers: processes that read ahead; 0 reads in the main one, which is enough, as a clip
             costs a copy.
+        balanced: draw every class equally often in training. An epoch has as many clips as without;
+            those of rare classes come several times, changed anew each time, and of frequent
+            classes every epoch draws others.
 
     Attributes:
         cache: the opened :class:`ClipCache`.
@@ -59,6 +64,7 @@ class ClipDataModule(L.LightningDataModule):
         augment: AugmentConfig | None = None,
         drop_last: bool = False,
         num_workers: int = 0,
+        balanced: bool = False,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -78,14 +84,28 @@ class ClipDataModule(L.LightningDataModule):
         self.augment = augment or AugmentConfig()
         self.drop_last = drop_last
         self.num_workers = num_workers
+        self.balanced = balanced
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled batches of the training split."""
-        indices = self._indices("train")
+        indices, labels = self._training_labels()
         dataset = _TrainingClips(self.cache, self.seed, self.max_seconds, self.augment)
-        return ResumableLoader(
-            dataset, EpochSampler(indices, self.seed), **self._options(self.drop_last)
+        order = EpochSampler(indices, self.seed, labels if self.balanced else None)
+        return ResumableLoader(dataset, order, **self._options(self.drop_last))
+
+    def class_weights(self) -> NDArray[np.float32]:
+        """The inverse of how many training clips each class has, (classes,), 1 in the mean over clips; 0 where none."""
+        _, labels = self._training_labels()
+        counts = np.bincount(labels, minlength=len(self.classes))
+        present = np.count_nonzero(counts)
+        return np.where(counts, len(labels) / (present * np.maximum(counts, 1)), 0).astype(
+            np.float32
         )
+
+    def _training_labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Places of the training clips in the cache, and their classes."""
+        indices = self._indices("train")
+        return indices, np.array([self.cache.label(int(index)) for index in indices])
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Batches of the validation split, in the manifest's order."""
@@ -126,11 +146,18 @@ class EpochSampler(Sampler[Key]):
     Args:
         indices: places in the cache.
         seed: of the order.
+        labels: classes of `indices`, to draw each equally often; None draws every clip once.
     """
 
-    def __init__(self, indices: NDArray[np.int64], seed: int) -> None:
+    def __init__(
+        self,
+        indices: NDArray[np.int64],
+        seed: int,
+        labels: NDArray[np.int64] | None = None,
+    ) -> None:
         self.indices = indices
         self.seed = seed
+        self.labels = labels
         self.epoch = 0
         self.skip = 0  # keys of the next pass that were seen before
 
@@ -142,9 +169,25 @@ class EpochSampler(Sampler[Key]):
         return len(self.indices)
 
     def __iter__(self) -> Iterator[Key]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.indices)
-        for index in order[self.skip :]:
-            yield self.epoch, int(index)
+        rng = np.random.default_rng([self.seed, self.epoch])
+        chosen = self.indices if self.labels is None else self._balanced(rng, self.labels)
+        before: Counter[int] = Counter()
+        for place, index in enumerate(rng.permutation(chosen).tolist()):
+            if place >= self.skip:
+                yield self.epoch, index, before[index]
+            before[index] += 1
+
+    def _balanced(self, rng: np.random.Generator, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """As many places as there are, those of each class as often as of any other, give or take one."""
+        classes = rng.permutation(np.unique(labels))
+        places = []
+        for turn, label in enumerate(classes):
+            wanted = (len(labels) + turn) // len(classes)
+            members = rng.permutation(self.indices[labels == label])
+            places.append(
+                np.resize(members, wanted)
+            )  # from the beginning again where they are too few
+        return np.concatenate(places)
 
 
 class ResumableLoader(DataLoader[Batch]):
@@ -184,8 +227,8 @@ class _TrainingClips(Dataset[Any]):
         self.cache, self.seed, self.max_seconds, self.config = cache, seed, max_seconds, config
 
     def __getitem__(self, key: Key) -> Sample:
-        epoch, index = key
-        rng = np.random.default_rng([self.seed, epoch, index])
+        epoch, index, before = key
+        rng = np.random.default_rng([self.seed, epoch, index, *([before] if before else [])])
         clip = crop_clip(self.cache[index], self.cache.features, self.max_seconds, rng.random())
         return augment(_sample(self.cache, index, clip), self.config, rng)
 

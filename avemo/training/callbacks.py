@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from avemo.data.features import FeatureConfig
@@ -16,11 +16,12 @@ class ModelCheckpoints(pl.Callback):
     """Writes `last.safetensors` after every epoch and `best.safetensors` after every best one.
 
     Best is the epoch of the highest unweighted accuracy on the validation split; of equals, the
-    one with the lower validation loss.
+    one with the lower validation loss. The weights are those that were scored, which are others than those
+    in training where these are averaged. After too many epochs without a best one it ends the run.
 
     Args:
         folder: where they go.
-        config: of the run, stored with the weights.
+        config: of the run, stored with the weights; its `trainer.patience` is how many are too many.
         classes: the emotions, in the order of the logits.
         features: what the clips were extracted with.
     """
@@ -38,14 +39,25 @@ class ModelCheckpoints(pl.Callback):
         self.features = features
         self.best: tuple[float, float] | None = None
         self.best_epoch: int | None = None
+        self.scored: dict[str, Tensor] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._end_early(trainer, trainer.current_epoch - 1)  # a run that had ended goes no further
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module.model, nn.Module)
+        self.scored = {
+            name: x.detach().cpu().clone() for name, x in pl_module.model.state_dict().items()
+        }
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         reached = trainer.callback_metrics
         score = (reached["val/ua"].item(), -reached["val/loss"].item())
-        self._save("last", pl_module)
+        self._save("last")
         if self.best is None or score > self.best:
             self.best, self.best_epoch = score, trainer.current_epoch
-            self._save("best", pl_module)
+            self._save("best")
+        self._end_early(trainer, trainer.current_epoch)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "best_epoch": self.best_epoch}
@@ -54,10 +66,23 @@ class ModelCheckpoints(pl.Callback):
         self.best = state_dict["best"] and tuple(state_dict["best"])
         self.best_epoch = state_dict["best_epoch"]
 
-    def _save(self, name: str, module: pl.LightningModule) -> None:
+    def _save(self, name: str) -> None:
         path = self.folder / f"{name}.safetensors"
-        assert isinstance(module.model, nn.Module)
-        checkpoint.save(path, module.model, self.config, self.classes, self.features)
+        checkpoint.save(path, self.scored, self.config, self.classes, self.features)
+
+    def _end_early(self, trainer: pl.Trainer, epoch: int) -> None:
+        patience = self.config.trainer.patience
+        if patience is not None and self.best_epoch is not None:
+            trainer.should_stop = epoch - self.best_epoch >= patience
+
+
+def averaging(decay: float) -> pl.callbacks.WeightAveraging:
+    """Keeps a running average of all weights and statistics, and puts it in their place while they are validated.
+
+    Args:
+        decay: what a step leaves of the average: it moves by 1 - decay towards the weights.
+    """
+    return pl.callbacks.EMAWeightAveraging(decay=decay)
 
 
 class StepProgress(pl.callbacks.ProgressBar):

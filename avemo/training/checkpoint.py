@@ -7,6 +7,7 @@ read, so that a checkpoint from a stranger can do no harm.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,7 @@ class Checkpoint:
 
 def save(
     path: Path | str,
-    model: nn.Module,
+    model: nn.Module | Mapping[str, Tensor],
     config: TrainConfig,
     classes: tuple[str, ...],
     features: FeatureConfig,
@@ -56,13 +57,14 @@ def save(
 
     Args:
         path: the .safetensors file.
-        model: its state dict is written, from whatever device and backend.
+        model: its state dict is written, from whatever device and backend; or that itself.
         config: how it was trained.
         classes: the emotions, in the order of the logits.
         features: what its inputs were extracted with.
     """
     path = Path(path)
-    weights = {name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    weights = {name: x.detach().cpu().contiguous() for name, x in state.items()}
     description = {
         "version": _VERSION,
         "config": to_dict(config),

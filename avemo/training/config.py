@@ -23,6 +23,7 @@ class DataConfig:
         augment: random changes to training clips.
         drop_last: leave out the last batch of a training epoch if it is not full.
         num_workers: processes that read ahead; 0 reads in the training process.
+        balanced: draw every class equally often: of each epoch's clips as many as before, rare classes repeated.
     """
 
     cache: Path
@@ -31,18 +32,27 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     drop_last: bool = False
     num_workers: int = 0
+    balanced: bool = False
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW under a one-cycle schedule (warm-up, then cosine decay to nearly zero).
+    """The loss, AdamW, and its learning rate over time (`avemo.training.optimizer`).
 
     Attributes:
-        learning_rate: the highest of the cycle.
+        learning_rate: the highest.
         weight_decay: for weights; biases and normalisations are not decayed.
         warmup: share of all steps in which the rate rises.
-        gradient_clip: largest norm of all gradients together.
+        gradient_clip: largest norm of all gradients together; 0 leaves them as they are.
         label_smoothing: share of the target probability that is spread over all classes.
+        schedule: of the rate after it has risen. one_cycle: rises from a 25th of it and falls to nearly zero, each like
+            a cosine. cosine: rises in a line from zero, falls to zero like a cosine. step: rises in a line, and is
+            multiplied by `decay` at each of the `milestones`. constant: rises in a line, and stays.
+        milestones: of the schedule `step`, as shares of all steps.
+        decay: of the schedule `step`.
+        class_weights: weigh clips in the loss by the inverse of how many of their class there are, 1 on average.
+        ema: decay per step of a running average of the weights, which then is what is validated and kept; null keeps
+            the weights themselves.
     """
 
     learning_rate: float = 1e-3
@@ -50,6 +60,23 @@ class OptimizerConfig:
     warmup: float = 0.2
     gradient_clip: float = 1.0
     label_smoothing: float = 0.1
+    schedule: Literal["one_cycle", "cosine", "step", "constant"] = "one_cycle"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    decay: float = 0.1
+    class_weights: bool = False
+    ema: float | None = None
+
+    def __post_init__(self) -> None:
+        if not all(0 < share < 1 for share in self.milestones):
+            raise ValueError(
+                f"optimizer.milestones must lie between 0 and 1, got {self.milestones}"
+            )
+        if not self.gradient_clip >= 0:
+            raise ValueError(
+                f"optimizer.gradient_clip must not be negative, got {self.gradient_clip}"
+            )
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise ValueError(f"optimizer.ema must lie in [0, 1), got {self.ema}")
 
 
 @dataclass(frozen=True)
@@ -59,18 +86,27 @@ class TrainerConfig:
     Attributes:
         epochs: passes over the training split.
         accelerator: where to train; "auto" takes a GPU if there is one.
-        precision: arithmetic of the network.
+        precision: arithmetic of the network; 16-mixed scales the loss.
         checkpoint_minutes: what a kill may cost at most: within longer epochs the run is saved as well.
+        accumulate: batches whose gradients make one step; an epoch's last step takes what is left.
+        patience: end early after so many epochs without a best one; null goes through all.
+        compile: run the network through `torch.compile`; cuda_graphs also records its launches, for each shape of a
+            batch, and plays them back.
     """
 
     epochs: int = 40
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     checkpoint_minutes: float = 10.0
+    accumulate: int = 1
+    patience: int | None = None
+    compile: Literal["no", "default", "cuda_graphs"] = "no"
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"trainer.epochs must be at least 1, got {self.epochs}")
+        for name, least in (("epochs", 1), ("accumulate", 1), ("patience", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"trainer.{name} must be at least {least}, got {value}")
         if not self.checkpoint_minutes >= 0:
             raise ValueError(
                 f"trainer.checkpoint_minutes must not be negative, got {self.checkpoint_minutes}"

@@ -1,5 +1,6 @@
-"""One training and one validation step, the optimiser and its schedule."""
+"""One training and one validation step."""
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from avemo.data.batch import Batch
 from avemo.evaluation import metrics
 from avemo.training.config import OptimizerConfig
+from avemo.training.optimizer import build_optimizer, build_schedule
 
 
 class TrainingDivergedError(FloatingPointError):
@@ -26,17 +28,31 @@ class EmotionModule(pl.LightningModule):
         config: the optimiser.
         seed: dropout in a step follows from `seed` and the step's number alone, so that a resumed
             run draws the same masks as an unbroken one.
+        class_weights: float32 (classes,), what the clips of each class count in the loss of
+            training; None counts all alike.
     """
 
-    def __init__(self, model: nn.Module, classes: int, config: OptimizerConfig, seed: int) -> None:
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        classes: int,
+        config: OptimizerConfig,
+        seed: int,
+        class_weights: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.config = config
         self.seed = seed
         self.val_confusion = metrics.confusion_matrix(classes)
+        self.register_buffer("class_weights", class_weights, persistent=False)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        seed_step(self.seed, self.global_step)
+        # Batches count, not steps: several may make one, and each draws masks of its own.
+        of_one_step = self.trainer.accumulate_grad_batches
+        seed_step(self.seed, self.global_step * of_one_step + index % of_one_step)
         loss = self.loss(batch)
         if not torch.isfinite(loss):
             raise TrainingDivergedError(
@@ -64,7 +80,12 @@ class EmotionModule(pl.LightningModule):
 
     def criterion(self, logits: Tensor, labels: Tensor) -> Tensor:
         """What training minimises: logits (B, classes) and labels int64 (B,) to a scalar."""
-        return F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+        smoothing = self.config.label_smoothing
+        if self.class_weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        # The mean over clips: PyTorch's own weights would make it one over weights, which moves with the batch.
+        losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+        return (self.class_weights[labels] * losses).mean()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         scaled = self.trainer.precision == "16-mixed"
@@ -72,7 +93,8 @@ class EmotionModule(pl.LightningModule):
         # Not `estimated_stepping_batches`: to count, that opens the loader before a checkpoint has been read, and then
         # Lightning gives it no place to go on from (`findings/lightning_forgets_the_loaders_place.sh`).
         batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
-        steps = batches * int(self.trainer.max_epochs or 0)
+        steps = math.ceil(batches / self.trainer.accumulate_grad_batches)
+        steps *= int(self.trainer.max_epochs or 0)
         schedule = build_schedule(optimizer, self.config, steps)
         return {
             "optimizer": optimizer,
@@ -81,9 +103,10 @@ class EmotionModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the schedule's place from a checkpoint; its length is that of the run, which may have grown since."""
-        place = ("last_epoch", "_step_count", "_last_lr")
+        place = {"last_epoch", "_step_count", "_last_lr", "lr_lambdas"}
         checkpoint["lr_schedulers"] = [
-            {name: state[name] for name in place} for state in checkpoint["lr_schedulers"]
+            {name: value for name, value in state.items() if name in place}
+            for state in checkpoint["lr_schedulers"]
         ]
 
     def configure_gradient_clipping(
@@ -104,43 +127,3 @@ class EmotionModule(pl.LightningModule):
 def seed_step(seed: int, step: int) -> None:
     """Seeds PyTorch on all devices for one training step."""
     torch.manual_seed((seed << 32) + step)
-
-
-def build_optimizer(
-    model: nn.Module, config: OptimizerConfig, *, scaled: bool = False
-) -> torch.optim.AdamW:
-    """AdamW that decays matrices and kernels, but neither biases nor normalisations.
-
-    On a GPU it is the fused one, which takes all weights in a few launches. On a CPU that copies whatever is not
-    contiguous, weights of convolutions first of all, and takes ten times as long as the plain loop.
-
-    Args:
-        model: on the device that it will run on.
-        config: its settings.
-        scaled: whether a loss scaler works on the gradients, as in float16. A fused optimiser takes the scale out in
-            its step alone, and so after they are clipped: then it is none.
-    """
-    fused = not scaled and all(p.device.type == "cuda" for p in model.parameters())
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    return torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ],
-        lr=config.learning_rate,
-        fused=fused or None,  # None: as PyTorch likes
-    )
-
-
-def build_schedule(
-    optimizer: torch.optim.Optimizer, config: OptimizerConfig, steps: int
-) -> torch.optim.lr_scheduler.OneCycleLR:
-    """The one-cycle schedule of a run of `steps` steps."""
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=config.learning_rate,
-        total_steps=steps,
-        pct_start=config.warmup,
-        cycle_momentum=False,
-    )

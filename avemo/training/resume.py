@@ -18,12 +18,20 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from avemo.storage import write
+from avemo.training.config import TrainConfig, from_dict, to_dict
 
 _NAME, _BEFORE = "resume.ckpt", "resume.previous.ckpt"
 _KEY = "avemo"  # of what says whose file it is
 
 # What may be another when a run goes on: it does not decide the result, or only how long the run is.
-_FREE = ("config.data.cache", "config.data.num_workers", "config.trainer.checkpoint_minutes")
+_FREE = (
+    "config.data.cache",
+    "config.data.num_workers",
+    "config.trainer.checkpoint_minutes",
+    "config.trainer.patience",
+)
+# SIGUSR1 is how Slurm tells of the end of a job's time, if asked to.
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _GROWS = "config.trainer.epochs"
 
 
@@ -115,7 +123,13 @@ class ResumeFiles(TorchCheckpointIO):
     def _compare(self, path: Path, identity: Any) -> None:
         if not isinstance(identity, dict):
             raise ResumeError(f"{path} is no resume file of `avemo train`; choose another --out")
-        was, now = _flat(identity), _flat(self.identity)
+        try:  # what could not be set yet when it was written has its default
+            config = to_dict(from_dict(TrainConfig, identity["config"]))
+        except (KeyError, ValueError) as error:
+            raise ResumeError(
+                f"cannot go on from {path}, it is of another version: {error}"
+            ) from error
+        was, now = _flat(identity | {"config": config}), _flat(self.identity)
         changed = [
             f"{name.removeprefix('config.')} was {was.get(name)}, now {now.get(name)}"
             for name in sorted({*was, *now})
@@ -158,28 +172,31 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Within it SIGINT and SIGTERM are remembered. In another thread than the main one they cannot be."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-        def remember(number: int, frame: Any) -> None:
-            self.signal = signal.Signals(number)
-            for each, handler in before.items():
-                signal.signal(each, handler)
-            print(f"\n{self.signal.name}: saving; a second one ends at once", file=sys.stderr)
-
+    def heard(self) -> Iterator[None]:
+        """At its end signals do what they did at its beginning. In another thread than the main one none is heard."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = {each: signal.getsignal(each) for each in _ENDING}
         try:
-            for each in before:
-                signal.signal(each, remember)
             yield
         finally:
-            for each, handler in before.items():
-                signal.signal(each, handler)
+            self._restore()
+
+    def listen(self) -> None:
+        """From now on signals are remembered. After Lightning has set its handlers, which end a run unsaved."""
+        for each in self._before:
+            signal.signal(each, self._remember)
+
+    def _remember(self, number: int, frame: Any) -> None:
+        self.signal = signal.Signals(number)
+        self._restore()
+        print(f"\n{self.signal.name}: saving; a second one ends at once", file=sys.stderr)
+
+    def _restore(self) -> None:
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
 
 
 class RunKeeper(pl.callbacks.Checkpoint):
@@ -197,10 +214,13 @@ class RunKeeper(pl.callbacks.Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.saved = time.monotonic()
+        self.stop.listen()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # gradients that are still being summed are not saved
         late = time.monotonic() - self.saved >= 60 * self.minutes
         if (late or self.stop.signal) and batch_idx + 1 < trainer.num_training_batches:
             self._save(trainer)

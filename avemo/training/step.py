@@ -4,7 +4,8 @@ from torch import Tensor, nn
 
 from avemo.data.batch import Batch
 from avemo.training.config import OptimizerConfig
-from avemo.training.module import EmotionModule, build_optimizer, build_schedule, seed_step
+from avemo.training.module import EmotionModule, seed_step
+from avemo.training.optimizer import build_optimizer, build_schedule
 
 
 class TrainingStep:

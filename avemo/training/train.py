@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from avemo.data.datamodule import ClipDataModule
 
 _CONFIG, _STARTS = "config.yaml", "run.json"
+_COMPILE_MODES = {"default": "default", "cuda_graphs": "reduce-overhead"}  # of torch.compile
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,10 @@ def train(
     split, then the lowest loss), last.safetensors, config.yaml, TensorBoard logs, run.json (command,
     versions, commit and machine of every start), and what it takes to go on after a kill:
     resume.ckpt and the one before it. They are written after every epoch and every
-    `trainer.checkpoint_minutes` within one; SIGTERM and Ctrl-C save too, and name the command that
-    goes on. On one machine a resumed run ends with the same weights, bit by bit, as one
-    that was never killed. With more epochs than before, it goes on at its place in the longer
-    schedule.
+    `trainer.checkpoint_minutes` within one; SIGTERM, Ctrl-C and SIGUSR1 (what Slurm sends for
+    `--signal=USR1@90`) save too, and name the command that goes on. On one machine a resumed run ends
+    with the same weights, bit by bit, as one that was never killed. With more epochs than before,
+    it goes on at its place in the longer schedule.
 
     Args:
         data: the clips and how they are served.
@@ -79,8 +80,8 @@ def train(
     Raises:
         FileExistsError: `out` holds a run and `resume` is not set.
         FolderInUseError: another process is writing into `out`.
-        ValueError: the backend asked for cannot run here; or `resume` is set, but the run in
-            `out` is another one or cannot be read.
+        ValueError: the backend asked for, or what `trainer` asks for, cannot run here; or `resume` is
+            set, but the run in `out` is another one or cannot be read.
         CacheError: a clip cannot be read.
         WriteError: the disk is full, or cannot be written to.
         TrainingDivergedError: the loss is no longer a finite number.
@@ -94,16 +95,20 @@ def _train(
     config: TrainConfig, out: Path, backend: BackendName | None, resume: bool
 ) -> TrainResult:
     import lightning.pytorch as pl
+    import torch
 
     from avemo.data.datamodule import ClipDataModule
     from avemo.models import build_model
-    from avemo.training.callbacks import ModelCheckpoints, StepProgress
+    from avemo.training.callbacks import ModelCheckpoints, StepProgress, averaging
     from avemo.training.memory import keep_freed_memory
     from avemo.training.module import EmotionModule
     from avemo.training.resume import ResumeFiles, RunKeeper, StoppedError, StopRequest
 
     _quieten()
     trainer, seed = config.trainer, config.seed
+    device = _device(trainer)
+    if trainer.compile == "cuda_graphs" and device != "cuda":
+        raise ValueError("trainer.compile is cuda_graphs, which needs a GPU, and this run has none")
     clips = ClipDataModule(**vars(config.data), seed=seed)
     if not len(clips.train_dataloader()):
         raise ValueError("data.drop_last leaves no training batch: data.batch_size is too large")
@@ -120,36 +125,44 @@ def _train(
         bins=clips.features.bins,
         face_size=clips.features.face_size,
         classes=len(clips.classes),
-    ).to(_device(trainer))
+    ).to(device)
     parameters = sum(p.numel() for p in network.parameters())
     print(f"model {config.model.name}: {parameters:,} parameters, {len(clips.classes)} classes")
     print(f"operators by backend: {use_backend(network, backend)}")
     print(f"freed memory: {keep_freed_memory() or 'kept for the next step'}")
+    if trainer.compile != "no":
+        network.compile(mode=_COMPILE_MODES[trainer.compile])
     save_config(config, out / _CONFIG)
     _note_start(out)
     checkpoints = ModelCheckpoints(out, config, clips.classes, clips.features)
     stop = StopRequest()
-    with stop.listening():
+    ema = config.optimizer.ema
+    precision = _precision(trainer, device)
+    weights = torch.from_numpy(clips.class_weights()) if config.optimizer.class_weights else None
+    loop = pl.Trainer(
+        max_epochs=trainer.epochs,
+        accelerator=trainer.accelerator,
+        devices=1,
+        precision=None if precision else trainer.precision,
+        gradient_clip_val=config.optimizer.gradient_clip,
+        accumulate_grad_batches=trainer.accumulate,
+        callbacks=[
+            checkpoints,
+            *([averaging(ema)] if ema is not None else []),
+            RunKeeper(files, trainer.checkpoint_minutes, stop),
+            StepProgress(),
+            pl.callbacks.LearningRateMonitor("step"),
+        ],
+        plugins=[files, *precision],
+        logger=pl.loggers.TensorBoardLogger(out, name=None, version="tensorboard"),
+        log_every_n_steps=10,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+    )
+    with stop.heard():
         try:
-            pl.Trainer(
-                max_epochs=trainer.epochs,
-                accelerator=trainer.accelerator,
-                devices=1,
-                precision=trainer.precision,
-                gradient_clip_val=config.optimizer.gradient_clip,
-                callbacks=[
-                    checkpoints,
-                    RunKeeper(files, trainer.checkpoint_minutes, stop),
-                    StepProgress(),
-                    pl.callbacks.LearningRateMonitor("step"),
-                ],
-                plugins=[files],
-                logger=pl.loggers.TensorBoardLogger(out, name=None, version="tensorboard"),
-                log_every_n_steps=10,
-                num_sanity_val_steps=0,
-                enable_model_summary=False,
-            ).fit(
-                EmotionModule(network, len(clips.classes), config.optimizer, seed),
+            loop.fit(
+                EmotionModule(network, len(clips.classes), config.optimizer, seed, weights),
                 clips,
                 ckpt_path=start,
                 weights_only=True,
@@ -169,7 +182,7 @@ def _train(
         unweighted_accuracy=checkpoints.best[0],
     )
     print(
-        f"best of {trainer.epochs} epochs: {result.best_epoch}, unweighted accuracy on the validation "
+        f"best of {loop.current_epoch} epochs: {result.best_epoch}, unweighted accuracy on the validation "
         f"split {result.unweighted_accuracy:.1%}; saved as {result.best}"
     )
     return result
@@ -204,6 +217,14 @@ def _go_on(out: Path, backend: BackendName | None) -> str:
     return shlex.join([*words, *(["--backend", backend] if backend else [])])
 
 
+def _precision(config: TrainerConfig, device: str) -> list[Any]:
+    """What computes in half precision where Lightning would take another: it has no float16 on CPUs."""
+    from lightning.pytorch.plugins import MixedPrecision
+
+    own = config.precision == "16-mixed" and device == "cpu"
+    return [MixedPrecision("16-mixed", "cpu")] if own else []
+
+
 def _device(config: TrainerConfig) -> str:
     """Where Lightning will put the network; its operators are chosen for that device."""
     import torch
@@ -219,5 +240,6 @@ def _quieten() -> None:
         ".*is smaller than the logging interval.*",
         ".*exists and is not empty.*",
         ".*isinstance.treespec, LeafSpec.*",
+        ".*lr_scheduler.step.. before .optimizer.step.*",  # where a step in float16 had no finite gradient
     ):
         warnings.filterwarnings("ignore", message)
