@@ -8,11 +8,11 @@ from torch import Tensor
 
 import fbp_kernels
 from fbp_kernels.backends import BACKENDS
-from fbp_kernels.ops._operator import keeps
+from fbp_kernels.ops._operator import little
 
 from . import verify
 from .names import GRAPH, KEEPING, asked_as, plain
-from .operators.call import Call, Function, Thunk, forward, leaves, on_backend, training
+from .operators.call import Call, Function, Thunk, forward, on_backend, training
 
 KERNELS = tuple(backend for backend in BACKENDS if backend != "reference")
 
@@ -94,7 +94,7 @@ def _function(name: str, call: Call, dynamic: bool) -> Function:
 def _keeping(name: str, call: Call) -> Function:
     """A backend that is told whether to keep the projections, where it would not do so by itself."""
     backend, keep = asked_as(name), KEEPING[name]
-    if keeps(None, lambda: 2 * call.projections, leaves(call.tensors)) == keep:
+    if little(2 * call.projections, call.tensors[0]) == keep:
         raise UnavailableError(f"that is what {backend} does here")
     _require(backend, call.operator, call.tensors[0].device)
     return on_backend(call.function, backend, keep_projections=keep)

@@ -18,6 +18,7 @@ Tensors = Sequence[Tensor | None]
 Attributes = tuple[Any, ...]
 
 NAMES = ("a", "v", "p", "q", "p_bias", "q_bias")
+FACTORS = ("factor", "trunk_factor")
 
 _pool, _pool_backward = triton.late("bilinear")
 
@@ -52,11 +53,13 @@ class Part:
         """In place of the biases that it cannot have."""
         return (None,) * (len(NAMES) - len(self.inputs))
 
-    def check(self, operator: str, inputs: Tensors, rows: int | None) -> None:
-        """Shapes: a (B, H, C), v (B, H, D), p (H, C, N), q (H, D, N), biases (H, N), without H where it has no trunks.
+    def check(
+        self, operator: str, inputs: Tensors, rows: int | None, attributes: Attributes
+    ) -> None:
+        """a (B, H, C), v (B, H, D), p (H, C, N), q (H, D, N), biases (H, N), or all without H; K divides N.
 
         Raises:
-            ValueError: a shape does not fit.
+            ValueError: one does not fit.
         """
         a, v, p, q, *biases = self.of(inputs)
         each = {"H": None} if self.trunks else {}
@@ -69,6 +72,10 @@ class Part:
         for name, bias in zip(self.names[4:], biases, strict=True):
             if bias is not None:
                 _check.shape(operator, name, bias, **each, N=p.shape[-1])
+        K, N = attributes[self.factor], p.shape[-1]
+        if K < 1 or N % K:
+            expected = f"expected a divisor of the {N} columns of the weights"
+            raise ValueError(f"{operator}: {FACTORS[self.factor]} is {K}, {expected}")
 
     def kept_shape(self, inputs: Tensors) -> tuple[int, int, int]:
         """Of each of its two projections, (H, B, N)."""
@@ -106,7 +113,6 @@ class Pooling:
             Part(tuple(map(self._names.index, names)), names, number, trunks)
             for number, (names, trunks) in enumerate(parts)
         ]
-        self._factors = ("factor", "trunk_factor")[: len(parts)]
         self._lengths = int(bool(each))
         count = len(self._names)
         self._seed = count + self._lengths
@@ -115,11 +121,12 @@ class Pooling:
             inputs=tuple(f"Tensor{'?' * ('bias' in n)} {n}" for n in self._names),
             extras=("Tensor? lengths",) * self._lengths + ("Tensor? seed",),
             attributes=(
-                *(f"SymInt {factor}" for factor in self._factors),
+                *(f"SymInt {factor}" for factor in FACTORS[: len(parts)]),
                 *("bool adaptive",) * bool(once),
                 "float dropout",
             ),
             kept=2 * len(parts),
+            kept_size=self._kept_size,
             kept_rows=1,
             fake=self._fake,
             work=self._work,
@@ -136,7 +143,7 @@ class Pooling:
 
     def __call__(
         self,
-        inputs: Tensors,
+        inputs: tuple[Any, ...],
         lengths: Tensors,
         attributes: Attributes,
         training: bool,
@@ -156,19 +163,23 @@ class Pooling:
                 while the two together take at most 64 MiB, which covers every training batch of the emotion
                 models.
         """
-        inputs = _operator.autocast(*inputs)
-        a: Any = inputs[0]
-        if not isinstance(a, Tensor):
+        if not isinstance(inputs[0], Tensor):
             self._check(inputs, lengths, attributes)
-        chosen = backends.resolve(self._operator.name, backend, a.device.type, a.dtype, inputs)
+        kind = inputs[0].device.type
+        inputs = _operator.autocast(kind, inputs)
+        chosen = backends.resolve(self._operator.name, backend, kind, inputs[0].dtype, inputs)
         if chosen != "native" or torch.compiler.is_compiling():
             lengths = self._check(inputs, lengths, attributes)
         elif lengths and isinstance(lengths[0], Tensor) and lengths[0].dtype is torch.int32:
             lengths = (lengths[0].long(),)
-        seed = _operator.draw_seed(attributes[-1], training, a.device)
+        seed = None
+        if (
+            training and attributes[-1] != 0
+        ):  # the mask follows from torch's generator of the device
+            seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=inputs[0].device)
         try:
-            keep = _operator.keeps(keep_projections, lambda: self._elements(inputs), inputs)
-            return self._operator(*inputs, *lengths, seed, *attributes, keep, chosen)[0]
+            given = (*inputs, *lengths, seed)
+            return self._operator(given, attributes, chosen, keep_projections)[0]
         except Exception:
             # The native kernels and the fake ones check their arguments themselves, the former in a tenth of the time.
             self._check(inputs, lengths, attributes)  # says it in the caller's words
@@ -184,14 +195,15 @@ class Pooling:
         _check.tensors(name, **dict(zip(self._names, inputs, strict=True)))
         rows = None
         for part in self._parts:
-            part.check(name, inputs, rows)
-            a, _, p, *_ = part.of(inputs)
+            part.check(name, inputs, rows, attributes)
+            a, *_ = part.of(inputs)
             rows = a.shape[0]
-            _check.factor(name, self._factors[part.factor], attributes[part.factor], p.shape[-1])
-        _check.probability(name, attributes[-1])
+        if not 0 <= attributes[-1] <= 1:
+            got = f"dropout is {attributes[-1]}"
+            raise ValueError(f"{name}: {got}, expected a probability from 0 to 1")
         return tuple(_check.lengths(name, n, a.shape[0], a.shape[1], a.device) for n in lengths)
 
-    def _elements(self, inputs: Tensors) -> int:
+    def _kept_size(self, *inputs: Any) -> int:
         """Numbers in both projections of all parts."""
         shapes = [part.kept_shape(inputs) for part in self._parts]
         return 2 * sum(H * B * N for H, B, N in shapes)
@@ -212,10 +224,7 @@ class Pooling:
         attributes = rest[self._lengths + 1 : -1]
         self._check(inputs, rest[: self._lengths], attributes)
         shapes = [part.kept_shape(inputs) for part in self._parts]
-        outputs = sum(
-            N // attributes[part.factor]
-            for part, (_, _, N) in zip(self._parts, shapes, strict=True)
-        )
+        outputs = sum(p.kept_shape(inputs)[2] // attributes[p.factor] for p in self._parts)
         a = inputs[0]
         projections = [a.new_empty(shape) for shape in shapes for _ in range(2)]
         return [a.new_empty(a.shape[0], outputs), *projections]

@@ -68,28 +68,6 @@ def channels(operator: str, x: Tensor) -> None:
         )
 
 
-def factor(operator: str, name: str, value: int, columns: int) -> None:
-    """K divides the number of columns.
-
-    Raises:
-        ValueError: it is below 1 or does not divide.
-    """
-    if value < 1 or columns % value:
-        raise ValueError(
-            f"{operator}: {name} is {value}, expected a divisor of the {columns} columns of the weights"
-        )
-
-
-def probability(operator: str, value: float) -> None:
-    """Dropout is in [0, 1].
-
-    Raises:
-        ValueError: it is not.
-    """
-    if not 0 <= value <= 1:
-        raise ValueError(f"{operator}: dropout is {value}, expected a probability from 0 to 1")
-
-
 def lengths(
     operator: str, value: Tensor | None, rows: int, most: int, device: torch.device
 ) -> Tensor | None:
@@ -123,9 +101,8 @@ def _check_lengths(value: Tensor, most: int, operator: str) -> None:
         raise ValueError(f"{operator}: lengths go from {low} to {high}, expected from 0 to {most}")
 
 
-def _check_lengths_of_all(_: Any, dims: Any, value: Tensor, most: int, operator: str) -> Any:
-    torch.ops.fbp_kernels.check_lengths(value, most, operator)
-    return None, None
+def _check_lengths_of_all(_: Any, dims: Any, *arguments: Any) -> Any:
+    return torch.ops.fbp_kernels.check_lengths(*arguments), None
 
 
 # An operator, since the values are seen neither under torch.vmap nor where tensors are fake.

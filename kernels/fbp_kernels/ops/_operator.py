@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 
 from .. import backends
 from . import _layout
@@ -25,6 +26,7 @@ KEEP_LIMIT = 64 * 2**20  # bytes
 MOVED = 32  # multiply-adds that take as long, roughly, as to read a number and write one
 
 Tensors = Sequence[Tensor | None]
+Values = tuple[Any, ...]
 Call = Callable[..., Sequence[Tensor]]
 
 
@@ -32,11 +34,11 @@ Call = Callable[..., Sequence[Tensor]]
 class Operator:
     """The declaration of an operator; arguments as a schema has them, in this order.
 
-    A forward kernel is called with (*inputs, *extras, *attributes, keep) and returns the results and what was
-    kept; a backward kernel with (*gradients, *inputs, *extras, *reused, *kept, *attributes, needs) and returns one
-    gradient for each input. `needs` has bit i set where input i needs its gradient. Of several results, those
-    that nobody used have None for a gradient, but never all. What was not to be kept or is not needed, a kernel may
-    give as anything: the operators leave it out.
+    A forward kernel is called with (*inputs, *extras, *attributes), and with keep where that is a choice, and returns
+    the results and what was kept; a backward kernel with (*gradients, *inputs, *extras, *reused, *kept, *attributes,
+    needs) and returns one gradient for each input. `needs` has bit i set where input i needs its gradient. Of several
+    results, those that nobody used have None for a gradient, but never all. What was not to be kept or is not needed,
+    a kernel may give as anything: the operators leave it out.
 
     Attributes:
         name: the public name.
@@ -48,7 +50,9 @@ class Operator:
         extras: other tensors.
         results: how many results can be differentiated.
         reused: which of these the backward is given.
-        kept: how many tensors the forward may keep, 0 where it has no `keep` argument.
+        kept: how many tensors the forward keeps for the backward.
+        kept_size: how many numbers these have together, where they can as well be computed again: the forward is told
+            whether to keep them; called with inputs and extras.
         kept_rows: the dimension of these that is the batch.
         fake_gradient: what the gradient of an input looks like, contiguous by default.
         work: multiply-adds of a forward, or what takes as long; called with the inputs.
@@ -68,6 +72,7 @@ class Operator:
     results: int = 1
     reused: tuple[int, ...] = ()
     kept: int = 0
+    kept_size: Callable[..., int] | None = None
     kept_rows: int = 0
     fake_gradient: Callable[[Tensor], Tensor] = lambda t: t.new_empty(t.shape)
     work: Callable[..., int] = lambda x, *_: MOVED * x.numel()
@@ -82,7 +87,7 @@ class Operator:
 
 
 class Registered:
-    """An operator that PyTorch knows, called as its schema says, the backend last: gives results and what is kept."""
+    """An operator that PyTorch knows."""
 
     def __init__(self, declared: Operator) -> None:
         d, name = declared, declared.name
@@ -90,7 +95,7 @@ class Registered:
         tensors = d.inputs + d.extras
         self._tensors = len(tensors)
         self._names = [argument.split()[1] for argument in tensors + d.attributes]
-        arguments = tensors + d.attributes + ("bool keep",) * bool(d.kept)
+        arguments = tensors + d.attributes + ("bool keep",) * bool(d.kept_size)
         forward = _library(
             f"{name}_forward",
             arguments,
@@ -122,36 +127,55 @@ class Registered:
             f"{name}_backward", due_alone, self._keep_backward, self._second_gradient,
             self._second_tangent, self._vmap_backward,
         )  # fmt: skip
-        self._recorded = _library(name, arguments, "Tensor[]", lambda *a: list(self._call(*a)))
+        self._recorded = _library(name, arguments, "Tensor[]", lambda *a: list(self._call(a)))
 
-    def __call__(self, *arguments: Any) -> Sequence[Tensor]:
-        """Calls the operator, or its reference, which keeps nothing."""
-        if arguments[-1] == "reference":
-            return _tuple(self._reference(*arguments[: len(self._names)]))
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return self._recorded(*arguments)
+    def __call__(
+        self, tensors: Values, attributes: Values, backend: str, keep: bool | None = None
+    ) -> Sequence[Tensor]:
+        """Calls the operator with inputs and extras, or its reference; gives the results and what is kept.
+
+        The forward keeps what the backward would compute again where that is asked for, or by default where it takes at
+        most 64 MiB; the reference never does, nor a call of which no gradient is due.
+        """
+        if backend == "reference":
+            return _tuple(self._reference(*tensors, *attributes))
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        constant = not traced and _constant(tensors)
+        if self._declared.kept_size is not None:
+            attributes = (*attributes, not constant and self._worth_keeping(keep, tensors))
+        options = (*attributes, backend)
         try:
-            return self._call(*arguments)
+            if constant or traced:
+                return (self._forward.raw if constant else self._recorded)(*tensors, *options)
+            return self._forward.apply(options, *tensors)
         except NotImplementedError as error:
-            kinds = {type(t).__name__ for t in arguments if isinstance(t, Tensor)}
+            kinds = {type(t).__name__ for t in tensors if isinstance(t, Tensor)}
             raise NotImplementedError(
                 f"{self.name}: the fused kernels do not run on {', '.join(sorted(kinds))}; use backend='reference',"
                 " or, on a DTensor, torch.distributed.tensor.experimental.local_map"
             ) from error
 
+    def _worth_keeping(self, asked: bool | None, tensors: Values) -> bool:
+        if torch.is_grad_enabled():
+            for t in tensors:
+                if t is not None and t.requires_grad:
+                    size: Any = self._declared.kept_size
+                    return little(size(*tensors), tensors[0]) if asked is None else asked
+        return False
+
+    def _call(self, arguments: Values) -> Sequence[Tensor]:
+        return self._forward(arguments[self._tensors :], arguments[: self._tensors])
+
     def _reference(self, *arguments: Any) -> Any:
         return self._declared.reference(**dict(zip(self._names, arguments, strict=True)))
 
-    def _call(self, *arguments: Any) -> Sequence[Tensor]:
-        return self._forward(arguments[self._tensors :], arguments[: self._tensors])
-
     # What raw operators return of what kernels and fakes give.
 
-    def _results(self, arguments: tuple[Any, ...], found: Any) -> list[Tensor]:
+    def _results(self, arguments: Values, found: Any) -> list[Tensor]:
         """Results, and what was to be kept."""
         return list(_tuple(found)[: self._declared.results + self._keeps(arguments)])
 
-    def _gradients(self, arguments: tuple[Any, ...], found: Any) -> Any:
+    def _gradients(self, arguments: Values, found: Any) -> Any:
         """One tensor for each input, empty where no gradient is due."""
         needs, some = arguments[-2], next(t for t in arguments if t is not None)
         pairs = zip(range(len(self._declared.inputs)), _tuple(found), strict=False)
@@ -163,7 +187,7 @@ class Registered:
 
     # The forward's formula; options are what is no tensor: attributes, keep, backend.
 
-    def _keep(self, ctx: Any, arguments: tuple[Any, ...], output: Any) -> None:
+    def _keep(self, ctx: Any, arguments: Values, output: Any) -> None:
         d = self._declared
         ctx.options, *tensors = arguments
         ctx.set_materialize_grads(False)
@@ -190,7 +214,7 @@ class Registered:
         if d.tangent is None:
             found = push_forward(self._plain(extras, attributes), inputs, tangents[:n])
         else:
-            call = lambda x, how: self(*x, *extras, *how, False, ctx.options[-1])[0]  # noqa: E731
+            call = lambda x, how: self((*x, *extras), how, ctx.options[-1], False)[0]  # noqa: E731
             found = [d.tangent(call, inputs, tangents[:n], attributes)]
         return (*found, *(None,) * self._keeps(ctx.options))
 
@@ -202,7 +226,7 @@ class Registered:
 
     # The backward's; options: attributes, needs, backend.
 
-    def _keep_backward(self, ctx: Any, arguments: tuple[Any, ...], _: Any) -> None:
+    def _keep_backward(self, ctx: Any, arguments: Values, _: Any) -> None:
         ctx.options, *tensors = arguments
         ctx.set_materialize_grads(False)
         tensors = tensors[: self._declared.results + self._tensors]
@@ -233,13 +257,12 @@ class Registered:
 
     # What both share.
 
-    def _attributes(self, options: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _attributes(self, options: Values) -> Values:
         return options[: len(self._declared.attributes)]
 
-    def _keeps(self, options: tuple[Any, ...]) -> int:
+    def _keeps(self, options: Values) -> int:
         """How many tensors a forward keeps."""
-        # Without anything to keep there is no such argument, and what stands there may be a tensor.
-        return self._declared.kept if self._declared.kept and options[-2] else 0
+        return self._declared.kept if self._declared.kept_size is None or options[-2] else 0
 
     def _rows(self, tensors: Tensors) -> tuple[int | None, ...]:
         """Where inputs and extras have their rows; nowhere in a seed, which gives each row a mask of its own."""
@@ -248,7 +271,7 @@ class Registered:
             return (None,) * len(tensors)
         return tuple(0 if i in d.rows else None for i in range(len(tensors)))
 
-    def _plain(self, extras: Tensors, attributes: tuple[Any, ...]) -> Callable[..., Any]:
+    def _plain(self, extras: Tensors, attributes: Values) -> Callable[..., Any]:
         """The reference as a function of the inputs."""
         count = self._declared.results
         return lambda *inputs: _tuple(self._reference(*inputs, *extras, *attributes))[:count]
@@ -271,19 +294,19 @@ class _Formula:
     """A raw operator of (*tensors, *options), in a `torch.autograd.Function` of (options, *tensors) if need be."""
 
     def __init__(self, name: str, raw: Call, *members: Callable[..., Any]) -> None:
-        def forward(options: tuple[Any, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        def forward(options: Values, *tensors: Tensor | None) -> tuple[Tensor, ...]:
             return tuple(raw(*tensors, *options))
 
         names = ("forward", "setup_context", "backward", "jvp", "vmap")
         static = dict(zip(names, map(staticmethod, (forward, *members)), strict=True))
         kind: Any = type(torch.autograd.Function)
-        self._raw = raw
-        self._apply: Call = kind(name, (torch.autograd.Function,), static).apply
+        self.raw = raw
+        self.apply: Call = kind(name, (torch.autograd.Function,), static).apply
 
-    def __call__(self, options: tuple[Any, ...], tensors: Tensors) -> Sequence[Tensor]:
+    def __call__(self, options: Values, tensors: Tensors) -> Sequence[Tensor]:
         if _constant(tensors):
-            return self._raw(*tensors, *options)
-        return self._apply(options, *tensors)
+            return self.raw(*tensors, *options)
+        return self.apply(options, *tensors)
 
 
 def _constant(tensors: Tensors) -> bool:
@@ -295,15 +318,14 @@ def _constant(tensors: Tensors) -> bool:
     graph, some = torch.is_grad_enabled(), None
     try:
         for t in tensors:
-            if t is None:
-                continue
-            if type(t) not in _PLAIN or (graph and t.requires_grad):
-                return False
-            t.data_ptr()
-            some = t
+            if t is not None:
+                if type(t) not in _PLAIN or (graph and t.requires_grad):
+                    return False
+                t.data_ptr()
+                some = t
     except RuntimeError:
         return False
-    return some is None or torch.autograd.forward_ad.unpack_dual(some).primal is some
+    return some is None or unpack_dual(some).primal is some
 
 
 _PLAIN = (Tensor, nn.Parameter)
@@ -312,8 +334,8 @@ _PLAIN = (Tensor, nn.Parameter)
 def _batched(
     function: _Formula,
     info: Any,
-    dims: tuple[Any, ...],
-    options: tuple[Any, ...],
+    dims: Values,
+    options: Values,
     tensors: Tensors,
     rows: Sequence[int | None],
     into: tuple[int, ...],
@@ -321,15 +343,8 @@ def _batched(
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """A function under `torch.vmap`: in one call, where only rows are many, else one call after the other.
 
-    Args:
-        function: called with (options, tensors).
-        info: has `batch_size`.
-        dims: of the arguments, those that are mapped over.
-        options: no tensors.
-        tensors: the arguments.
-        rows: the dimension of each that is the batch, None where it has none.
-        into: the same of the results.
-        rows_alone: whether rows of the results depend on rows of the arguments alone.
+    `rows` has for each tensor the dimension that is the batch, None where it has none; `into` the same for the results.
+    `rows_alone` says whether rows of the results depend on rows of the tensors alone.
     """
     many, dims = info.batch_size, dims[1:]
     if rows_alone and all(d is None or at is not None for d, at in zip(dims, rows, strict=True)):
@@ -357,13 +372,13 @@ def _laid_beside(tensor: Tensor, dim: int | None, rows: int, many: int) -> Tenso
     return _layout.readable(each.movedim(0, rows).flatten(rows, rows + 1))
 
 
-def _tuple(output: Any) -> tuple[Any, ...]:
+def _tuple(output: Any) -> Values:
     return (output,) if isinstance(output, Tensor) else tuple(output)
 
 
 def _primal(tensor: Tensor | None) -> Tensor | None:
     """Without the tangent that it carries in forward mode."""
-    return None if tensor is None else torch.autograd.forward_ad.unpack_dual(tensor).primal
+    return None if tensor is None else unpack_dual(tensor).primal
 
 
 def _library(
@@ -395,37 +410,13 @@ def _due(bits: int) -> tuple[int, ...]:
     return tuple(i for i in range(bits.bit_length()) if bits >> i & 1)
 
 
-def keeps(explicit: bool | None, elements: Callable[[], int], inputs: Tensors) -> bool:
-    """Whether the forward keeps what the backward would compute again: not where no gradient is due.
-
-    Args:
-        explicit: the caller's choice, or None for the default, which keeps what takes at most 64 MiB.
-        elements: gives how many numbers; not called where no gradient is due.
-        inputs: the differentiable inputs, the first of which has their dtype.
-    """
-    if not torch.is_grad_enabled():
-        return False
-    for t in inputs:
-        if t is not None and t.requires_grad:
-            break
-    else:
-        return False
-    return bool(elements() * t.element_size() <= KEEP_LIMIT) if explicit is None else explicit
+def little(numbers: int, like: Tensor) -> bool:
+    """Whether so many numbers of a tensor's dtype are few enough to be kept where nobody asked for it."""
+    return numbers * like.element_size() <= KEEP_LIMIT
 
 
-def draw_seed(dropout: float, training: bool, device: torch.device) -> Tensor | None:
-    """A seed for the dropout mask from torch's generator of the device, or None where nothing drops."""
-    if not training or dropout == 0:
-        return None
-    return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
-
-
-def autocast(*tensors: Any) -> tuple[Any, ...]:
-    """What autocast does to a matrix product: tensors in its dtype, where it is enabled."""
-    first = tensors[0]
-    if not isinstance(first, Tensor):
-        return tensors
-    kind = first.device.type
+def autocast(kind: str, tensors: Values) -> Values:
+    """What autocast does to a matrix product: tensors in its dtype, where it is enabled on this kind of device."""
     # The meta device has no autocast, and raises where it is asked whether that is enabled.
     if kind == "meta" or not torch.is_autocast_enabled(kind):
         return tensors

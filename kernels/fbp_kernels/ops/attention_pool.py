@@ -47,7 +47,8 @@ def attention_pool(
         ValueError: shapes, devices, trunks, lengths or backend that do not fit.
         RuntimeError: the backend asked for cannot run here.
     """
-    x, weight, bias, query = _operator.autocast(x, weight, bias, query)
+    _check.tensors("attention_pool", x=x)
+    x, weight, bias, query = _operator.autocast(x.device.type, (x, weight, bias, query))
     _check.tensors("attention_pool", x=x, weight=weight, bias=bias, query=query)
     _check.shape("attention_pool", "x", x, B=None, T=None, C=None)
     _check.shape("attention_pool", "weight", weight, C=x.shape[2], A=None)
@@ -64,10 +65,8 @@ def attention_pool(
     chosen = backends.resolve("attention_pool", backend, x.device.type, x.dtype, (x, weight))
     # A number travels as one: a tensor made of it would be a launch of its own.
     tensor, number = (scale, 1.0) if isinstance(scale, Tensor) else (None, float(scale))
-    inputs = (x, weight, bias, query, tensor)
-    elements = lambda: x.shape[0] * x.shape[1] * weight.shape[1]  # noqa: E731
-    keep = _operator.keeps(keep_hidden, elements, inputs)
-    pooled, trunk_pooled, weights, *_ = _call(*inputs, lengths, trunks, number, keep, chosen)
+    tensors = (x, weight, bias, query, tensor, lengths)
+    pooled, trunk_pooled, weights, *_ = _call(tensors, (trunks, number), chosen, keep_hidden)
     return pooled, trunk_pooled, weights
 
 
@@ -93,6 +92,7 @@ _call = _operator.Operator(
     results=3,
     reused=(2,),  # the weights
     kept=1,  # the hidden layer
+    kept_size=lambda x, weight, *_: x.shape[0] * x.shape[1] * weight.shape[1],
     work=lambda x, weight, *_: x.numel() * weight.shape[1],
 ).register(
     native=backends.Kernel(

@@ -59,7 +59,7 @@ def batch_norm(
     lengths = _check.lengths("batch_norm", lengths, x.shape[0], x.shape[-1], x.device)
     weight, bias = weight.to(wide), bias.to(wide)
     chosen = backends.resolve("batch_norm", backend, x.device.type, x.dtype, (x,))
-    y, mean, var = _call(_layout.readable(x), weight, bias, lengths, eps, relu, True, chosen)
+    y, mean, var = _call((_layout.readable(x), weight, bias, lengths), (eps, relu), chosen)
     return y, mean.to(wide), var.to(wide)
 
 
@@ -78,7 +78,5 @@ _call = _operator.Operator(
     reference=reference.batch_norm,
     fake_gradient=torch.empty_like,
 ).register(
-    native=backends.Kernel(
-        native.raw("batch_norm_forward", without=1), native.raw("batch_norm_backward")
-    )
+    native=backends.Kernel(native.raw("batch_norm_forward"), native.raw("batch_norm_backward"))
 )

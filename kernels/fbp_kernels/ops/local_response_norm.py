@@ -47,7 +47,7 @@ def local_response_norm(
     if not k > 0:
         raise ValueError(f"local_response_norm: k is {k}, expected a positive number")
     chosen = backends.resolve("local_response_norm", backend, x.device.type, x.dtype, (x,))
-    return _call(_layout.readable(x), size, alpha, beta, k, relu, chosen)[0]
+    return _call((_layout.readable(x),), (size, alpha, beta, k, relu), chosen)[0]
 
 
 _call = _operator.Operator(

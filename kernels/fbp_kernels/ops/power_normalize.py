@@ -29,7 +29,7 @@ def power_normalize(z: Tensor, eps: float = 1e-12, *, backend: str | None = None
         raise ValueError("power_normalize: z is a scalar, expected at least one dimension (*, O)")
     chosen = backends.resolve("power_normalize", backend, z.device.type, z.dtype, (z,))
     rows = z if z.dim() > 1 else z.unsqueeze(0)
-    y = _call(rows, eps, chosen)[0]
+    y = _call((rows,), (eps,), chosen)[0]
     return y if z.dim() > 1 else y.squeeze(0)
 
 
