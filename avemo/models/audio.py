@@ -9,19 +9,13 @@ Convolutional Network for Speech Emotion Recognition", whose network starts from
 was trained on pictures.
 """
 
-from typing import TypeVar
-
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from avemo.models.config import AudioEncoderConfig
+from avemo.models.ragged import mask, max_pool, pooled, strided
 from fbp_kernels import BatchNorm, LocalResponseNorm
 
-Length = TypeVar("Length", int, Tensor)
-
 _POOL = 3  # frames (and bins) that a pooling window covers
-_POOL_STRIDE = 2
 
 
 class AudioEncoder(nn.Module):
@@ -61,22 +55,22 @@ class AudioEncoder(nn.Module):
             for _ in range(2)
         )
         self.dropout = nn.Dropout2d(config.dropout)
-        heights = _strided(bins, config.stride[0])
+        heights = strided(bins, config.stride[0])
         for _ in range(2):
             if heights < _POOL:
                 raise ValueError(
                     f"bins must leave at least {_POOL} rows to each of the two poolings; "
                     f"got {bins} bins with stride {config.stride[0]}"
                 )
-            heights = _pooled(heights)
+            heights = pooled(heights, _POOL)
         self.positions = 1 if collapse else heights
         self.out_features = config.out_features if collapse else c5
         self.collapse = nn.Conv2d(c5, config.out_features, (heights, 1)) if collapse else None
 
     def out_lengths(self, lengths: Tensor) -> Tensor:
         """Encoded frames, times P, that clips of `lengths` frames give: int64 (B,) to int64 (B,)."""
-        lengths = _strided(lengths, self.stride[1])
-        return self.positions * _pooled(_pooled(lengths))
+        lengths = strided(lengths, self.stride[1])
+        return self.positions * pooled(pooled(lengths, _POOL), _POOL)
 
     def forward(self, spectrogram: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encodes a batch.
@@ -89,17 +83,17 @@ class AudioEncoder(nn.Module):
             (B, P T', C), zero past each clip's end, and int64 (B,), P times its encoded frames. The P
             places of a frame follow each other.
         """
-        x = _mask(spectrogram, lengths).unsqueeze(1)
-        lengths = _strided(lengths, self.stride[1])
+        x = mask(spectrogram, lengths).unsqueeze(1)
+        lengths = strided(lengths, self.stride[1])
         x = self.norms[0](self.conv1(x), lengths, relu=True)
-        x, lengths = _max_pool(self.lrn1(x), lengths)
+        x, lengths = max_pool(self.lrn1(x), lengths, _POOL)
         x = self.norms[1](self.conv2(x), lengths, relu=True)
-        x, lengths = _max_pool(self.lrn2(x), lengths)
+        x, lengths = max_pool(self.lrn2(x), lengths, _POOL)
         for conv, norm in zip((self.conv3, self.conv4, self.conv5), self.norms[2:], strict=True):
             x = norm(conv(x), lengths, relu=True)
         x = self.dropout(x)
         if self.collapse:
-            x = _mask(self.collapse(x), lengths)
+            x = mask(self.collapse(x), lengths)
         return x.transpose(1, 3).flatten(1, 2), self.positions * lengths
 
 
@@ -111,33 +105,3 @@ def abfcn_1d(bins: int, config: AudioEncoderConfig) -> AudioEncoder:
 def abfcn_2d(bins: int, config: AudioEncoderConfig) -> AudioEncoder:
     """The 2D-ABFCN."""
     return AudioEncoder(bins, config, collapse=False)
-
-
-def _strided(length: Length, stride: int) -> Length:
-    """Outputs of a convolution with an odd kernel, padded by half of it."""
-    return (length - 1) // stride + 1
-
-
-def _pooled(length: Length) -> Length:
-    """Outputs of a pooling without padding; what is shorter than its window gives one."""
-    pooled = (length - _POOL) // _POOL_STRIDE + 1
-    return pooled.clamp(min=1) if isinstance(pooled, Tensor) else max(pooled, 1)
-
-
-def _max_pool(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Max-pools (B, C, F, T), at least one window over time; x is not negative, and zero past each end.
-
-    A window that reaches past a clip's end has some of the clip in it, and is not there for the clip alone.
-    """
-    short = _POOL - x.shape[-1]
-    if short > 0:
-        x = F.pad(x, (0, short))
-    lengths = _pooled(lengths)
-    return _mask(F.max_pool2d(x, _POOL, _POOL_STRIDE), lengths), lengths
-
-
-def _mask(x: Tensor, lengths: Tensor) -> Tensor:
-    """Zeroes what lies past each clip's end: x (B, *, T), lengths int64 (B,)."""
-    inside = torch.arange(x.shape[-1], device=x.device) < lengths[:, None]
-    inside = inside.view(x.shape[0], *[1] * (x.dim() - 2), x.shape[-1])
-    return x.where(inside, 0.0)  # keeps the memory format, as masked_fill does not

@@ -14,8 +14,8 @@ class Output(NamedTuple):
     Attributes:
         logits: (B, classes), unnormalised.
         audio_attention: (B, T'), the weights of the encoded audio frames, which sum to 1 over each
-            clip's frames and are 0 after; None where the model does not listen. Encoded frame t
-            of n covers the share t/n .. (t+1)/n of the clip.
+            clip's frames and are 0 after; None where the model does not listen, or
+            not by attention. Encoded frame t of n covers the share t/n .. (t+1)/n of the clip.
         video_attention: (B, T_v), likewise for the video frames; None where it does not look.
     """
 

@@ -17,12 +17,12 @@ class Pooled(NamedTuple):
     Attributes:
         vector: (B, C), the weighted sum over all frames.
         trunks: (B, H, C), the weighted sums over H equal parts of each clip; they add up to `vector`.
-        attention: (B, T), the weights.
+        attention: (B, T), the weights; None where it is no attention.
     """
 
     vector: Tensor
     trunks: Tensor
-    attention: Tensor
+    attention: Tensor | None
 
 
 class AudioStream(nn.Module):
@@ -35,11 +35,13 @@ class AudioStream(nn.Module):
         self.encoder = encoder(bins, config.audio)
         self.out_features: int = self.encoder.out_features  # type: ignore[assignment]
         self.positions: int = self.encoder.positions  # type: ignore[assignment]
-        self.attention = attention(self.out_features, trunks, config.audio_attention)
+        self.attention = attention(self.encoder, trunks, config.audio_attention)
 
     def forward(self, spectrogram: Tensor, lengths: Tensor) -> Pooled:
         vector, trunks, weights = self.attention(*self.encoder(spectrogram, lengths))
-        return Pooled(vector, trunks, weights.unflatten(1, (-1, self.positions)).sum(2))
+        if weights is not None:
+            weights = weights.unflatten(1, (-1, self.positions)).sum(2)
+        return Pooled(vector, trunks, weights)
 
 
 class VideoStream(nn.Module):
@@ -51,7 +53,7 @@ class VideoStream(nn.Module):
         attention = _part("model.video_attention.kind", ATTENTIONS, config.video_attention.kind)
         self.encoder = encoder(face_size, config.video)
         self.out_features: int = self.encoder.out_features  # type: ignore[assignment]
-        self.attention = attention(self.out_features, trunks, config.video_attention)
+        self.attention = attention(self.encoder, trunks, config.video_attention)
 
     def forward(self, faces: Tensor, lengths: Tensor) -> Pooled:
         return Pooled(*self.attention(self.encoder(faces, lengths), lengths))

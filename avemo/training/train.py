@@ -241,5 +241,6 @@ def _quieten() -> None:
         ".*exists and is not empty.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*lr_scheduler.step.. before .optimizer.step.*",  # where a step in float16 had no finite gradient
+        ".*padding='same' with even kernel lengths.*",  # the copy that it speaks of is what is wanted
     ):
         warnings.filterwarnings("ignore", message)

@@ -10,13 +10,14 @@ import pytest
 import torch
 import yaml
 from torch import nn
+from torch.nn import functional as F
 
 from avemo.cli import find_config, main
 from avemo.models import ModelConfig, build_model, needed_streams
 from avemo.systems import figures, system_names, systems
 from avemo.training.compare import compare_steps
 from avemo.training.config import DataConfig, OptimizerConfig, TrainConfig, from_dict
-from tests.avemo.models.tiny_model import tiny_config
+from tests.avemo.models.tiny_model import tiny_batch, tiny_config
 from tests.avemo.tiny_cache import write_cache
 
 # Of all parts at the paper's sizes: 200 bins, faces of 64 pixels, seven classes.
@@ -54,6 +55,26 @@ def together(*parts: Layers) -> Layers:
     return [shape for shapes, _ in parts for shape in shapes], sum(others for _, others in parts)
 
 
+def blstm(features: int, hidden: int) -> Layers:
+    gates = 4 * hidden
+    return [(gates, features), (gates, hidden)] * 2, 2 * 2 * gates
+
+
+def tcn(features: int, channels: int, blocks: int) -> Layers:
+    """Norms and directions of two weight-normalised kernels in each block, and a residual of another width."""
+    shapes: list[tuple[int, ...]] = []
+    for _ in range(blocks):
+        shapes += [
+            (channels, 1, 1),
+            (channels, features, 3),
+            (channels, 1, 1),
+            (channels, channels, 3),
+        ]
+        shapes += [(channels, features, 1)] if features != channels else []
+        features = channels
+    return shapes, (2 * blocks + 1) * channels
+
+
 NORM: Layers = ([], 2 * 256)
 
 # By system, as the sources say that are named where the parts are.
@@ -66,6 +87,30 @@ LAYERS: dict[str, Layers] = {
     "am_fbp": together(ABFCN, VIDEO, GLOBAL, TRUNKS, head(256)),
     "encoder_concat": together(ABFCN, VIDEO, NORM, NORM, NORM, head(768)),
 }
+LAYERS["cnn_lstm"] = together(
+    ([(16, 1, 12, 16), (24, 16, 8, 12), (32, 24, 5, 7)], 2 * (16 + 24 + 32)),
+    blstm(32 * 25, 128),
+    NORM,
+    head(256),
+)
+LAYERS["att_blstm_fcn"] = together(
+    blstm(200, 128),
+    ([(128, 200, 1, 8), (256, 128, 1, 5), (128, 256, 1, 3)], 2 * (128 + 256 + 128)),
+    ATTENTION,
+    ([], 2 * 384),
+    head(384),
+)
+LAYERS["fusion_tacn"] = together(
+    ([(64, 200, 4), (64, 64, 4)], 64 + 64),
+    tcn(200, 128, 4),
+    tcn(64, 128, 4),
+    ATTENTION,
+    NORM,
+    head(256),
+)
+LAYERS["mafn"] = together(
+    ABFCN, VIDEO, ([(128, 256), (128, 512), (128, 128), (1, 128)], 3 * 128 + 2 * 128), head(128)
+)
 LAYERS["1d_abfcn_no_lrn"] = LAYERS["audio"] = LAYERS["1d_abfcn"]
 LAYERS["ag_fbp"] = LAYERS["g_fbp"]
 
@@ -124,6 +169,29 @@ def test_it_learns_and_accelerated_as_by_the_reference(name: str, tmp_path: Path
     assert 0.5 * math.log(4) < compared.first_loss < 3 * math.log(4)
     assert compared.last_loss < 0.2 * math.log(4)
     assert compared.operator_difference < 1e-4
+
+
+@pytest.mark.parametrize("name", system_names())
+def test_a_clip_is_the_same_alone_and_in_a_batch(name: str) -> None:
+    """However far its batch is padded, and whatever is in the padding."""
+    torch.manual_seed(1)
+    model = build_model(small(name), bins=20, face_size=16, classes=4).double().eval()
+    audio, a_len, video, v_len = tiny_batch()
+    audio, video = F.pad(audio.double(), (0, 5)), F.pad(video.double(), (0, 0, 0, 0, 0, 2))
+    for b in range(len(a_len)):
+        audio[b, :, a_len[b] :] = 1e3
+        video[b, v_len[b] :] = 1e3
+    together = model(audio, a_len, video, v_len)
+    for b in range(len(a_len)):
+        row = slice(b, b + 1)
+        alone = model(audio[row, :, : a_len[b]], a_len[row], video[row, : v_len[b]], v_len[row])
+        torch.testing.assert_close(alone.logits[0], together.logits[b], rtol=1e-9, atol=1e-9)
+        for mine, ours in zip(alone[1:3], together[1:3], strict=True):
+            assert (mine is None) == (ours is None)
+            if mine is not None:
+                torch.testing.assert_close(ours[b, : mine.shape[1]], mine[0], rtol=1e-9, atol=1e-9)
+                assert not ours[b, mine.shape[1] :].any()
+                assert mine.sum().item() == pytest.approx(1)
 
 
 def test_streams_are_those_that_the_parts_attend_to() -> None:
