@@ -53,7 +53,7 @@ class StepShape:
     def noise(self, device: str) -> Batch:
         """The batch of every step."""
         batch = random_batch(**self.batch, classes=_CLASSES)
-        return _converted(batch, lambda t: t.to(device))
+        return batch.map(lambda t: t.to(device))
 
     def network(self, device: str) -> nn.Module:
         """The model with reference operators, the same weights every time."""
@@ -209,7 +209,7 @@ def _truth_of_step(name: str, device: str) -> tuple[Tensor, float]:
     a network with ReLUs and max-pooling a last digit may send a gradient another way.
     """
     shape = STEPS[name]
-    doubles = _converted(shape.noise(device), lambda t: t.double() if t.is_floating_point() else t)
+    doubles = shape.noise(device).map(lambda t: t.double() if t.is_floating_point() else t)
     truth = _gradient(_stepping(shape.network(device).double()), doubles)
     plain = max(
         _distance(_gradient(_stepping(model), shape.noise(device)), truth)
@@ -221,17 +221,6 @@ def _truth_of_step(name: str, device: str) -> tuple[Tensor, float]:
 
 def _bound(side: TrainingStep, batch: Batch) -> Callable[[], Tensor]:
     return lambda: side(batch)
-
-
-def _converted(batch: Batch, convert: Callable[[Tensor], Tensor]) -> Batch:
-    return Batch(
-        convert(batch.audio),
-        convert(batch.audio_lengths),
-        convert(batch.video),
-        convert(batch.video_lengths),
-        convert(batch.labels),
-        batch.names,
-    )
 
 
 def _gradient(side: TrainingStep, batch: Batch) -> Tensor:

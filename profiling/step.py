@@ -112,9 +112,7 @@ def loss_range(train: TrainingStep) -> Iterator[None]:
 
 def moved(batch: Batch, device: torch.device) -> Batch:
     """A batch on a device."""
-    *tensors, names = batch
-    audio, audio_lengths, video, video_lengths, labels = (x.to(device) for x in tensors)
-    return Batch(audio, audio_lengths, video, video_lengths, labels, names)
+    return batch.map(lambda tensor: tensor.to(device))
 
 
 def setting(name: str, cache: Path | None, batch: int | None, noise: dict[str, int]) -> Setting:

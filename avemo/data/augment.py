@@ -67,11 +67,13 @@ def augment(sample: Sample, config: AugmentConfig, rng: np.random.Generator) -> 
     video = _shift(video, config.shift * (2 * draw[6:8] - 1))
     video = _contrast(video, config.contrast * (2 * draw[8:10] - 1))
     video = _blank_square(video, config.face_mask * draw[10], draw[11], draw[12])
+    changed = sample._replace(audio=np.ascontiguousarray(audio), video=np.ascontiguousarray(video))
+    for stream, values in (("audio", sample.audio), ("video", sample.video)):
+        if not values.any():  # a clip without it: its place stays empty, and the other is not lost
+            return changed.without(stream)
     if draw[13] < config.modality_dropout:
-        lose_audio = draw[14] < 0.5
-        audio = np.zeros_like(audio) if lose_audio else audio
-        video = video if lose_audio else np.zeros_like(video)
-    return sample._replace(audio=np.ascontiguousarray(audio), video=np.ascontiguousarray(video))
+        return changed.without("audio" if draw[14] < 0.5 else "video")
+    return changed
 
 
 def _gain(audio: NDArray[np.float32], decibels: float) -> NDArray[np.float32]:

@@ -1,5 +1,8 @@
 """What a model sees: padded clips and their true lengths."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,6 +19,10 @@ class Batch(NamedTuple):
         video_lengths: int64 (B,), frames of each clip, at least 1.
         labels: int64 (B,), class indices.
         names: the clips' paths as the manifest gives them.
+        heard: bool (B, T_a), the frames of sound that there are: not those of padding, and none where
+            a clip has no sound, whose `audio` is zeros as long as its `video`.
+        seen: bool (B, T_v), the frames in which a face is seen; none where a clip has no picture,
+            whose `video` is zeros as long as its `audio`.
     """
 
     audio: Tensor
@@ -24,6 +31,12 @@ class Batch(NamedTuple):
     video_lengths: Tensor
     labels: Tensor
     names: list[str]
+    heard: Tensor
+    seen: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with a function applied to each of its tensors."""
+        return Batch._make(function(x) if isinstance(x, Tensor) else x for x in self)
 
 
 def random_batch(
@@ -45,4 +58,6 @@ def random_batch(
         torch.full((size,), video_frames),
         torch.randint(classes, (size,), generator=generator),
         [f"noise {i}" for i in range(size)],
+        torch.ones(size, audio_frames, dtype=torch.bool),
+        torch.ones(size, video_frames, dtype=torch.bool),
     )

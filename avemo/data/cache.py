@@ -2,9 +2,10 @@
 
 A shard holds the clips of consecutive rows of the manifest, end to end, in three tensors: `audio`
 uint8 (sum of T_a, F), `video` uint8 (sum of T_v, S, S) and `valid` uint8 (sum of T_v); and for each
-of its n clips `first` uint64 (n), where it begins in `audio`, and `checksum` uint32 (n), the CRC-32
-of its three parts, which every read is checked against. The index has the features' settings, the
-classes and, for each clip, its row of the manifest, shard, offsets and lengths.
+of its n clips `first` uint64 (n, 2), where it begins in `audio` and in `video`, and `checksum` uint32
+(n), the CRC-32 of its three parts, which every read is checked against. The index has the features'
+settings, the classes and, for each clip, its row of the manifest, shard, offsets and lengths; the
+length of a stream that it lacks is 0.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avemo.data.features import Clip, FeatureConfig
+from avemo.data.media import BOTH
 
 INDEX = "index.json"
 SPLITS = ("train", "val", "test")
@@ -46,9 +48,9 @@ class ClipInfo:
         split: `train`, `val` or `test`.
         shard: file name of its shard.
         audio_offset: its first frame in `audio`.
-        audio_length: its frames there.
+        audio_length: its frames there; 0 if it has no sound.
         video_offset: its first frame in `video` and `valid`.
-        video_length: its frames there.
+        video_length: its frames there; 0 if it has no picture.
     """
 
     path: str
@@ -61,6 +63,12 @@ class ClipInfo:
     audio_length: int
     video_offset: int
     video_length: int
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """What the clip has, of "audio" and "video"."""
+        lengths = (self.audio_length, self.video_length)
+        return tuple(name for name, length in zip(BOTH, lengths, strict=True) if length)
 
 
 class Shards:
@@ -82,33 +90,45 @@ class Shards:
         """
         from safetensors import SafetensorError
 
-        audio = slice(info.audio_offset, info.audio_offset + info.audio_length)
-        video = slice(info.video_offset, info.video_offset + info.video_length)
+        audio, video = (
+            (info.audio_offset, info.audio_length),
+            (info.video_offset, info.video_length),
+        )
         try:
             shard, checksums = self._open(info.shard)
             clip = Clip(
-                shard.get_slice("audio")[audio],
-                shard.get_slice("video")[video],
-                shard.get_slice("valid")[video].astype(bool),
+                _rows(shard, "audio", *audio),
+                _rows(shard, "video", *video),
+                _rows(shard, "valid", *video).astype(bool),
             )
         except FileNotFoundError:
             raise CacheError(f"{self.folder / info.shard} is missing; {_REMEDY}") from None
         except (SafetensorError, IndexError, OSError) as error:
             raise self._damaged(info, str(error)) from error
-        if checksums.get(info.audio_offset) != _checksum(clip):
+        if checksums.get((info.audio_offset, info.video_offset)) != _checksum(clip):
             raise self._damaged(info, f"the checksum of {info.path} is not that of its bytes")
         return clip
 
-    def _open_shard(self, name: str) -> tuple[Any, dict[int, int]]:
+    def _open_shard(self, name: str) -> tuple[Any, dict[tuple[int, int], int]]:
         from safetensors import safe_open
 
         shard = safe_open(self.folder / name, framework="numpy")
         first, checksum = shard.get_tensor("first"), shard.get_tensor("checksum")
-        return shard, dict(zip(first.tolist(), checksum.tolist(), strict=True))
+        places = map(tuple, first.tolist())
+        return shard, dict(zip(places, checksum.tolist(), strict=True))
 
     def _damaged(self, info: ClipInfo, reason: str) -> CacheError:
         said = " ".join(reason.split())
         return CacheError(f"{self.folder / info.shard} is damaged ({said}); {_REMEDY}")
+
+
+def _rows(shard: Any, name: str, first: int, count: int) -> NDArray[np.uint8]:
+    """A stretch of one of a shard's tensors. Safetensors refuses an empty one at the end."""
+    tensor = shard.get_slice(name)
+    if not count:
+        return np.zeros((0, *tensor.get_shape()[1:]), np.uint8)
+    rows: NDArray[np.uint8] = tensor[first : first + count]
+    return rows
 
 
 def shard_content(clips: Sequence[Clip]) -> bytes:
@@ -119,12 +139,12 @@ def shard_content(clips: Sequence[Clip]) -> bytes:
     """
     from safetensors.numpy import save
 
-    heard = [len(clip.audio) for clip in clips]
+    ends = np.cumsum([(len(clip.audio), len(clip.video)) for clip in clips], axis=0)
     arrays = {
         "audio": np.concatenate([clip.audio for clip in clips]),
         "video": np.concatenate([clip.video for clip in clips]),
         "valid": np.concatenate([clip.valid for clip in clips]).view(np.uint8),
-        "first": np.cumsum([0, *heard[:-1]], dtype=np.uint64),
+        "first": np.concatenate([[(0, 0)], ends[:-1]]).astype(np.uint64),
         "checksum": np.array([_checksum(clip) for clip in clips], np.uint32),
     }
     return bytes(save(arrays))
@@ -224,6 +244,8 @@ def _check(clip: ClipInfo, classes: tuple[str, ...]) -> None:
         raise ValueError(f"the split of {clip.path} is {clip.split!r}, expected one of {SPLITS}")
     if Path(clip.shard).name != clip.shard:
         raise ValueError(f"the shard of {clip.path} is outside of its folder: {clip.shard}")
+    if not clip.streams:
+        raise ValueError(f"{clip.path} has neither sound nor picture")
     places = (clip.audio_offset, clip.audio_length, clip.video_offset, clip.video_length)
     if not all(isinstance(place, int) and place >= 0 for place in places):
         raise ValueError(f"the places of {clip.path} must be whole numbers, got {places}")

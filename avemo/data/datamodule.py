@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from avemo.data.augment import AugmentConfig, augment
 from avemo.data.batch import Batch
-from avemo.data.cache import ClipCache
+from avemo.data.cache import ClipCache, ClipInfo
 from avemo.data.features import Clip, FeatureConfig
 from avemo.data.inputs import Sample, collate, to_sample
 
@@ -43,6 +43,7 @@ class ClipDataModule(L.LightningDataModule):
         balanced: draw every class equally often in training. An epoch has as many clips as without;
             those of rare classes come several times, changed anew each time, and of frequent
             classes every epoch draws others.
+        needs: the streams that a clip must have, of "audio" and "video"; clips without are left out.
 
     Attributes:
         cache: the opened :class:`ClipCache`.
@@ -65,6 +66,7 @@ class ClipDataModule(L.LightningDataModule):
         drop_last: bool = False,
         num_workers: int = 0,
         balanced: bool = False,
+        needs: Collection[str] = (),
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -85,6 +87,7 @@ class ClipDataModule(L.LightningDataModule):
         self.drop_last = drop_last
         self.num_workers = num_workers
         self.balanced = balanced
+        self.needs = needs
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled batches of the training split."""
@@ -119,6 +122,15 @@ class ClipDataModule(L.LightningDataModule):
         """Batches of any split as evaluation sees it: unchanged, in the manifest's order."""
         return self._evaluation_loader(split)
 
+    def left_out(self, split: str) -> str:
+        """What is said of the clips of a split that lack a stream which is needed; empty if none does."""
+        clips = [self.cache.clips[i] for i in self.cache.select(split)]
+        lacking = Counter(filter(None, (_lacks(clip, self.needs) for clip in clips)))
+        if not lacking:
+            return ""
+        counts = " and ".join(f"{count} have no {name}" for name, count in sorted(lacking.items()))
+        return f"{lacking.total()} of the {len(clips)} clips of the split {split!r} are left out: {counts}"
+
     def _evaluation_loader(self, split: str) -> DataLoader[Batch]:
         dataset = _EvaluationClips(self.cache, self._indices(split), self.max_seconds)
         return DataLoader(dataset, **self._options(drop_last=False))
@@ -127,7 +139,14 @@ class ClipDataModule(L.LightningDataModule):
         indices = self.cache.select(split)
         if not len(indices):
             raise ValueError(f"the cache {self.cache.path} has no clips of the split {split!r}")
-        return indices
+        whole = np.array(
+            [i for i in indices if not _lacks(self.cache.clips[i], self.needs)], np.int64
+        )
+        if not len(whole):
+            raise ValueError(
+                f"the model cannot use the cache {self.cache.path}: {self.left_out(split)}"
+            )
+        return whole
 
     def _options(self, drop_last: bool) -> dict[str, Any]:
         return {
@@ -136,6 +155,14 @@ class ClipDataModule(L.LightningDataModule):
             "num_workers": self.num_workers,
             "collate_fn": collate,
         }
+
+
+_SAID = {"audio": "sound", "video": "picture"}
+
+
+def _lacks(clip: ClipInfo, needs: Collection[str]) -> str:
+    """The stream of those needed that a clip lacks, in words, or an empty string."""
+    return next((_SAID[name] for name in needs if name not in clip.streams), "")
 
 
 class EpochSampler(Sampler[Key]):
@@ -253,7 +280,7 @@ def _sample(cache: ClipCache, index: int, clip: Clip) -> Sample:
 
 
 def crop_clip(clip: Clip, config: FeatureConfig, max_seconds: float | None, place: float) -> Clip:
-    """Cuts a clip that is too long, both streams alike.
+    """Cuts a clip that is too long, its streams alike.
 
     Args:
         clip: the clip.
@@ -261,10 +288,11 @@ def crop_clip(clip: Clip, config: FeatureConfig, max_seconds: float | None, plac
         max_seconds: the longest to keep; None keeps all.
         place: 0 keeps the beginning, 1 the end, 0.5 the middle.
     """
-    if max_seconds is None or len(clip.video) <= max_seconds * config.fps:
+    frames = clip.video_frames(config)
+    if max_seconds is None or frames <= max_seconds * config.fps:
         return clip
     count = max(1, int(max_seconds * config.fps))
-    first = round(place * (len(clip.video) - count))
+    first = round(place * (frames - count))
     a, b = (round(n / config.fps * config.audio_fps) for n in (first, first + count))
     return Clip(
         clip.audio[a : b + 1], clip.video[first : first + count], clip.valid[first : first + count]

@@ -132,11 +132,26 @@ class Clip(NamedTuple):
         audio: log spectrogram, uint8 (T_a, F): 0 is `db_min`, 255 is `db_max`.
         video: grey face crops, uint8 (T_v, S, S), standardised over the clip.
         valid: bool (T_v,): a face was seen in this frame, or right before and after it.
+
+    A stream that the clip lacks has no frames.
     """
 
     audio: NDArray[np.uint8]
     video: NDArray[np.uint8]
     valid: NDArray[np.bool_]
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """What the clip has, of "audio" and "video"."""
+        return tuple(
+            name for name, frames in zip(BOTH, (self.audio, self.video), strict=True) if len(frames)
+        )
+
+    def video_frames(self, config: FeatureConfig) -> int:
+        """T_v, or what it would be if there were pictures for as long as there is sound."""
+        return len(self.video) or max(
+            1, round((len(self.audio) - 1) / config.audio_fps * config.fps)
+        )
 
 
 Window = tuple[float, float, Clip | MediaError]
@@ -149,23 +164,24 @@ def extract(
     detector: FaceDetector | None = None,
     *,
     max_seconds: float | None = LONGEST_SECONDS,
-    needs: Collection[str] = BOTH,
+    needs: Collection[str] | None = None,
     cut: Cut = WHOLE,
 ) -> Clip:
     """Makes the features of one media file, or of a cut of it.
 
     Args:
-        path: any audio-video file.
+        path: any file with sound, a picture or both.
         config: the settings.
         detector: finds faces; the default is OpenCV's Haar cascade. Its name must be
             `config.detector`.
         max_seconds: longer clips are refused, so that memory stays bounded (see
             :func:`extract_windows`).
-        needs: the streams that must be there, of "audio" and "video".
+        needs: the streams that must be there and be of use, of "audio" and "video"; by default those
+            that the file has.
         cut: what of the file is the clip.
 
     Returns:
-        The clip's arrays.
+        The clip's arrays; none of a stream that is not there, or not needed and of no use.
 
     Raises:
         MediaError: the clip cannot be used; the message says why.
@@ -177,10 +193,10 @@ def extract(
         sample_rate=config.sample_rate,
         fps=config.fps,
         max_seconds=max_seconds,
-        needs=needs,
+        needs=needs or (),
         cut=cut,
     )
-    return features_of(footage, config, detector, needs)
+    return features_of(footage, config, detector, footage.streams if needs is None else needs)
 
 
 def extract_windows(
@@ -215,27 +231,49 @@ def extract_windows(
 def features_of(
     footage: Footage, config: FeatureConfig, detector: FaceDetector, needs: Collection[str] = BOTH
 ) -> Clip:
-    """Makes the features of decoded media. What is not needed and not there is silence, or a grey face
-    that is not seen.
+    """Makes the features of decoded media. A stream that is not needed counts as not there if no sound is
+    heard or no face is seen in it.
 
     Raises:
-        MediaError: there is no sound or no face in it, and there has to be.
+        MediaError: no sound is heard or no face is seen, and has to be; or neither is.
     """
-    if "audio" in needs:
-        check_heard(footage)
-    audio = quantize(log_spectrogram(footage.waveform, config), config)
-    fps, size, margin = config.fps, config.face_size, config.face_margin
-    try:
-        if not footage.frames.size:
-            raise MediaError("no face", "no picture")
-        crops, valid = find_faces(footage.frames, detector, fps=fps, size=size, margin=margin)
-    except MediaError:
-        if "video" in needs:
-            raise
-        count = len(footage.frames)
-        grey = np.full((count, size, size), round(FACE_MEAN), np.uint8)
-        return Clip(audio, grey, np.zeros(count, bool))
-    return Clip(audio, standardize(crops, valid), valid)
+    size = config.face_size
+    clip = Clip(
+        np.zeros((0, config.bins), np.uint8), np.zeros((0, size, size), np.uint8), np.zeros(0, bool)
+    )
+    faults = []
+    for stream in footage.streams:
+        try:
+            if stream == "audio":
+                check_heard(footage)
+                audio = quantize(log_spectrogram(footage.waveform, config), config)
+                clip = clip._replace(audio=audio)
+            else:
+                crops, valid = find_faces(
+                    footage.frames, detector, fps=config.fps, size=size, margin=config.face_margin
+                )
+                clip = clip._replace(video=standardize(crops, valid), valid=valid)
+        except MediaError as error:
+            if stream in needs:
+                raise
+            faults.append(error)
+    if not clip.streams:
+        raise faults[0]
+    return clip
+
+
+def fill_missing(clip: Clip, config: FeatureConfig) -> Clip:
+    """The clip with silence or grey pictures, none of them valid, for the stream that it lacks: for as
+    long as the other one."""
+    count = clip.video_frames(config)
+    if not len(clip.audio):
+        samples = round(count / config.fps * config.sample_rate)
+        silence = np.zeros((1 + samples // config.hop_length, config.bins), np.uint8)
+        return clip._replace(audio=silence)
+    if not len(clip.video):
+        grey = np.full((count, *clip.video.shape[1:]), round(FACE_MEAN), np.uint8)
+        return clip._replace(video=grey, valid=np.zeros(count, bool))
+    return clip
 
 
 def check_heard(footage: Footage) -> None:

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from avemo.data.batch import Batch
-from avemo.data.features import FACE_MEAN, FACE_STD, Clip, FeatureConfig, dequantize
+from avemo.data.features import FACE_MEAN, FACE_STD, Clip, FeatureConfig, dequantize, fill_missing
+from avemo.data.media import BOTH
 
 AUDIO_MEAN_DB, AUDIO_STD_DB = -65.0, 20.0
 """About the mean and deviation of speech over time and frequency. Constants, not a corpus's own
@@ -25,21 +26,38 @@ class Sample(NamedTuple):
         video: float32 (T_v, S, S), zero mean and unit deviation over the clip.
         label: class index; -1 where it is not known.
         name: the clip's path.
+        heard: bool (T_a,), the frames that have sound: all, or none of a clip without it.
+        seen: bool (T_v,), the frames in which a face is seen: none of a clip without a picture.
     """
 
     audio: NDArray[np.float32]
     video: NDArray[np.float32]
     label: int
     name: str
+    heard: NDArray[np.bool_]
+    seen: NDArray[np.bool_]
+
+    def without(self, stream: str) -> Sample:
+        """The sample of a clip that lacks one stream, "audio" or "video": zeros, the mean of either
+        input, of which no frame is heard or seen."""
+        if stream == "audio":
+            return self._replace(audio=np.zeros_like(self.audio), heard=np.zeros_like(self.heard))
+        return self._replace(video=np.zeros_like(self.video), seen=np.zeros_like(self.seen))
 
 
 def to_sample(clip: Clip, config: FeatureConfig, label: int = -1, name: str = "") -> Sample:
-    """Maps a stored clip to network inputs."""
+    """Maps a stored clip to network inputs; a stream that it lacks is as in :meth:`Sample.without`."""
+    streams, clip = clip.streams, fill_missing(clip, config)
     audio = (dequantize(clip.audio, config).T - np.float32(AUDIO_MEAN_DB)) / np.float32(
         AUDIO_STD_DB
     )
     video = (clip.video.astype(np.float32) - np.float32(FACE_MEAN)) / np.float32(FACE_STD)
-    return Sample(np.ascontiguousarray(audio), video, label, name)
+    heard = np.ones(audio.shape[1], bool)
+    sample = Sample(np.ascontiguousarray(audio), video, label, name, heard, clip.valid)
+    for stream in BOTH:
+        if stream not in streams:
+            sample = sample.without(stream)
+    return sample
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -48,8 +66,13 @@ def collate(samples: Sequence[Sample]) -> Batch:
     video_lengths = torch.tensor([len(s.video) for s in samples])
     audio = torch.zeros(len(samples), samples[0].audio.shape[0], int(audio_lengths.max()))
     video = torch.zeros(len(samples), int(video_lengths.max()), *samples[0].video.shape[1:])
+    heard = torch.zeros(len(samples), audio.shape[2], dtype=torch.bool)
+    seen = torch.zeros(len(samples), video.shape[1], dtype=torch.bool)
     for row, sample in enumerate(samples):
         audio[row, :, : sample.audio.shape[1]] = torch.from_numpy(sample.audio)
         video[row, : len(sample.video)] = torch.from_numpy(sample.video)
+        heard[row, : len(sample.heard)] = torch.from_numpy(sample.heard)
+        seen[row, : len(sample.seen)] = torch.from_numpy(sample.seen)
     labels = torch.tensor([s.label for s in samples])
-    return Batch(audio, audio_lengths, video, video_lengths, labels, [s.name for s in samples])
+    names = [s.name for s in samples]
+    return Batch(audio, audio_lengths, video, video_lengths, labels, names, heard, seen)

@@ -71,12 +71,14 @@ class Footage(NamedTuple):
         waveform: float32 (N,), mono, full scale is 1.
         frames: uint8 (T, H, W), grey, upright, square pixels; (T, 0, 0) if the file has no picture.
         loudest: level of the loudest channel so far, which the waveform, a mean, may not reach.
+        streams: those that the file has, of "audio" and "video".
     """
 
     start: float
     waveform: NDArray[np.float32]
     frames: NDArray[np.uint8]
     loudest: float
+    streams: tuple[str, ...] = BOTH
 
 
 def read_footage(
@@ -101,8 +103,8 @@ def read_footage(
         window_seconds: the length of a window; None gives the whole file as one. A clip longer than
             a window is cut into equal windows no longer than this.
         max_seconds: the longest clip to accept; bounds the memory when the file is read as a whole.
-        needs: the streams that the file must have, of "audio" and "video". A file without pictures
-            begins and ends with its sound.
+        needs: the streams that the file must have, of "audio" and "video"; one at least it must have
+            in any case. A file without pictures begins and ends with its sound.
         cut: what of the file to read. Pictures and sound before it are not decoded, but for what the
             decoders have to know of them.
 
@@ -119,6 +121,7 @@ def read_footage(
         video, audio = _streams(container, needs)
         found = survey(container, video, audio)
         places = [None if stream is None else stream.index for stream in (video, audio)]
+    streams = tuple(name for name, stream in zip(BOTH, (audio, video), strict=True) if stream)
     length = _length(found.seconds, cut)
     if max_seconds is not None and length > max_seconds:
         raise MediaError("too long", f"{length:.1f} s of at most {max_seconds:g} s")
@@ -139,7 +142,7 @@ def read_footage(
             count = picture.ready if window is None else min(window, picture.ready)
             start, samples = given / fps, round(count / fps * sample_rate)
             waveform = sound.read(picture.zero + start, samples)
-            yield Footage(start, waveform, np.stack(picture.take(count)), sound.loudest)
+            yield Footage(start, waveform, np.stack(picture.take(count)), sound.loudest, streams)
             given += count
 
 

@@ -65,12 +65,14 @@ class PrepareReport:
 
     Attributes:
         done: clips in the cache.
+        alone: how many of them have one stream alone, by its name.
         resumed: rows (clips and errors) that earlier runs had settled.
         errors: number of clips that are not in the cache, by the category of the reason.
         seconds: that this run took.
     """
 
     done: int
+    alone: dict[str, int]
     resumed: int
     errors: dict[str, int]
     seconds: float
@@ -79,8 +81,11 @@ class PrepareReport:
         failed = ", ".join(f"{reason} {count}" for reason, count in sorted(self.errors.items()))
         total = sum(self.errors.values())
         kept = f" ({self.resumed} rows were settled before)" if self.resumed else ""
+        alone = "".join(
+            f", {count} of them {name} alone" for name, count in sorted(self.alone.items())
+        )
         return (
-            f"prepared {self.done} clips in {self.seconds:.1f} s{kept}, "
+            f"prepared {self.done} clips{alone} in {self.seconds:.1f} s{kept}, "
             f"{total} errors{': ' + failed if failed else ''}"
         )
 
@@ -101,6 +106,9 @@ def prepare(
     max_seconds: float = LONGEST_SECONDS,
 ) -> PrepareReport:
     """Decodes the clips of a corpus, finds the faces and writes a cache for training.
+
+    A file that has only sound or only a picture becomes a clip with that stream alone, for systems
+    that need no other.
 
     A clip that cannot be used is listed in `errors.csv` with the reason, and never stops the run.
     A run that was interrupted goes on where it stopped when it is started again. Clips that an
@@ -443,8 +451,9 @@ class _Work:
     def report(self, resumed: int, seconds: float) -> PrepareReport:
         """The numbers of a finished cache."""
         categories = Counter(category_of(why) for _, why in self._errors())
-        done = len(self.rows) - categories.total()
-        return PrepareReport(done, resumed, dict(categories), seconds)
+        clips = ClipCache(self.out).clips if (self.out / INDEX).is_file() else ()
+        alone = Counter(clip.streams[0] for clip in clips if len(clip.streams) == 1)
+        return PrepareReport(len(clips), dict(alone), resumed, dict(categories), seconds)
 
 
 def _stamp(root: Path, row: Row) -> str:
@@ -502,7 +511,12 @@ def _prepare_clip(
         return _LINKED
     try:
         clip = extract(
-            path, features, detector, max_seconds=max_seconds, needs=row.streams, cut=row.cut
+            path,
+            features,
+            detector,
+            max_seconds=max_seconds,
+            needs=row.streams or None,
+            cut=row.cut,
         )
     except Exception as error:
         return str(refusal(error))

@@ -15,6 +15,7 @@ from avemo.data.cache import ClipCache
 from avemo.data.datamodule import ClipDataModule
 from avemo.evaluation.metrics import Scores, confusion_matrix, scores
 from avemo.evaluation.plots import LONGEST_LABEL, save_picture
+from avemo.models import required_streams
 from avemo.models.backend import BackendName, use_backend
 from avemo.text import printable
 from avemo.training.checkpoint import Checkpoint, load
@@ -71,8 +72,13 @@ def evaluate(
     trained.model.to(device)
     use_backend(trained.model, backend)
     clips = ClipDataModule(
-        cache, batch_size=batch_size, max_seconds=trained.config.data.max_seconds
+        cache,
+        batch_size=batch_size,
+        max_seconds=trained.config.data.max_seconds,
+        needs=required_streams(trained.model, trained.config.data.augment.modality_dropout),
     )
+    if clips.left_out(split):
+        print(clips.left_out(split))
     labels = [trained.classes.index(name) for name in clips.classes]
     predictions = [
         prediction._replace(label=labels[prediction.label])

@@ -24,6 +24,7 @@ from avemo.data.features import (
     Window,
     dequantize,
     extract_windows,
+    fill_missing,
 )
 from avemo.data.limits import LONGEST_WORK_SECONDS, MOST_MEMORY, WINDOW_SECONDS
 from avemo.data.reasons import MediaError, refusal
@@ -73,7 +74,7 @@ def predict(
     Args:
         checkpoint: a trained model (.safetensors).
         clips: media files of any kind; without a picture if the model only listens, without sound if
-            it only looks.
+            it only looks, without either one if it has learned to do without (`modality_dropout`).
         out: folder for the pictures; made if needed.
         detector: the YuNet model (.onnx) that the training cache was made with, if it was.
 
@@ -123,13 +124,15 @@ def _decoded(
 ) -> Iterator[tuple[tuple[int, Path], Iterator[Window | MediaError]]]:
     """Each clip, by its number and path, with its windows as another process decodes them: what
     kills a decoder costs its clip alone."""
-    from avemo.models import needed_streams
+    from avemo.models import required_streams
 
-    seconds = trained.config.data.max_seconds or WINDOW_SECONDS
+    data = trained.config.data
+    seconds = data.max_seconds or WINDOW_SECONDS
+    needs = required_streams(trained.model, data.augment.modality_dropout)
     results = process_all(
         enumerate(clips),
         _decoder,
-        (trained.features, detector, seconds, needed_streams(trained.model)),
+        (trained.features, detector, seconds, needs),
         workers=1,
         timeout=LONGEST_WORK_SECONDS,
         memory=MOST_MEMORY,
@@ -205,6 +208,7 @@ def _run(
         for weights in (output.audio_attention, output.video_attention)
     )
     features = trained.features
+    clip = fill_missing(clip, features)
     return probabilities, Stretch(
         start=start,
         duration=duration,

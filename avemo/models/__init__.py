@@ -53,4 +53,26 @@ def _class(config: ModelConfig) -> Callable[..., nn.Module]:
     return MODELS[config.name]
 
 
-__all__ = ["MODELS", "ModelConfig", "Output", "build_model", "needed_streams"]
+def required_streams(model: nn.Module | ModelConfig, modality_dropout: float) -> tuple[str, ...]:
+    """The streams without which a clip is nothing for a model: those that it attends to, or either one
+    if it attends to both and has learned to do with one.
+
+    Args:
+        model: of this package, or its configuration.
+        modality_dropout: share of the clips that lost a stream in its training.
+
+    Raises:
+        ValueError: no model has that name.
+    """
+    needed = needed_streams(model)
+    return () if modality_dropout > 0 and len(needed) > 1 else needed
+
+
+__all__ = [
+    "MODELS",
+    "ModelConfig",
+    "Output",
+    "build_model",
+    "needed_streams",
+    "required_streams",
+]

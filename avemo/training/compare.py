@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from avemo.data.batch import Batch
 from avemo.data.datamodule import ClipDataModule, EpochSampler
-from avemo.models import build_model
+from avemo.models import build_model, required_streams
 from avemo.models.backend import BackendName, use_backend
 from avemo.training.config import TrainConfig
 from avemo.training.module import seed_step
@@ -125,7 +125,8 @@ def compare_steps(
     """
     if steps <= _WARM_UP:
         raise ValueError(f"steps must be more than {_WARM_UP}, got {steps}")
-    clips = ClipDataModule(**vars(config.data), seed=config.seed)
+    needs = required_streams(config.model, config.data.augment.modality_dropout)
+    clips = ClipDataModule(**vars(config.data), seed=config.seed, needs=needs)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(config.seed)
     reference = build_model(
@@ -189,5 +190,4 @@ def _batches(clips: ClipDataModule, steps: int, device: str) -> Iterator[Batch]:
 
     endless = chain.from_iterable(map(epoch, count()))
     for batch in islice(endless, steps):
-        audio, audio_lengths, video, video_lengths, labels = (x.to(device) for x in batch[:5])
-        yield Batch(audio, audio_lengths, video, video_lengths, labels, batch.names)
+        yield batch.map(lambda tensor: tensor.to(device))

@@ -98,7 +98,7 @@ def _train(
     import torch
 
     from avemo.data.datamodule import ClipDataModule
-    from avemo.models import build_model
+    from avemo.models import build_model, required_streams
     from avemo.training.callbacks import ModelCheckpoints, StepProgress, averaging
     from avemo.training.memory import keep_freed_memory
     from avemo.training.module import EmotionModule
@@ -109,7 +109,8 @@ def _train(
     device = _device(trainer)
     if trainer.compile == "cuda_graphs" and device != "cuda":
         raise ValueError("trainer.compile is cuda_graphs, which needs a GPU, and this run has none")
-    clips = ClipDataModule(**vars(config.data), seed=seed)
+    needs = required_streams(config.model, config.data.augment.modality_dropout)
+    clips = ClipDataModule(**vars(config.data), seed=seed, needs=needs)
     if not len(clips.train_dataloader()):
         raise ValueError("data.drop_last leaves no training batch: data.batch_size is too large")
     clips.val_dataloader()  # a split without clips is told before anything is written
@@ -126,6 +127,8 @@ def _train(
         face_size=clips.features.face_size,
         classes=len(clips.classes),
     ).to(device)
+    for said in filter(None, map(clips.left_out, ("train", "val"))):
+        print(said)
     parameters = sum(p.numel() for p in network.parameters())
     print(f"model {config.model.name}: {parameters:,} parameters, {len(clips.classes)} classes")
     print(f"operators by backend: {use_backend(network, backend)}")

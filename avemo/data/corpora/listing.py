@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from avemo.data.cache import SPLITS
-from avemo.data.media import BOTH, HALVES, WHOLE, Cut
+from avemo.data.media import HALVES, WHOLE, Cut
 from avemo.data.reasons import reason
 
 
@@ -28,7 +28,7 @@ class Row:
         group: of clips that no split of the corpus may part, such as a session; empty if there are none.
         cut: the stretch and the half of the picture that are the clip.
         turn: name of the clip within its file, where that has several; empty else.
-        streams: that the file must have, of "audio" and "video".
+        streams: that the file must have, of "audio" and "video"; empty if it may lack either one.
         fault: what is wrong with the row itself, or an empty string.
     """
 
@@ -39,7 +39,7 @@ class Row:
     group: str = ""
     cut: Cut = WHOLE
     turn: str = ""
-    streams: tuple[str, ...] = BOTH
+    streams: tuple[str, ...] = ()
     fault: str = ""
 
     @property

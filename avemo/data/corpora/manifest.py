@@ -87,6 +87,6 @@ def _row(record: Mapping[str, str | None]) -> Row:
         cell("group"),
         cut,
         turn=f"{start or 0}-{end}".rstrip("-") if start or end else "",
-        streams=tuple(s for s in BOTH if s in streams) or BOTH,
+        streams=tuple(s for s in BOTH if s in streams),
         fault=fault,
     )

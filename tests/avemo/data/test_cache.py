@@ -64,6 +64,36 @@ def test_reads_what_was_written(stored: tuple[Path, list]) -> None:
     np.testing.assert_array_equal(again[1].audio, clips[1][0])
 
 
+def test_clips_with_one_stream_are_told_apart(tmp_path: Path) -> None:
+    """Clips that have no frames of a stream share a place in it, and it may be empty as a whole."""
+    rng = np.random.default_rng(0)
+    for name, lengths in (
+        ("mixed", [(0, 3), (0, 2), (7, 0), (5, 0), (4, 2), (3, 0)]),
+        ("sound", [(7, 0), (5, 0)]),
+        ("picture", [(0, 2), (0, 3)]),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        clips, infos, audio, video = [], [], 0, 0
+        for number, (heard, seen) in enumerate(lengths):
+            infos.append(
+                ClipInfo(
+                    f"{number}", "sad", "", "", "train", "0.safetensors", audio, heard, video, seen
+                )
+            )
+            audio, video = audio + heard, video + seen
+            sound = rng.integers(0, 256, (heard, 200), dtype=np.uint8)
+            faces = rng.integers(0, 256, (seen, 64, 64), dtype=np.uint8)
+            clips.append(Clip(sound, faces, rng.integers(0, 2, seen).astype(bool)))
+        (folder / "0.safetensors").write_bytes(shard_content(clips))
+        (folder / "index.json").write_text(index_json(FeatureConfig(), infos))
+        cache = ClipCache(folder)
+        for number, clip in enumerate(clips):
+            for stored, made in zip(cache[number], clip, strict=True):
+                np.testing.assert_array_equal(stored, made)
+            assert cache.clips[number].streams == cache[number].streams == clip.streams
+
+
 def test_is_memory_mapped(stored: tuple[Path, list]) -> None:
     path, _ = stored
     cache = ClipCache(path)
@@ -78,6 +108,7 @@ def test_unfinished_and_foreign(stored: tuple[Path, list], tmp_path: Path) -> No
     index = json.loads((path / "index.json").read_text())
     for change, words in (
         ({"format": "other"}, "must have the format"),
+        ({"format": "avemo-cache-2"}, "got 'avemo-cache-2'; prepare the corpus into another"),
         ({"features": {"colour": 1}}, "unknown feature settings"),
         ({"clips": [{**index["clips"][0], "shard": "../secret"}]}, "outside of its folder"),
     ):
@@ -149,6 +180,10 @@ def test_a_shard_cut_short_missing_or_of_another_index_is_named(stored: tuple[Pa
         (lambda index: _first(index, split="dev"), "split of 0.mp4 is 'dev'"),
         (lambda index: _first(index, audio_offset=-1), "places of 0.mp4"),
         (lambda index: _first(index, video_length="3"), "places of 0.mp4"),
+        (
+            lambda index: _first(index, audio_length=0, video_length=0),
+            "0.mp4 has neither sound nor picture",
+        ),
     ],
 )
 def test_a_damaged_index_is_named(change: Any, words: str, stored: tuple[Path, list]) -> None:

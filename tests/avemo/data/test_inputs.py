@@ -49,11 +49,51 @@ def test_collate_pads_with_zeros() -> None:
     assert not batch.video[0, 4:].any()
     np.testing.assert_array_equal(batch.audio[1, :, :7], samples[1].audio)
     np.testing.assert_array_equal(batch.video[0, :4], samples[0].video)
+    np.testing.assert_array_equal(batch.heard, torch.arange(30) < batch.audio_lengths[:, None])
+    np.testing.assert_array_equal(batch.seen, torch.arange(9) < batch.video_lengths[:, None])
+
+
+def one_stream(clip: Clip, lost: str) -> Clip:
+    if lost == "audio":
+        return clip._replace(audio=clip.audio[:0])
+    return clip._replace(video=clip.video[:0], valid=clip.valid[:0])
+
+
+@pytest.mark.parametrize(("lost", "kept"), [("audio", "video"), ("video", "audio")])
+def test_a_missing_stream_is_zeros_that_nobody_hears_or_sees(lost: str, kept: str) -> None:
+    whole = random_clip(81, 10)
+    assert whole.streams == ("audio", "video")
+    clip = one_stream(whole, lost)
+    assert clip.streams == (kept,)
+    sample, both = (to_sample(c, CONFIG) for c in (clip, whole))
+    assert sample.audio.shape == both.audio.shape  # as long as the other stream
+    assert sample.video.shape == both.video.shape
+    np.testing.assert_array_equal(getattr(sample, kept), getattr(both, kept))
+    assert not getattr(sample, lost).any()
+    assert (sample.heard.any(), sample.seen.any()) == (lost != "audio", lost != "video")
+    batch = collate([sample, both])
+    assert batch.heard.all(1).tolist() == [lost != "audio", True]
+    assert batch.seen.all(1).tolist() == [lost != "video", True]
+
+
+def test_frames_without_a_face_are_not_seen() -> None:
+    clip = random_clip(81, 10)._replace(valid=np.arange(10) % 3 > 0)
+    batch = collate([to_sample(clip, CONFIG), to_sample(random_clip(7, 4), CONFIG)])
+    assert batch.seen.tolist() == [clip.valid.tolist(), [True] * 4 + [False] * 6]
+
+
+def test_what_is_done_to_a_batch_is_done_to_all_tensors() -> None:
+    batch = collate([to_sample(random_clip(81, 10), CONFIG, 3, "a")])
+    mapped = batch.map(lambda tensor: tensor.double() + 1)
+    assert mapped.names == ["a"]
+    for before, after in zip(batch, mapped, strict=True):
+        if isinstance(before, torch.Tensor):
+            np.testing.assert_array_equal(after, before.double() + 1)
 
 
 def changed(seed: int = 0, **settings: float) -> tuple[Sample, Sample]:
     sample = to_sample(random_clip(100, 8), CONFIG)
-    before = Sample(sample.audio.copy(), sample.video.copy(), sample.label, sample.name)
+    before = sample._replace(audio=sample.audio.copy(), video=sample.video.copy())
     after = augment(sample, AugmentConfig(**settings), np.random.default_rng(seed))
     np.testing.assert_array_equal(sample.audio, before.audio)  # the input is not touched
     np.testing.assert_array_equal(sample.video, before.video)
@@ -137,11 +177,25 @@ def test_modality_dropout_takes_one_stream_at_most() -> None:
     for seed in range(200):
         _, after = changed(seed, modality_dropout=0.5)
         audio, video = after.audio.any(), after.video.any()
+        assert (after.heard.all(), after.seen.all()) == (audio, video)
+        assert (after.heard.any(), after.seen.any()) == (audio, video)
         lost[("both" if not video else "audio") if not audio else "none" if video else "video"] += 1
     assert lost["both"] == 0
     assert 60 < lost["none"] < 140
     assert lost["audio"] > 20
     assert lost["video"] > 20
+
+
+@pytest.mark.parametrize("lost", ["audio", "video"])
+def test_the_only_stream_of_a_clip_is_not_dropped_and_the_missing_one_stays_empty(
+    lost: str,
+) -> None:
+    sample = to_sample(one_stream(random_clip(100, 8), lost), CONFIG)
+    settings = AugmentConfig(modality_dropout=1.0, gain_db=6.0, contrast=0.5)
+    for seed in range(20):
+        after = augment(sample, settings, np.random.default_rng(seed))
+        assert (after.audio.any(), after.video.any()) == (lost != "audio", lost != "video")
+        assert (after.heard.any(), after.seen.any()) == (lost != "audio", lost != "video")
 
 
 @pytest.mark.parametrize("settings", [{"flip": 1.5}, {"time_mask": -0.1}, {"gain_db": -1.0}])

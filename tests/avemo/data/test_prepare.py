@@ -34,9 +34,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("corpus")
     outside = tmp_path_factory.mktemp("outside")
     good = [write_clip(root / f"good{i}.mp4", hertz=200 * (i + 1), first=i) for i in range(GOOD)]
-    write_media(root / "mute.mp4", talking_head(25), None)
     write_media(root / "silent.mp4", talking_head(25), np.zeros(16000, np.float32))
-    write_media(root / "sound.wav", None, tone(1.0), audio_codec="pcm_s16le")
     write_media(root / "faceless.mp4", no_face(25), tone(1.0))
     (root / "cut.mp4").write_bytes(good[0].read_bytes()[:20000])
     (root / "text.mp4").write_text("this is no film")
@@ -61,9 +59,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _bad(outside: Path) -> list[tuple[str, str]]:
     return [
-        ("mute.mp4", "no audio stream"),
         ("silent.mp4", "silent audio"),
-        ("sound.wav", "no video stream"),
         ("faceless.mp4", "no face"),
         ("cut.mp4", "truncated"),
         ("text.mp4", "not a media file"),

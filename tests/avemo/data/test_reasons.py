@@ -116,9 +116,11 @@ MAKERS: dict[str, Callable[[Path], str]] = {
     "damaged audio": lambda f: refused(spoilt(f, "audio")),
     "no decoder": lambda f: refused(unknown_codec(f)),
     "no video stream": lambda f: refused(
-        write_media(f / "a.wav", None, tone(1.0), audio_codec="pcm_s16le")
+        write_media(f / "a.wav", None, tone(1.0), audio_codec="pcm_s16le"), needs=["video"]
     ),
-    "no audio stream": lambda f: refused(write_media(f / "a.mp4", no_face(25), None)),
+    "no audio stream": lambda f: refused(
+        write_media(f / "a.mp4", no_face(25), None), needs=["audio"]
+    ),
     "outside of the file": lambda f: refused(write_clip(f / "a.mp4"), cut=Cut(0.5, 2.0)),
     "too short": lambda f: refused(write_clip(f / "a.mp4", seconds=0.12)),
     "too long": lambda f: refused(write_clip(f / "a.mp4"), max_seconds=0.5),

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from avemo.data.batch import Batch
 from avemo.models import ModelConfig, build_model
 from avemo.models.config import (
     AttentionConfig,
@@ -46,3 +47,13 @@ def tiny_batch(
         audio[row, :, a_len[row] :] = 0
         video[row, v_len[row] :] = 0
     return audio, a_len, video, v_len
+
+
+def whole_batch(
+    audio: Tensor, audio_lengths: Tensor, video: Tensor, video_lengths: Tensor, labels: Tensor
+) -> Batch:
+    """A batch of clips that have both streams, and a face in each frame."""
+    heard = torch.arange(audio.shape[2]) < audio_lengths[:, None]
+    seen = torch.arange(video.shape[1]) < video_lengths[:, None]
+    names = [""] * len(labels)
+    return Batch(audio, audio_lengths, video, video_lengths, labels, names, heard, seen)

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from avemo.data.batch import Batch
 from avemo.models.backend import BackendName, use_backend
 from avemo.training.config import OptimizerConfig
 from avemo.training.step import TrainingStep
-from tests.avemo.models.tiny_model import CLASSES, tiny_batch, tiny_model
+from tests.avemo.models.tiny_model import CLASSES, tiny_batch, tiny_model, whole_batch
 
 
 def _gradient(backend: BackendName, dtype: torch.dtype | None) -> Tensor:
@@ -18,7 +17,7 @@ def _gradient(backend: BackendName, dtype: torch.dtype | None) -> Tensor:
     model = tiny_model()
     use_backend(model, backend)
     step = TrainingStep(model, CLASSES, OptimizerConfig(), seed=0, total=10)
-    batch = Batch(*tiny_batch(), torch.arange(4), [""] * 4)
+    batch = whole_batch(*tiny_batch(), torch.arange(4))
     with nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype):
         loss = step.forward(batch)
     step.backward(loss)

@@ -31,7 +31,7 @@ from avemo.training.module import EmotionModule, TrainingDivergedError, seed_ste
 from avemo.training.optimizer import build_optimizer, build_schedule
 from avemo.training.resume import ResumeError
 from avemo.training.train import TrainResult, train
-from tests.avemo.models.tiny_model import BINS, FACE_SIZE, tiny_config, tiny_model
+from tests.avemo.models.tiny_model import BINS, FACE_SIZE, tiny_config, tiny_model, whole_batch
 from tests.avemo.tiny_cache import CLASSES, write_cache
 from tests.avemo.writers import one_writer_elsewhere
 
@@ -419,7 +419,7 @@ def _marked_batch(seed: int) -> Batch:
     for row in range(12):
         audio[row, :, audio_lengths[row] :] = 0
         video[row, video_lengths[row] :] = 0
-    return Batch(audio, audio_lengths, video, video_lengths, labels, [])
+    return whole_batch(audio, audio_lengths, video, video_lengths, labels)
 
 
 def loss_curve(backend: BackendName, *, jitter: int | None = None) -> torch.Tensor:
