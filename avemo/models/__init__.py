@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from avemo.models.config import ModelConfig
+from avemo.models.decision_fusion import DecisionFusion
 from avemo.models.fused import AudioVisual
 from avemo.models.output import BOTH, Output
 from avemo.models.parts import FUSIONS
@@ -14,6 +15,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     **dict.fromkeys(FUSIONS, AudioVisual),
     "audio": AudioOnly,
     "video": VideoOnly,
+    "decision_fusion": DecisionFusion,
 }
 
 

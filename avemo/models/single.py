@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from avemo.models.config import ModelConfig
+from avemo.models.head import linear_head
 from avemo.models.output import Output
 from avemo.models.stream import AudioStream, VideoStream
 
@@ -15,7 +16,7 @@ class AudioOnly(nn.Module):
     def __init__(self, config: ModelConfig, *, bins: int, face_size: int, classes: int) -> None:
         super().__init__()
         self.audio = AudioStream(config, bins)
-        self.classifier = _classifier(self.audio.out_features, classes, config.dropout)
+        self.classifier = linear_head(self.audio.out_features, classes, config.dropout)
 
     def forward(
         self, audio: Tensor, audio_lengths: Tensor, video: Tensor, video_lengths: Tensor
@@ -32,14 +33,10 @@ class VideoOnly(nn.Module):
     def __init__(self, config: ModelConfig, *, bins: int, face_size: int, classes: int) -> None:
         super().__init__()
         self.video = VideoStream(config, face_size)
-        self.classifier = _classifier(self.video.out_features, classes, config.dropout)
+        self.classifier = linear_head(self.video.out_features, classes, config.dropout)
 
     def forward(
         self, audio: Tensor, audio_lengths: Tensor, video: Tensor, video_lengths: Tensor
     ) -> Output:
         pooled = self.video(video, video_lengths)
         return Output(self.classifier(pooled.vector), None, pooled.attention)
-
-
-def _classifier(features: int, classes: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(nn.LayerNorm(features), nn.Dropout(dropout), nn.Linear(features, classes))

@@ -97,8 +97,8 @@ class _Side:
         theirs = other.train.module.model.state_dict()
         tensors = {name: x.clone() for name, x in theirs.items()}
         module = self.train.module
-        logits = functional_call(module.model, tensors, batch[:4]).logits
-        return module.criterion(logits, batch.labels).item()
+        output = functional_call(module.model, tensors, batch[:4])
+        return module.objective(output, batch.labels).item()
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":

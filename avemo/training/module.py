@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from avemo.data.batch import Batch
 from avemo.evaluation import metrics
+from avemo.models.output import Output
 from avemo.training.config import OptimizerConfig
 from avemo.training.optimizer import build_optimizer, build_schedule
 
@@ -76,10 +77,15 @@ class EmotionModule(pl.LightningModule):
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy of a batch with smoothed labels, a scalar."""
-        return self.criterion(self.model(*batch[:4]).logits, batch.labels)
+        return self.objective(self.model(*batch[:4]), batch.labels)
+
+    def objective(self, output: Output, labels: Tensor) -> Tensor:
+        """What training minimises: the criterion of all that is trained, a scalar."""
+        first, *others = (self.criterion(x, labels) for x in output.trained or (output.logits,))
+        return sum(others, first)
 
     def criterion(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """What training minimises: logits (B, classes) and labels int64 (B,) to a scalar."""
+        """What scores cost: logits (B, classes) and labels int64 (B,) to a scalar."""
         smoothing = self.config.label_smoothing
         if self.class_weights is None:
             return F.cross_entropy(logits, labels, label_smoothing=smoothing)

@@ -100,6 +100,7 @@ def _train(
     from avemo.data.datamodule import ClipDataModule
     from avemo.models import build_model, required_streams
     from avemo.training.callbacks import ModelCheckpoints, StepProgress, averaging
+    from avemo.training.fitting import FitOnValidation
     from avemo.training.memory import keep_freed_memory
     from avemo.training.module import EmotionModule
     from avemo.training.resume import ResumeFiles, RunKeeper, StoppedError, StopRequest
@@ -152,6 +153,7 @@ def _train(
         callbacks=[
             checkpoints,
             *([averaging(ema)] if ema is not None else []),
+            FitOnValidation(),
             RunKeeper(files, trainer.checkpoint_minutes, stop),
             StepProgress(),
             pl.callbacks.LearningRateMonitor("step"),

@@ -111,6 +111,7 @@ LAYERS["fusion_tacn"] = together(
 LAYERS["mafn"] = together(
     ABFCN, VIDEO, ([(128, 256), (128, 512), (128, 128), (1, 128)], 3 * 128 + 2 * 128), head(128)
 )
+LAYERS["decision_fusion"] = together(ABFCN, VIDEO, NORM, head(256), NORM, NORM, head(512))
 LAYERS["1d_abfcn_no_lrn"] = LAYERS["audio"] = LAYERS["1d_abfcn"]
 LAYERS["ag_fbp"] = LAYERS["g_fbp"]
 
