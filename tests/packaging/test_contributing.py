@@ -97,6 +97,7 @@ assert ("gate", "native") in [(s.operator, s.backend) for s in fk.available_back
 over_examples("gate", "native", lambda case: assert_case(case, "native"))
 x, y = (torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
 call = lambda x, y: fk.gate(x, y, backend="native")
+assert isinstance(call(x, y), torch.Tensor)
 assert torch.autograd.gradcheck(call, (x, y), check_forward_ad=True, check_batched_grad=True)
 torch.library.opcheck(torch.ops.fbp_kernels.gate_forward.default, (x.detach(), y.detach(), "native"))
 torch.testing.assert_close(torch.compile(call, fullgraph=True, backend="eager")(x, y), call(x, y))
