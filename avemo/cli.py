@@ -35,6 +35,7 @@ COMMANDS = {
     "prepare": Command("avemo.data.prepare:prepare", "turn media files into a training cache"),
     "train": Command("avemo.training.train:train", "train a model on a cache", configurable=True),
     "evaluate": Command("avemo.evaluation.evaluate:evaluate", "score a model on a cache"),
+    "compare": Command("avemo.evaluation.compare:compare", "compare systems on the same clips"),
     "predict": Command("avemo.evaluation.predict:predict", "name the emotion in media files"),
     "systems": Command(
         "avemo.systems:list_systems", "list the systems that can be trained by name"

@@ -5,7 +5,6 @@ import json
 import platform
 import shlex
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -127,23 +126,19 @@ def _compare_operators(run: Path, steps: int) -> "StepComparison":
 
 def _compare_systems(ours: Path, theirs: Path) -> dict[str, float]:
     """McNemar's exact test on the clips of the test split that only one of two systems recognises."""
-    from avemo.evaluation.metrics import mcnemar
+    from avemo.evaluation.compare import compare_systems, find_predictions
+    from avemo.evaluation.predictions import read_predictions
 
-    right = [
-        _recognised(folder / "evaluation-test" / "predictions.csv") for folder in (ours, theirs)
-    ]
-    both = [(right[0][path], right[1][path]) for path in right[0]]
-    return {"p_value": mcnemar(both), **_disagreements(both)}
-
-
-def _disagreements(both: list[tuple[bool, bool]]) -> dict[str, float]:
-    counts = Counter(both)
-    return {"only_am_fbp": counts[True, False], "only_other": counts[False, True]}
-
-
-def _recognised(predictions: Path) -> dict[str, bool]:
-    with predictions.open(newline="", encoding="utf-8") as file:
-        return {row["path"]: row["label"] == row["predicted"] for row in csv.DictReader(file)}
+    systems = {
+        name: [read_predictions(file) for file in find_predictions(folder, "test")]
+        for name, folder in (("other", theirs), ("am_fbp", ours))
+    }
+    (pair,) = compare_systems(systems).pairs
+    return {
+        "p_value": pair.mcnemar,
+        "only_am_fbp": pair.only_first[0],
+        "only_other": pair.only_second[0],
+    }
 
 
 def _machine() -> dict[str, Any]:

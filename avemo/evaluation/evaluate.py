@@ -1,12 +1,11 @@
 """Scores a trained model on the clips of a cache."""
 
-import csv
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
@@ -15,6 +14,7 @@ from avemo.data.cache import ClipCache
 from avemo.data.datamodule import ClipDataModule
 from avemo.evaluation.metrics import Scores, confusion_matrix, scores
 from avemo.evaluation.plots import LONGEST_LABEL, save_picture
+from avemo.evaluation.predictions import Prediction, write_predictions
 from avemo.models import required_streams
 from avemo.models.backend import BackendName, use_backend
 from avemo.text import printable
@@ -22,20 +22,6 @@ from avemo.training.checkpoint import Checkpoint, load
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-class Prediction(NamedTuple):
-    """What a model says of one clip.
-
-    Attributes:
-        path: of the clip, as the manifest gives it.
-        label: index of the true class.
-        probabilities: of all classes.
-    """
-
-    path: str
-    label: int
-    probabilities: list[float]
 
 
 def evaluate(
@@ -47,7 +33,7 @@ def evaluate(
     batch_size: int = 32,
     backend: BackendName | None = None,
 ) -> Scores:
-    """Prints the accuracy, unweighted accuracy and confusion matrix of a model, and saves them.
+    """Prints accuracy, unweighted accuracy, F1 and confusion matrix of a model, and saves them.
 
     The folder `out` receives scores.json, predictions.csv (one line per clip) and confusion.png.
 
@@ -80,23 +66,29 @@ def evaluate(
     if clips.left_out(split):
         print(clips.left_out(split))
     labels = [trained.classes.index(name) for name in clips.classes]
+    speakers = {clip.path: clip.speaker for clip in clips.cache.clips}
     predictions = [
-        prediction._replace(label=labels[prediction.label])
-        for prediction in _predictions(trained.model, clips, split, device)
+        Prediction(path, speakers[path], labels[label], probabilities)
+        for path, label, probabilities in _answers(trained.model, clips, split, device)
     ]
     result = score(predictions, trained.classes)
-    out = out or checkpoint.parent / f"evaluation-{split}"
+    out = out or evaluation_folder(checkpoint.parent, split)
     _save(out, result, predictions, trained.classes)
     print(report(result, trained.classes))
     print(f"saved in {out}")
     return result
 
 
+def evaluation_folder(run: Path, split: str) -> Path:
+    """Where in a run's folder `evaluate` leaves its results."""
+    return run / f"evaluation-{split}"
+
+
 def score(predictions: list[Prediction], classes: tuple[str, ...]) -> Scores:
     """The measures of a list of predictions, the most probable class of each taken."""
     confusion = confusion_matrix(len(classes))
     confusion.update(
-        torch.tensor([p.probabilities for p in predictions]).argmax(1),
+        torch.tensor([p.predicted for p in predictions]),
         torch.tensor([p.label for p in predictions]),
     )
     return scores(confusion.compute(), classes)
@@ -117,6 +109,7 @@ def report(result: Scores, classes: tuple[str, ...]) -> str:
             f"accuracy              {result.accuracy:.1%} (95% interval {low:.1%} to {high:.1%}; "
             f"chance {result.chance:.1%}, p = {result.p_value:.2g})",
             f"unweighted accuracy   {result.unweighted_accuracy:.1%}",
+            f"F1                    {result.f1:.1%}",
             "",
             "confusion matrix (rows: truth, columns: prediction)",
             *rows,
@@ -142,13 +135,13 @@ def _check_fit(trained: Checkpoint, clips: ClipCache, path: Path) -> None:
 
 
 @torch.inference_mode()
-def _predictions(
+def _answers(
     model: torch.nn.Module, clips: ClipDataModule, split: str, device: str
-) -> Iterator[Prediction]:
+) -> Iterator[tuple[str, int, list[float]]]:
     for batch in tqdm(clips.evaluation_dataloader(split), desc="evaluating", leave=False):
         inputs = [x.to(device) for x in batch[:4]]
         probabilities = model(*inputs).logits.softmax(1).tolist()
-        yield from map(Prediction, batch.names, batch.labels.tolist(), probabilities)
+        yield from zip(batch.names, batch.labels.tolist(), probabilities, strict=True)
 
 
 def _save(
@@ -156,14 +149,7 @@ def _save(
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "scores.json").write_text(json.dumps(asdict(result), indent=1) + "\n", "utf-8")
-    with (out / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["path", "label", "predicted", *classes])
-        for path, label, probabilities in predictions:
-            predicted = max(range(len(classes)), key=probabilities.__getitem__)
-            table.writerow(
-                [path, classes[label], classes[predicted], *(f"{p:.6f}" for p in probabilities)]
-            )
+    write_predictions(out, classes, predictions)
     save_picture(out / "confusion.png", partial(_draw, result, classes), dpi=120)
 
 

@@ -72,8 +72,8 @@ class EmotionModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         confusion = self.val_confusion.compute()
         self.val_confusion.reset()
-        self.log("val/accuracy", metrics.accuracy(confusion))
-        self.log("val/ua", metrics.unweighted_accuracy(confusion))
+        self.log("val/accuracy", metrics.accuracy(confusion).float())
+        self.log("val/ua", metrics.unweighted_accuracy(confusion).float())
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy of a batch with smoothed labels, a scalar."""

@@ -1,6 +1,5 @@
 """The demo on a corpus of a few clips, and the parts of its table against hand computation."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 
 from avemo import demo as demo_module
 from avemo.demo import _compare_systems, _one_of_each_class, demo
+from avemo.evaluation.predictions import Prediction, write_predictions
 from avemo.training.compare import Quartiles, compare_steps
 from avemo.training.config import DataConfig, TrainConfig
 from tests.avemo.models.tiny_model import tiny_config
@@ -44,14 +44,12 @@ def test_one_test_clip_of_each_class(tmp_path: Path) -> None:
 def test_systems_are_compared_clip_by_clip(tmp_path: Path) -> None:
     right = {"ours": [1, 1, 1, 1, 1, 1, 0, 0], "theirs": [0, 0, 0, 0, 0, 1, 1, 0]}
     for name, hits in right.items():
-        folder = tmp_path / name / "evaluation-test"
-        folder.mkdir(parents=True)
-        with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(["path", "label", "predicted"])
-            order = list(enumerate(hits))
-            for i, hit in order if name == "ours" else reversed(order):
-                table.writerow([i, "a", "a" if hit else "b"])
+        order = list(enumerate(hits))
+        clips = [
+            Prediction(str(i), "", 0, [float(hit), float(not hit)])
+            for i, hit in (order if name == "ours" else reversed(order))
+        ]
+        write_predictions(tmp_path / name / "evaluation-test", ("a", "b"), clips)
     compared = _compare_systems(tmp_path / "ours", tmp_path / "theirs")
     assert compared["only_am_fbp"] == 5
     assert compared["only_other"] == 1

@@ -10,7 +10,8 @@ import torch
 
 from avemo.data.features import FeatureConfig
 from avemo.evaluation import metrics
-from avemo.evaluation.evaluate import Prediction, evaluate, report, score
+from avemo.evaluation.evaluate import evaluate, report, score
+from avemo.evaluation.predictions import Prediction
 from avemo.training import checkpoint
 from avemo.training.config import DataConfig, TrainConfig
 from tests.avemo.models.tiny_model import BINS, FACE_SIZE, tiny_config, tiny_model
@@ -21,8 +22,8 @@ CONFUSION = torch.tensor([[3, 0, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]
 
 
 def test_measures_by_hand() -> None:
-    assert metrics.accuracy(CONFUSION) == pytest.approx(4 / 7)
-    assert metrics.unweighted_accuracy(CONFUSION) == pytest.approx((3 / 4 + 1 / 2 + 0) / 3)
+    assert metrics.accuracy(CONFUSION).item() == pytest.approx(4 / 7)
+    assert metrics.unweighted_accuracy(CONFUSION).item() == pytest.approx((3 / 4 + 1 / 2 + 0) / 3)
     recalls = metrics.recalls(CONFUSION).tolist()
     assert recalls[:2] == [0.75, 0.5]
     assert math.isnan(recalls[2])
@@ -61,9 +62,9 @@ def test_the_metric_counts_rows_as_truth() -> None:
 
 def test_score_takes_the_most_probable_class() -> None:
     predictions = [
-        Prediction("1", 0, [0.4, 0.35, 0.25]),
-        Prediction("2", 0, [0.3, 0.6, 0.1]),
-        Prediction("3", 2, [0.0, 0.1, 0.9]),
+        Prediction("1", "", 0, [0.4, 0.35, 0.25]),
+        Prediction("2", "", 0, [0.3, 0.6, 0.1]),
+        Prediction("3", "", 2, [0.0, 0.1, 0.9]),
     ]
     assert score(predictions, ("a", "b", "c")).confusion == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
 
@@ -102,6 +103,7 @@ def test_evaluate_counts_what_the_model_says(trained: Path, tmp_path: Path) -> N
     for row in rows:
         probabilities = [float(row[name]) for name in CLASSES]
         assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+        assert row["speaker"] == f"test{rows.index(row) % 2}"
         assert row["predicted"] == CLASSES[probabilities.index(max(probabilities))]
         confusion[CLASSES.index(row["label"])][CLASSES.index(row["predicted"])] += 1
     assert confusion == result.confusion
