@@ -57,7 +57,8 @@ def augment(sample: Sample, config: AugmentConfig, rng: np.random.Generator) -> 
     """Changes one training clip at random.
 
     Every number is drawn whatever the settings are, so that turning one change off leaves the
-    others as they were. Blanked parts become 0, the mean of either input.
+    others as they were. Blanked parts become 0, the mean of either input; frames without a face
+    stay 0 everywhere.
     """
     draw = rng.random(16)
     audio = _gain(sample.audio, config.gain_db * (2 * draw[0] - 1))
@@ -65,7 +66,7 @@ def augment(sample: Sample, config: AugmentConfig, rng: np.random.Generator) -> 
     audio = _blank(audio, 0, config.bin_mask, draw[3], draw[4])
     video = sample.video[:, :, ::-1] if draw[5] < config.flip else sample.video
     video = _shift(video, config.shift * (2 * draw[6:8] - 1))
-    video = _contrast(video, config.contrast * (2 * draw[8:10] - 1))
+    video = _contrast(video, sample.seen, config.contrast * (2 * draw[8:10] - 1))
     video = _blank_square(video, config.face_mask * draw[10], draw[11], draw[12])
     changed = sample._replace(audio=np.ascontiguousarray(audio), video=np.ascontiguousarray(video))
     for stream, values in (("audio", sample.audio), ("video", sample.video)):
@@ -103,10 +104,13 @@ def _shift(video: NDArray[np.float32], share: NDArray[np.float64]) -> NDArray[np
     return video[:, rows][:, :, columns]
 
 
-def _contrast(video: NDArray[np.float32], change: NDArray[np.float64]) -> NDArray[np.float32]:
+def _contrast(
+    video: NDArray[np.float32], seen: NDArray[np.bool_], change: NDArray[np.float64]
+) -> NDArray[np.float32]:
     if not change.any():
         return video
-    return video * np.float32(1 + change[0]) + np.float32(change[1])
+    changed = video * np.float32(1 + change[0]) + np.float32(change[1])
+    return np.where(seen[:, None, None], changed, np.float32(0))
 
 
 def _blank_square(

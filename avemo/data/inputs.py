@@ -23,7 +23,8 @@ class Sample(NamedTuple):
 
     Attributes:
         audio: float32 (F, T_a), about zero mean and unit deviation.
-        video: float32 (T_v, S, S), zero mean and unit deviation over the clip.
+        video: float32 (T_v, S, S), zero mean and unit deviation over the clip; a frame without a
+            face is 0 everywhere, which no picture is, and which is how a model knows it.
         label: class index; -1 where it is not known.
         name: the clip's path.
         heard: bool (T_a,), the frames that have sound: all, or none of a clip without it.
@@ -52,6 +53,7 @@ def to_sample(clip: Clip, config: FeatureConfig, label: int = -1, name: str = ""
         AUDIO_STD_DB
     )
     video = (clip.video.astype(np.float32) - np.float32(FACE_MEAN)) / np.float32(FACE_STD)
+    video[~clip.valid] = 0
     heard = np.ones(audio.shape[1], bool)
     sample = Sample(np.ascontiguousarray(audio), video, label, name, heard, clip.valid)
     for stream in BOTH:

@@ -18,7 +18,9 @@ def self_attention(encoder: nn.Module, trunks: int, config: AttentionConfig) -> 
 
 def attention_pool(features: int, trunks: int, config: AttentionConfig) -> AttentionPool:
     """The same over frames of so many features."""
-    return AttentionPool(features, config.hidden, trunks, config.scale, backend="reference")
+    return AttentionPool(
+        features, config.hidden, trunks, config.scale, config.learned, backend="reference"
+    )
 
 
 class Mean(nn.Module):

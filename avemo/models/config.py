@@ -55,13 +55,15 @@ class AttentionConfig:
     Attributes:
         hidden: A, width of the hidden layer of the score.
         scale: lambda, what the scores are multiplied by before the softmax; the larger, the
-            sharper. A hyper-parameter as in the paper: it is not learned.
+            sharper. A hyper-parameter in the paper.
         kind: one of `avemo.models.parts.ATTENTIONS`.
+        learned: lambda is learned, from `scale` on.
     """
 
     hidden: int = 128
     scale: float = 1.0
     kind: str = "self"
+    learned: bool = False
 
 
 @dataclass(frozen=True)

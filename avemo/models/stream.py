@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from avemo.models.config import ModelConfig
 from avemo.models.parts import ATTENTIONS, AUDIO_ENCODERS, VIDEO_ENCODERS
+from avemo.models.video import seen_frames
 
 Part = TypeVar("Part")
 
@@ -45,7 +47,7 @@ class AudioStream(nn.Module):
 
 
 class VideoStream(nn.Module):
-    """Face crops (B, T, S, S) of given lengths to `Pooled`."""
+    """Face crops (B, T, S, S) of given lengths to `Pooled`; a frame without a face has no weight."""
 
     def __init__(self, config: ModelConfig, face_size: int, trunks: int = 1) -> None:
         super().__init__()
@@ -56,10 +58,31 @@ class VideoStream(nn.Module):
         self.attention = attention(self.encoder, trunks, config.video_attention)
 
     def forward(self, faces: Tensor, lengths: Tensor) -> Pooled:
-        return Pooled(*self.attention(self.encoder(faces, lengths), lengths))
+        seen = seen_frames(faces, lengths)
+        encoded = self.encoder(faces, lengths).where(seen[..., None], 0.0)
+        return _among(seen, Pooled(*self.attention(encoded, lengths)))
 
 
 def _part(setting: str, parts: Mapping[str, Part], name: str) -> Part:
     if name not in parts:
         raise ValueError(f"{setting} must be one of {', '.join(parts)}; got {name!r}")
     return parts[name]
+
+
+def _among(frames: Tensor, pooled: Pooled) -> Pooled:
+    """Shares the attention out among some of the frames only, bool (B, T); the others are zero.
+
+    A softmax over some frames is the one over all, divided by what those got. Zero frames add nothing
+    to the sums, so that these are divided alike, and every trunk keeps its time. Without weights,
+    there is nothing to share.
+    """
+    if pooled.attention is None:
+        return pooled
+    weights = pooled.attention * frames
+    share = weights.sum(1, dtype=torch.promote_types(weights.dtype, torch.float32))
+    share = share.where(share > 0, 1.0)[:, None]  # 0 where there are none: so are the sums
+    return Pooled(
+        (pooled.vector / share).to(pooled.vector.dtype),
+        (pooled.trunks / share[..., None]).to(pooled.trunks.dtype),
+        (weights / share).to(weights.dtype),
+    )

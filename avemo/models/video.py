@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from avemo.models.config import VideoEncoderConfig
+from avemo.models.ragged import inside
 from fbp_kernels import BatchNormReLU
 
 
 class VideoEncoder(nn.Module):
-    """Encodes the face crops of clips; padded frames are skipped, not computed and thrown away.
+    """Encodes the face crops of clips; padding and frames without a face are not computed.
 
     Every stage is a 3x3 convolution with stride 2, batch normalisation and ReLU. A dense layer reads
     what is left of the picture: where in the face a feature sits matters, so there is no average
-    over positions. Statistics of the batch normalisation see real frames only.
+    over positions. Statistics of the batch normalisation see faces only.
 
     Args:
         face_size: S, height and width of the crops.
@@ -57,19 +58,33 @@ class VideoEncoder(nn.Module):
         """Encodes a batch.
 
         Args:
-            faces: (B, T, S, S), grey, padded at the end to the longest clip.
+            faces: (B, T, S, S), grey, padded at the end to the longest clip; a frame that is 0
+                everywhere has no face.
             lengths: int64 (B,), frames of each clip, 1 to T.
 
         Returns:
-            (B, T, D), zero past each clip's end.
+            (B, T, D), zero past each clip's end and in frames without a face.
         """
-        inside = torch.arange(faces.shape[1], device=faces.device) < lengths[:, None]
-        faces = faces.masked_fill(~inside[..., None, None], 0.0)
-        mean = faces.sum(1) / lengths[:, None, None]
+        seen = seen_frames(faces, lengths)
+        faces = faces.masked_fill(~seen[..., None, None], 0.0)
+        mean = faces.sum(1) / seen.sum(1).clamp(min=1)[:, None, None]
         # Channels last from the start, as the first convolution wants them.
         pair = torch.stack([faces, faces - mean[:, None]], dim=-1)  # (B, T, S, S, 2)
-        x = self.stages(pair[inside].permute(0, 3, 1, 2))
+        x = self.stages(pair[seen].permute(0, 3, 1, 2))
         x = self.project(self.dropout(x).flatten(1))
         encoded = x.new_zeros(*faces.shape[:2], x.shape[1])
-        encoded[inside] = x
+        encoded[seen] = x
         return encoded
+
+
+def seen_frames(faces: Tensor, lengths: Tensor) -> Tensor:
+    """Which frames of clips have a face: those that are not 0 everywhere.
+
+    Args:
+        faces: (B, T, S, S), padded at the end with whatever.
+        lengths: int64 (B,), frames of each clip.
+
+    Returns:
+        bool (B, T).
+    """
+    return inside(lengths, faces.shape[1]) & faces.flatten(2).any(2)

@@ -320,12 +320,14 @@ class AttentionPool(_Leaf):
         features: C.
         attention_features: A.
         trunks: H.
-        scale: factor of the scores (lambda).
+        scale: factor of the scores (lambda), positive where it is learned.
+        learned_scale: whether training changes it; then its logarithm is a parameter, so that it
+            stays positive, and the scale is what it begins with.
         backend: which kernels run it.
         device: of the parameters.
         dtype: of the parameters.
 
-    Parameters: weight (C, A), bias (A,), query (A,).
+    Parameters: weight (C, A), bias (A,), query (A,), and log_scale () where the scale is learned.
     """
 
     def __init__(
@@ -334,6 +336,7 @@ class AttentionPool(_Leaf):
         attention_features: int,
         trunks: int = 1,
         scale: float = 1.0,
+        learned_scale: bool = False,
         *,
         backend: str | None = None,
         device: torch.device | str | None = None,
@@ -341,30 +344,36 @@ class AttentionPool(_Leaf):
     ) -> None:
         super().__init__()
         _positive(features=features, attention_features=attention_features, trunks=trunks)
+        if learned_scale and not scale > 0:
+            raise ValueError(f"scale must be positive to be learned, got {scale}")
         self.features, self.attention_features = features, attention_features
         self.trunks, self.scale = trunks, scale
         self.backend = backend
         self.weight = _weight(features, attention_features, device=device, dtype=dtype)
         self.bias = _weight(attention_features, device=device, dtype=dtype)
         self.query = _weight(attention_features, device=device, dtype=dtype)
+        self.log_scale = _weight(device=device, dtype=dtype) if learned_scale else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draws the parameters as `torch.nn.Linear` draws its own, uniform within 1 / sqrt(width)."""
         _draw(self.features, self.weight, self.bias)
         _draw(self.attention_features, self.query)
+        if self.log_scale is not None:
+            nn.init.constant_(self.log_scale, math.log(self.scale))
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Pools x (B, T, C) into (B, C) and (B, H, C), and gives the weights (B, T)."""
+        scale = self.scale if self.log_scale is None else self.log_scale.exp()
         return ops.attention_pool(
-            x, self.weight, self.bias, self.query, self.scale,
+            x, self.weight, self.bias, self.query, scale,
             trunks=self.trunks, lengths=lengths, backend=self.backend,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
         return (
             f"{self.features}, {self.attention_features}, trunks={self.trunks}, "
-            f"scale={self.scale}, backend={self.backend}"
+            f"scale={self.scale}, learned_scale={self.log_scale is not None}, backend={self.backend}"
         )
 
 

@@ -34,6 +34,21 @@ def test_values_are_affine() -> None:
     assert (sample.label, sample.name) == (2, "a.mp4")
 
 
+def test_frames_without_a_face_are_zero_and_stay_so() -> None:
+    clip = random_clip(30, 5)
+    missing = [1, 4]
+    clip.valid[missing] = False
+    before = clip.video.copy()
+    sample = to_sample(clip, CONFIG)
+    assert not sample.video[missing].any()
+    assert sample.video[[0, 2, 3]].any(axis=(1, 2)).all()
+    np.testing.assert_array_equal(clip.video, before)  # the stored clip is not touched
+    settings = {"flip": 1.0, "shift": 0.2, "contrast": 0.5, "face_mask": 0.3}
+    changed = augment(sample, AugmentConfig(**settings), np.random.default_rng(1))
+    assert not changed.video[missing].any()
+    assert not np.array_equal(changed.video, sample.video)
+
+
 def test_collate_pads_with_zeros() -> None:
     clips = [random_clip(30, 4, 0), random_clip(7, 9, 1)]
     samples = [to_sample(c, CONFIG, i, f"{i}") for i, c in enumerate(clips)]

@@ -1,0 +1,148 @@
+"""Attention where frames are missing, and a lambda that is learned."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fbp_kernels as fk
+from avemo.models.backend import use_backend
+from avemo.models.config import AttentionConfig
+from avemo.models.stream import VideoStream
+from tests.avemo.models.test_models import attend
+from tests.avemo.models.tiny_model import FACE_SIZE, tiny_batch, tiny_config, tiny_model
+
+MISSING = {0: (0, 3, 7), 3: (4,), 2: (0,)}  # frames without a face, by clip
+
+
+def blinded() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    audio, a_len, video, v_len = tiny_batch()
+    for row, frames in MISSING.items():
+        video[row, list(frames)] = 0
+    return audio, a_len, video, v_len
+
+
+def stream() -> VideoStream:
+    torch.manual_seed(3)
+    return VideoStream(tiny_config(), FACE_SIZE, 3).eval()
+
+
+def test_attention_is_that_of_the_faces_alone_and_trunks_keep_their_time() -> None:
+    """Frame by frame in float64: a softmax over the frames with a face, sums over equal parts of all."""
+    ours = stream().double()
+    _, _, video, v_len = blinded()
+    video = video.double()
+    pooled = ours(video, v_len)
+    for row, n in enumerate(v_len.tolist()):
+        there = [t for t in range(n) if t not in MISSING.get(row, ())]
+        alone = ours.encoder(video[row : row + 1, there], torch.tensor([len(there)]))[0]
+        weights, _ = attend(alone, ours.attention, 1, 0.6)
+        expected = torch.zeros(video.shape[1], dtype=torch.float64)
+        expected[there] = weights
+        torch.testing.assert_close(pooled.attention[row], expected, rtol=1e-12, atol=1e-12)
+        trunks = torch.zeros(3, alone.shape[1], dtype=torch.float64)
+        for weight, t, frame in zip(weights, there, alone, strict=True):
+            (h,) = (h for h in range(3) if h * n // 3 <= t < (h + 1) * n // 3)
+            trunks[h] += weight * frame
+        torch.testing.assert_close(pooled.trunks[row], trunks, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(pooled.vector[row], trunks.sum(0), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_a_frame_without_a_face_gets_no_weight_at_all(backend: str) -> None:
+    model = tiny_model()
+    use_backend(model, backend)  # type: ignore[arg-type]
+    attention = model(*blinded()).video_attention
+    for row, frames in MISSING.items():
+        assert not attention[row, list(frames)].any()
+        assert attention[row].sum().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_both_backends_are_as_near_to_float64() -> None:
+    """Outputs and gradients, with frames missing: at most twice the reference's error, and an ulp."""
+    _, _, video, v_len = blinded()
+    truth, reference, native = stream().double(), stream(), stream()
+    use_backend(native, "native")
+    results = []
+    for module in (truth, reference, native):
+        faces = video.to(next(module.parameters()).dtype).requires_grad_()
+        pooled = module(faces, v_len)
+        (pooled.vector.square().sum() + (pooled.trunks * 0.7).sin().sum()).backward()
+        gradients = [p.grad for p in module.parameters()]
+        results.append([*pooled, faces.grad, *gradients])
+    for exact, plain, fused in zip(*results, strict=True):
+        scale = exact.abs().max() * torch.finfo(torch.float32).eps
+        error = (fused - exact).abs().max()
+        assert error <= 2 * (plain - exact).abs().max() + scale
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_a_clip_without_any_face_is_zero_with_finite_gradients(backend: str) -> None:
+    model = tiny_model().train()
+    use_backend(model, backend)  # type: ignore[arg-type]
+    audio, a_len, video, v_len = tiny_batch()
+    video[1:] = 0
+    video.requires_grad_()
+    pooled = model.video(video, v_len)
+    assert not pooled.vector[1:].any()
+    assert not pooled.attention[1:].any()
+    model(audio, a_len, video, v_len).logits.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_what_lies_past_the_end_is_no_face() -> None:
+    _, _, video, v_len = blinded()
+    spoiled = video.clone()
+    for row, n in enumerate(v_len):
+        spoiled[row, n:] = float("nan")
+    ours = stream()
+    for clean, other in zip(ours(video, v_len), ours(spoiled, v_len), strict=True):
+        assert torch.equal(clean, other)
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_a_learned_lambda_is_the_fixed_one_of_its_value_and_learns(backend: str) -> None:
+    torch.manual_seed(0)
+    learned = fk.AttentionPool(5, 3, trunks=2, scale=1.7, learned_scale=True, backend=backend)
+    fixed = fk.AttentionPool(5, 3, trunks=2, scale=1.7, backend=backend)
+    fixed.load_state_dict({k: v for k, v in learned.state_dict().items() if k != "log_scale"})
+    x, lengths = torch.randn(3, 6, 5), torch.tensor([6, 2, 4])
+    for ours, theirs in zip(learned(x, lengths), fixed(x, lengths), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+    def loss(module: nn.Module, dtype: torch.dtype) -> Tensor:
+        return module(x.to(dtype), lengths)[1].square().sum()
+
+    loss(learned, torch.float32).backward()
+    step = 1e-6
+    nearby = []
+    for sign in (1, -1):
+        moved = fk.AttentionPool(
+            5, 3, trunks=2, scale=1.7, learned_scale=True, backend="reference", dtype=torch.float64
+        )
+        moved.load_state_dict(learned.state_dict())
+        with torch.no_grad():
+            moved.log_scale += sign * step
+        nearby.append(loss(moved, torch.float64).item())
+    slope = (nearby[0] - nearby[1]) / (2 * step)
+    assert learned.log_scale.grad.item() == pytest.approx(slope, rel=1e-4)
+
+
+def test_a_learned_lambda_is_positive() -> None:
+    with pytest.raises(ValueError, match=r"scale must be positive to be learned, got 0\.0"):
+        fk.AttentionPool(5, 3, scale=0.0, learned_scale=True)
+
+
+def test_models_learn_lambda_when_asked_to() -> None:
+    config = AttentionConfig(hidden=5, scale=2.0, learned=True)
+    model = tiny_model(
+        audio_attention=config, video_attention=dataclasses.replace(config, hidden=4)
+    )
+    names = [name for name, _ in model.named_parameters() if name.endswith("log_scale")]
+    assert names == ["audio.attention.log_scale", "video.attention.log_scale"]
+    assert model.audio.attention.log_scale.exp().item() == pytest.approx(2)
+    plain = tiny_model()
+    assert not [name for name in plain.state_dict() if "log_scale" in name]
