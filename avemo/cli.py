@@ -37,6 +37,7 @@ COMMANDS = {
     "evaluate": Command("avemo.evaluation.evaluate:evaluate", "score a model on a cache"),
     "compare": Command("avemo.evaluation.compare:compare", "compare systems on the same clips"),
     "predict": Command("avemo.evaluation.predict:predict", "name the emotion in media files"),
+    "ensemble": Command("avemo.training.ensemble:ensemble", "make one model of several"),
     "systems": Command(
         "avemo.systems:list_systems", "list the systems that can be trained by name"
     ),

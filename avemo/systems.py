@@ -87,6 +87,7 @@ def _system(name: str, config: Path) -> System:
     import yaml
 
     from avemo.models import ModelConfig, needed_streams
+    from avemo.training.config import from_dict
 
     text = config.read_text("utf-8")
     values = yaml.safe_load(text)
@@ -94,7 +95,7 @@ def _system(name: str, config: Path) -> System:
         name=name,
         config=config,
         summary=text.partition("\n")[0].removeprefix("# "),
-        streams=needed_streams(ModelConfig(values["model"]["name"])),
+        streams=needed_streams(from_dict(ModelConfig, values["model"])),
         figures=tuple(figure for figure in figures() if figure.system == name),
     )
 

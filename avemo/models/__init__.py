@@ -6,6 +6,7 @@ from torch import nn
 
 from avemo.models.config import ModelConfig
 from avemo.models.decision_fusion import DecisionFusion
+from avemo.models.ensemble import Ensemble, ensemble_streams
 from avemo.models.fused import AudioVisual
 from avemo.models.output import BOTH, Output
 from avemo.models.parts import FUSIONS
@@ -16,6 +17,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "audio": AudioOnly,
     "video": VideoOnly,
     "decision_fusion": DecisionFusion,
+    "ensemble": Ensemble,
 }
 
 
@@ -45,6 +47,8 @@ def needed_streams(model: nn.Module | ModelConfig) -> tuple[str, ...]:
         ValueError: no model has that name.
     """
     known = _class(model) if isinstance(model, ModelConfig) else model
+    if known is Ensemble and isinstance(model, ModelConfig):
+        return ensemble_streams(model)
     streams: tuple[str, ...] = getattr(known, "streams", BOTH)
     return streams
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ class ModelConfig:
         video_attention: attention over the video frames.
         fusion: the bilinear fusion of both streams.
         dropout: probability of dropping a feature before the classifier.
+        members: of an `ensemble`: for each, what is not as said here, such as its name.
     """
 
     name: str = "am_fbp"
@@ -110,3 +112,4 @@ class ModelConfig:
     video_attention: AttentionConfig = field(default_factory=AttentionConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     dropout: float = 0.3
+    members: tuple[dict[str, Any], ...] = ()

@@ -20,6 +20,7 @@ from avemo.training.config import (
     save_config,
     to_dict,
 )
+from avemo.training.ensemble import train_members
 
 if TYPE_CHECKING:
     from avemo.data.datamodule import ClipDataModule
@@ -58,6 +59,9 @@ def train(
 ) -> TrainResult:
     """Trains a model on the train split of a cache and validates it after every epoch.
 
+    An ensemble's members are trained one after the other, each into a folder of its own within `out`,
+    with seeds that count from `seed`, and then put together.
+
     The folder `out` receives best.safetensors (the best unweighted accuracy on the validation
     split, then the lowest loss), last.safetensors, config.yaml, TensorBoard logs, run.json (command,
     versions, commit and machine of every start), and what it takes to go on after a kill:
@@ -88,7 +92,11 @@ def train(
         SystemExit: a signal has stopped the run; the status is 128 and the signal's number.
     """
     with one_writer(out, "avemo train"):
-        return _train(TrainConfig(data, model, optimizer, trainer, seed), out, backend, resume)
+        config = TrainConfig(data, model, optimizer, trainer, seed)
+        if model.name == "ensemble":
+            again: Any = {"backend": backend, "resume": resume}
+            return train_members(config, out, lambda c, to: train(**vars(c), out=to, **again))
+        return _train(config, out, backend, resume)
 
 
 def _train(
