@@ -13,6 +13,7 @@ REASONS = {
     "unknown split": "write train, val or test",
     "unknown stream": "write audio, video, or both",
     "unknown half": "write left or right",
+    "known to be bad": "docs/corpora.md says what is wrong with it",
     "no such stretch": "write start and end in seconds, the end after the start",
     "duplicate": "leave one of the rows out",
     "path outside of the root": "copy the file into the root, or give a root above it",

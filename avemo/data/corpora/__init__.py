@@ -6,13 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from avemo.data.corpora import folders, manifest
+from avemo.data.corpora import afew, crema_d, folders, iemocap, manifest, meld, ravdess
 from avemo.data.corpora.corpus import Corpus
 from avemo.data.corpora.listing import Listing, checked
 
 CORPORA: dict[str, Corpus] = {
+    "afew": afew.CORPUS,
+    "crema_d": crema_d.CORPUS,
     "folders": folders.CORPUS,
+    "iemocap": iemocap.CORPUS,
     "manifest": manifest.CORPUS,
+    "meld": meld.CORPUS,
+    "ravdess": ravdess.CORPUS,
 }
 
 

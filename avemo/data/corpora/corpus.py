@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,3 +39,8 @@ class Corpus:
     read: Callable[[Path], Listing]
     classes: tuple[str, ...] = ()
     published: Published = field(default_factory=lambda: Published({}))
+
+
+def deal_folds(folds: Sequence[str]) -> dict[str, str]:
+    """The splits of a corpus that has folds in place of splits: the last one tests, the one before it validates."""
+    return dict.fromkeys(folds, "train") | {folds[-2]: "val", folds[-1]: "test"}

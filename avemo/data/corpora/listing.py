@@ -127,8 +127,8 @@ def _fault(row: Row, first: int | None) -> str:
         return reason("no label")
     if row.split not in SPLITS:
         return reason("unknown split", repr(row.split))
-    pure = PurePosixPath(row.path)
-    if pure.is_absolute() or PureWindowsPath(row.path).is_absolute() or ".." in pure.parts:
+    spellings = PurePosixPath(row.path), PureWindowsPath(row.path)
+    if any(path.is_absolute() or ".." in path.parts for path in spellings):
         return reason("path outside of the root")
     return _fault_of_cut(row.cut)
 

@@ -38,7 +38,7 @@ class Tree:
         self.root = root
         self.files = sorted(_walk(root))
         self.strays: list[str] = []
-        self.recased: list[str] = []
+        self.recased: dict[str, None] = {}
         self._by_case: dict[str, list[str]] = defaultdict(list)
         for path in self.files:
             self._by_case[path.casefold()].append(path)
@@ -50,33 +50,30 @@ class Tree:
             return None
         if path in known:
             return path
-        self.recased.append(known[0])
+        self.note_case(known[0])
         return known[0]
 
-    def below(self, folder: str) -> list[str]:
-        """The files in a folder (in any case) and its folders; its name is relative to the root."""
-        start = folder.casefold().rstrip("/") + "/"
-        return [path for path in self.files if path.casefold().startswith(start)]
+    def note_case(self, path: str) -> None:
+        """Notes a file whose name is in another case than published."""
+        self.recased[path] = None
 
     def remarks(self) -> tuple[str, ...]:
         """What is odd about the folder, a sentence each."""
         return tuple(
             said
             for said in (
-                listed(self.strays, "that are no clips of the corpus", "file"),
-                listed(self.recased, "whose names are in another case than published", "file"),
+                listed("files that are no clips of the corpus", self.strays),
+                listed("files whose names are in another case than published", self.recased),
             )
             if said
         )
 
 
-def listed(names: Iterable[str], what: str, noun: str) -> str:
-    """How many there are of something, and the first ones: "2 files that ...: a, b"; empty if none."""
+def listed(what: str, names: Iterable[str]) -> str:
+    """How many there are of something, and the first ones: "files that ...: 2 (a, b)"; empty if none."""
     names = list(names)
-    if not names:
-        return ""
     some = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-    return f"{len(names)} {noun}{'s' * (len(names) > 1)} {what}: {some}"
+    return f"{what}: {len(names)} ({some})" if names else ""
 
 
 def is_media(path: str) -> bool:

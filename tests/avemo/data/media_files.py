@@ -51,7 +51,7 @@ def write_media(
     waveform: NDArray[np.float32] | None,
     *,
     times: list[float] | None = None,
-    fps: int = 25,
+    fps: float | Fraction = 25,
     rate: int = 16000,
     video_codec: str = "libx264",
     audio_codec: str = "aac",

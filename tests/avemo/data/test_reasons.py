@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from avemo.data import limits
+from avemo.data.corpora import CORPORA
 from avemo.data.corpora.listing import checked
 from avemo.data.corpora.manifest import read_manifest
 from avemo.data.features import FeatureConfig, extract
@@ -31,6 +32,11 @@ def fault(folder: Path, row: str) -> str:
     columns = "path,label,split,start,end,half,streams"
     (folder / "m.csv").write_text(f"{columns}\na.mp4,sad,train\n{row}\n")
     return checked(read_manifest(folder / "m.csv").rows, folder)[1].fault
+
+
+def known_to_be_bad(folder: Path) -> str:
+    (folder / "1064_IEO_DIS_MD.flv").touch()
+    return CORPORA["crema_d"].read(folder).rows[0].fault
 
 
 def spoilt(folder: Path, kind: str) -> Path:
@@ -99,6 +105,7 @@ MAKERS: dict[str, Callable[[Path], str]] = {
     "unknown split": lambda f: fault(f, "b.mp4,sad,dev"),
     "unknown stream": lambda f: fault(f, "b.mp4,sad,train,,,,smell"),
     "unknown half": lambda f: fault(f, "b.mp4,sad,train,,,top,"),
+    "known to be bad": known_to_be_bad,
     "no such stretch": lambda f: fault(f, "b.mp4,sad,train,2,1,,"),
     "duplicate": lambda f: fault(f, "./a.mp4,sad,train"),
     "path outside of the root": lambda f: fault(f, "../a.mp4,sad,train"),

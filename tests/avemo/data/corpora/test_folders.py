@@ -80,7 +80,7 @@ def test_damaged(tmp_path: Path) -> None:
         ("train/sad/b.wav", "sad", ""),
     ]
     assert listing.remarks == (
-        "2 files that are no clips of the corpus: Thumbs.db, train/sad/notes.txt",
+        "files that are no clips of the corpus: 2 (Thumbs.db, train/sad/notes.txt)",
     )
 
 
