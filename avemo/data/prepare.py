@@ -116,8 +116,9 @@ def prepare(
     now (by its size and time): those are prepared anew.
 
     Args:
-        corpus: folders (one for each class), manifest (the file manifest.csv in the root, with the columns
-            path, label, split and speaker), or the path of such a file elsewhere.
+        corpus: afew, crema_d, iemocap, meld or ravdess; folders (one for each class); manifest (the file
+            manifest.csv in the root, with the columns path, label, split and speaker); or the path of such
+            a file elsewhere.
         root: folder of the corpus.
         out: folder of the cache; made if needed.
         merge: labels to take for others, such as excited=happy,calm=neutral.

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from avemo.data.corpora.corpus import Corpus, Published
 from avemo.data.corpora.listing import Listing, Row
 from avemo.data.corpora.tree import Tree, is_media, listed
+from avemo.data.media import BOTH
 from avemo.data.reasons import reason
 
 EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
@@ -80,7 +81,7 @@ def _sorted(tree: Tree, films: list[str], left_out: Counter[str]) -> Iterator[Ro
             left_out["test clip, whose label is not public"] += 1
             continue
         fault = "" if label else reason("no label", "it lies in no folder of a class")
-        yield Row(path, label, split, fault=fault)
+        yield Row(path, label, split, streams=BOTH, fault=fault)
 
 
 def _listed(tree: Tree, films: list[str], lists: list[str], odd: Counter[str]) -> Iterator[Row]:
@@ -101,6 +102,7 @@ def _listed(tree: Tree, films: list[str], lists: list[str], odd: Counter[str]) -
                 film or found["path"],
                 label,
                 split,
+                streams=BOTH,
                 fault="" if label else reason("no label", f"no class is {found['label']!r}"),
             )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from avemo.data.corpora.corpus import ANY, Corpus, Published, deal_folds
 from avemo.data.corpora.listing import Listing, Row
 from avemo.data.corpora.tree import Tree, listed
-from avemo.data.media import Cut
+from avemo.data.media import BOTH, Cut
 from avemo.data.reasons import reason
 
 EMOTIONS = {
@@ -125,5 +125,6 @@ def _row(tree: Tree, session: str, line: re.Match[str], turn: re.Match[str]) -> 
         group=group,
         cut=Cut(float(line["start"]), float(line["end"]), half),
         turn=turn[0],
+        streams=BOTH,
         fault="" if code in EMOTIONS else reason("no label", f"no emotion has the code {code!r}"),
     )

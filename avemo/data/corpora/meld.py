@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from avemo.data.corpora.corpus import Corpus, Published
 from avemo.data.corpora.listing import Listing, Row
 from avemo.data.corpora.tree import Tree, is_media, listed
+from avemo.data.media import BOTH
 from avemo.data.reasons import reason
 
 EMOTIONS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
@@ -132,6 +133,7 @@ def _rows(tree: Tree, split: str, path: str, clips: dict[Turn, str]) -> Iterator
             split,
             speaker=record["Speaker"].strip(),
             group=f"{split}-dia{dialogue}",
+            streams=BOTH,
             fault=fault,
         )
 
