@@ -6,7 +6,7 @@ STAMPS := $(VENV)/.made
 SOURCES := $(foreach kind,h cpp cu,$(wildcard kernels/csrc/*.$(kind) kernels/csrc/*/*.$(kind)))
 SHIM := $(wildcard tests/cuda_shim/*.h tests/cuda_shim/*.cpp tests/cuda_shim/*/*.h tests/cuda_shim/*/*/*.h)
 
-.PHONY: help setup demo test lint bench results check resources ptxas mutants fuzz gpu-dry wheel-test torch-versions triton-versions prebuilt clean
+.PHONY: help setup demo test lint bench results check resources ptxas mutants fuzz gpu-dry wheel-test docs torch-versions triton-versions prebuilt clean
 
 help:
 	@echo "make demo        set up, then: make a corpus, prepare, train, evaluate, predict"
@@ -16,6 +16,7 @@ help:
 	@echo "make resources   compile every kernel of the Triton backend for sm_80, sm_90 and sm_100, and check the result"
 	@echo "make triton-versions  the same, and the kernels in the interpreter, with the newest patch of every Triton claimed"
 	@echo "make ptxas       compile every CUDA C++ kernel for sm_80, sm_90a and sm_100, and check the result"
+	@echo "make docs        build the documentation as a site, into build/site"
 	@echo "make mutants     plants mistakes in the bilinear kernel for Hopper, and shows that tests find them (10 minutes)"
 	@echo "make fuzz        10,000 calls of the native kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make gpu-dry     what bench/gpu.sh does on a GPU machine, with interpreter and compiler in place of the GPU"
@@ -36,7 +37,7 @@ $(STAMPS)/toolchain: constraints.txt
 
 # No build isolation: the extension is compiled against the torch that it will run with.
 $(STAMPS)/install: $(STAMPS)/toolchain bench/requirements.txt pyproject.toml CMakeLists.txt $(wildcard kernels/cmake/*) $(SOURCES)
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation --editable '.[build,test,lint,profile]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation --editable '.[build,test,lint,profile,docs]'
 	$(BIN)/python -m pip install --quiet --no-deps -r bench/requirements.txt
 	touch $@
 
@@ -100,6 +101,9 @@ gpu-dry: setup
 
 wheel-test: setup
 	$(BIN)/python -m pytest -m packaging
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 torch-versions: setup
 	$(BIN)/python kernels/torch_versions.py all

@@ -257,6 +257,8 @@ def main(given: Sequence[str] | None = None) -> int:
         prog=f"python -m {_PROGRAM}",
         usage=f"python -m {_PROGRAM} [--ncu PATH] [--csv FILE] OPERATOR [options of profiling.operator]",
         description="DRAM and tensor-core utilisation, occupancy and stall reasons of an operator's kernels.",
+        epilog=f"options of profiling.operator:\n\n{profiled.parser().format_help()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--ncu", help="the program; default: the one on the PATH")
