@@ -33,6 +33,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "synth": Command("avemo.synth:synthesize", "write a labelled corpus of synthetic clips"),
     "prepare": Command("avemo.data.prepare:prepare", "turn media files into a training cache"),
+    "folds": Command("avemo.data.folds:folds", "show the folds that a cache can be trained in"),
     "train": Command("avemo.training.train:train", "train a model on a cache", configurable=True),
     "evaluate": Command("avemo.evaluation.evaluate:evaluate", "score a model on a cache"),
     "compare": Command("avemo.evaluation.compare:compare", "compare systems on the same clips"),

@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from avemo.data.augment import AugmentConfig, augment
 from avemo.data.batch import Batch
 from avemo.data.cache import ClipCache, ClipInfo
+from avemo.data.corpora.listing import shared_speakers
 from avemo.data.features import Clip, FeatureConfig
+from avemo.data.folds import FoldConfig, folded
 from avemo.data.inputs import Sample, collate, to_sample
 
 Key = tuple[int, int, int]
@@ -44,6 +46,8 @@ class ClipDataModule(L.LightningDataModule):
             those of rare classes come several times, changed anew each time, and of frequent
             classes every epoch draws others.
         needs: the streams that a clip must have, of "audio" and "video"; clips without are left out.
+        fold: splits that take the place of the corpus's own.
+        shared_speakers: train although a speaker is in two splits.
 
     Attributes:
         cache: the opened :class:`ClipCache`.
@@ -67,6 +71,8 @@ class ClipDataModule(L.LightningDataModule):
         num_workers: int = 0,
         balanced: bool = False,
         needs: Collection[str] = (),
+        fold: FoldConfig | None = None,
+        shared_speakers: bool = False,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -78,6 +84,8 @@ class ClipDataModule(L.LightningDataModule):
                 f"seed and num_workers must not be negative, got {seed} and {num_workers}"
             )
         self.cache = ClipCache(cache)
+        if fold:
+            self.cache.clips = folded(self.cache.clips, fold)
         self.classes = self.cache.classes
         self.features = self.cache.features
         self.batch_size = batch_size
@@ -88,9 +96,16 @@ class ClipDataModule(L.LightningDataModule):
         self.num_workers = num_workers
         self.balanced = balanced
         self.needs = needs
+        self.shared_speakers = shared_speakers
 
     def train_dataloader(self) -> ResumableLoader:
-        """Shuffled batches of the training split."""
+        """Shuffled batches of the training split.
+
+        Raises:
+            ValueError: a speaker is in two splits, and that was not asked for.
+        """
+        if not self.shared_speakers:
+            _check_speakers(self.cache)
         indices, labels = self._training_labels()
         dataset = _TrainingClips(self.cache, self.seed, self.max_seconds, self.augment)
         order = EpochSampler(indices, self.seed, labels if self.balanced else None)
@@ -155,6 +170,17 @@ class ClipDataModule(L.LightningDataModule):
             "num_workers": self.num_workers,
             "collate_fn": collate,
         }
+
+
+def _check_speakers(cache: ClipCache) -> None:
+    shared = shared_speakers((clip.speaker, clip.split) for clip in cache.clips)
+    for speaker, splits in shared.items():
+        others = f", and so are {len(shared) - 1} others" if len(shared) > 1 else ""
+        raise ValueError(
+            f"the speaker {speaker!r} is in the splits {' and '.join(splits)}{others}: what a model "
+            "is tested on must not have been trained on; data.fold makes splits of whole speakers, "
+            "data.shared_speakers takes them as they are"
+        )
 
 
 _SAID = {"audio": "sound", "video": "picture"}

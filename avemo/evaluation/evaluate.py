@@ -61,6 +61,7 @@ def evaluate(
         cache,
         batch_size=batch_size,
         max_seconds=trained.config.data.max_seconds,
+        fold=trained.config.data.fold,
         needs=required_streams(trained.model, trained.config.data.augment.modality_dropout),
     )
     if clips.left_out(split):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from avemo.data.augment import AugmentConfig
+from avemo.data.folds import FoldConfig
 from avemo.models.config import ModelConfig
 from avemo.storage import write
 
@@ -24,6 +25,8 @@ class DataConfig:
         drop_last: leave out the last batch of a training epoch if it is not full.
         num_workers: processes that read ahead; 0 reads in the training process.
         balanced: draw every class equally often: of each epoch's clips as many as before, rare classes repeated.
+        fold: train, validate and test on other splits than the corpus's: those of a fold.
+        shared_speakers: train although a speaker is in two splits.
     """
 
     cache: Path
@@ -33,6 +36,8 @@ class DataConfig:
     drop_last: bool = False
     num_workers: int = 0
     balanced: bool = False
+    fold: FoldConfig | None = None
+    shared_speakers: bool = False
 
 
 @dataclass(frozen=True)
