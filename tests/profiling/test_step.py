@@ -162,7 +162,7 @@ def test_the_full_size_is_the_one_that_is_benchmarked_and_that_of_the_configurat
 
 def test_sizes_of_the_noise_can_be_told() -> None:
     wanted = step.setting("tiny", None, 2, {"bins": 60, "video_frames": 3, "classes": 5})
-    audio, audio_lengths, video, video_lengths, labels, _ = next(wanted.batches)
+    audio, audio_lengths, video, video_lengths, labels = next(wanted.batches)[:5]
     assert audio.shape == (2, 60, 40)
     assert video.shape == (2, 3, 16, 16)
     assert audio_lengths.tolist() == [40, 40]

@@ -183,7 +183,7 @@ def test_a_backend_that_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch) 
 
 def test_unknown_model_and_bad_sizes_name_the_setting() -> None:
     sizes = {"bins": 20, "face_size": 16, "classes": 4}
-    with pytest.raises(ValueError, match=r"model\.name must be one of am_fbp, .*video; got 'x'"):
+    with pytest.raises(ValueError, match=r"model\.name must be one of am_fbp, .*; got 'x'"):
         build_model(tiny_config("x"), **sizes)
     with pytest.raises(ValueError, match="factor is 0"):
         build_model(tiny_config(fusion=FusionConfig(global_factor=0)), **sizes)

@@ -24,6 +24,7 @@ def tiny_config(name: str = "am_fbp", **changes: object) -> ModelConfig:
         "video_attention": AttentionConfig(hidden=4, scale=0.6),
         "fusion": FusionConfig(6, 3, 5, 2, trunks=3, dropout=0.0),
         "dropout": 0.0,
+        "members": ({"name": "audio"}, {"name": "g_fbp"}) if name == "ensemble" else (),
     }
     return ModelConfig(name, **(sizes | changes))  # type: ignore[arg-type]
 
