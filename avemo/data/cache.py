@@ -70,6 +70,12 @@ class ClipInfo:
         lengths = (self.audio_length, self.video_length)
         return tuple(name for name, length in zip(BOTH, lengths, strict=True) if length)
 
+    def seconds(self, features: FeatureConfig) -> float:
+        """How long the clip is."""
+        if self.video_length:
+            return self.video_length / features.fps
+        return (self.audio_length - 1) / features.audio_fps
+
 
 class Shards:
     """Reads clips from the shards of a folder; memory-mapped, so a clip costs a copy of its bytes and no decoding.

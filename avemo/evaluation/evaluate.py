@@ -1,22 +1,28 @@
 """Scores a trained model on the clips of a cache."""
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from avemo.data.cache import ClipCache
 from avemo.data.datamodule import ClipDataModule
+from avemo.data.media import BOTH
+from avemo.evaluation.expressive import Share, Span, describe, read_spans, share
 from avemo.evaluation.metrics import Scores, confusion_matrix, scores
 from avemo.evaluation.plots import LONGEST_LABEL, save_picture
 from avemo.evaluation.predictions import Prediction, write_predictions
 from avemo.models import required_streams
 from avemo.models.backend import BackendName, use_backend
+from avemo.storage import write
 from avemo.text import printable
 from avemo.training.checkpoint import Checkpoint, load
 
@@ -32,10 +38,13 @@ def evaluate(
     out: Path | None = None,
     batch_size: int = 32,
     backend: BackendName | None = None,
+    conditions: Path | None = None,
 ) -> Scores:
     """Prints accuracy, unweighted accuracy, F1 and confusion matrix of a model, and saves them.
 
-    The folder `out` receives scores.json, predictions.csv (one line per clip) and confusion.png.
+    The folder `out` receives scores.json, predictions.csv (one line per clip) and confusion.png. Of a
+    synthetic corpus it can also tell how much of the attention goes to the part of a clip in which the
+    emotion shows (attention.json).
 
     Args:
         checkpoint: a .safetensors file of `avemo train`.
@@ -44,6 +53,8 @@ def evaluate(
         out: folder for the results; by default `evaluation-SPLIT` next to the checkpoint.
         batch_size: clips per step; the result does not depend on it.
         backend: kernels that run the model's operators; by default the best for each.
+        conditions: the file conditions.csv of a synthetic corpus, which says when each clip is
+            expressive.
 
     Returns:
         All that scores.json holds.
@@ -68,14 +79,20 @@ def evaluate(
         print(clips.left_out(split))
     labels = [trained.classes.index(name) for name in clips.classes]
     speakers = {clip.path: clip.speaker for clip in clips.cache.clips}
+    spans = read_spans(conditions) if conditions else {}
+    answers = list(_answers(trained.model, clips, split, device))
     predictions = [
-        Prediction(path, speakers[path], labels[label], probabilities)
-        for path, label, probabilities in _answers(trained.model, clips, split, device)
+        Prediction(answer.path, speakers[answer.path], labels[answer.label], answer.probabilities)
+        for answer in answers
     ]
     result = score(predictions, trained.classes)
     out = out or evaluation_folder(checkpoint.parent, split)
     _save(out, result, predictions, trained.classes)
     print(report(result, trained.classes))
+    if conditions:
+        shares = _attention_shares(answers, clips, spans)
+        write(out / "attention.json", json.dumps(_plain(shares), indent=1) + "\n")
+        print("\n".join(describe(shares)))
     print(f"saved in {out}")
     return result
 
@@ -135,14 +152,64 @@ def _check_fit(trained: Checkpoint, clips: ClipCache, path: Path) -> None:
         )
 
 
+class _Answer(NamedTuple):
+    """A model's answer to a clip.
+
+    Attributes:
+        path: of the clip.
+        label: its class index in the cache.
+        probabilities: of the model's classes.
+        attention: by stream, the weights of the clip's frames, (T,), where the stream has any.
+    """
+
+    path: str
+    label: int
+    probabilities: list[float]
+    attention: dict[str, NDArray[np.float64]]
+
+
 @torch.inference_mode()
 def _answers(
     model: torch.nn.Module, clips: ClipDataModule, split: str, device: str
-) -> Iterator[tuple[str, int, list[float]]]:
+) -> Iterator[_Answer]:
     for batch in tqdm(clips.evaluation_dataloader(split), desc="evaluating", leave=False):
-        inputs = [x.to(device) for x in batch[:4]]
-        probabilities = model(*inputs).logits.softmax(1).tolist()
-        yield from zip(batch.names, batch.labels.tolist(), probabilities, strict=True)
+        output = model(*(x.to(device) for x in batch[:4]))
+        probabilities = output.logits.softmax(1).tolist()
+        weights = {"audio": output.audio_attention, "video": output.video_attention}
+        for row, path in enumerate(batch.names):
+            own = {
+                name: w[row].double().cpu().numpy() for name, w in weights.items() if w is not None
+            }
+            if (
+                "audio" in own
+            ):  # of frames as long as the encoder's: past the end there is no weight
+                own["audio"] = np.trim_zeros(own["audio"], "b")
+            if "video" in own:
+                own["video"] = own["video"][: int(batch.video_lengths[row])]
+            yield _Answer(path, int(batch.labels[row]), probabilities[row], own)
+
+
+def _attention_shares(
+    answers: Sequence[_Answer], clips: ClipDataModule, spans: Mapping[str, Span]
+) -> dict[str, Share | None]:
+    """What the expressive parts of the clips get of each stream's attention; clips that are cropped
+    do not count, for their spans are those of the whole."""
+    whole = {
+        clip.path: seconds
+        for clip in clips.cache.clips
+        if (seconds := clip.seconds(clips.features)) <= (clips.max_seconds or math.inf)
+    }
+    counted = {path: span for path, span in spans.items() if path in whole}
+    return {
+        stream: share(
+            {a.path: a.attention[stream] for a in answers if stream in a.attention}, whole, counted
+        )
+        for stream in BOTH
+    }
+
+
+def _plain(shares: Mapping[str, Share | None]) -> dict[str, dict[str, float]]:
+    return {stream: asdict(s) for stream, s in shares.items() if s}
 
 
 def _save(
@@ -156,7 +223,6 @@ def _save(
 
 def _draw(result: Scores, classes: tuple[str, ...]) -> "Figure":
     """The confusion matrix as a picture: shares of each row as shades, counts as text."""
-    import numpy as np
     from matplotlib.figure import Figure
 
     counts = np.array(result.confusion)
