@@ -111,21 +111,23 @@ std::uint64_t descriptor(const void* begin, unsigned leading, unsigned stride, u
 
 __global__ void a_product_without_a_fence(int*, Maps) {
   WgmmaSums sums = {};
-  wgmma<__half>(sums, 0, 0, true);
+  wgmma<__half, Along::depth, Along::other>(sums, 0, 0, true);
 }
 
 __global__ void a_product_that_nobody_waits_for(int*, Maps) {
   WgmmaSums sums = {};
   HopperMemory& memory = hopper_memory();
   wgmma_fence();
-  wgmma<__half>(sums, descriptor(memory.a, 0, 1024, 1), descriptor(memory.b, 8192, 1024, 1), true);
+  wgmma<__half, Along::depth, Along::other>(sums, descriptor(memory.a, 0, 1024, 1),
+                                            descriptor(memory.b, 8192, 1024, 1), true);
   wgmma_commit();
 }
 
 __global__ void an_operand_outside_of_shared_memory(int*, Maps) {
   WgmmaSums sums = {};
   wgmma_fence();
-  wgmma<__half>(sums, 0x3fff | std::uint64_t{1} << 62, std::uint64_t{1} << 62, true);
+  wgmma<__half, Along::depth, Along::other>(sums, 0x3fff | std::uint64_t{1} << 62,
+                                            std::uint64_t{1} << 62, true);
   wgmma_commit();
   wgmma_wait_for_all(sums);
 }
@@ -134,8 +136,9 @@ __global__ void warps_that_multiply_different_things(int*, Maps) {
   WgmmaSums sums = {};
   HopperMemory& memory = hopper_memory();
   wgmma_fence();
-  wgmma<__half>(sums, descriptor(memory.a + threadIdx.x / 32 * 1024, 0, 1024, 1),
-                descriptor(memory.b, 8192, 1024, 1), true);
+  wgmma<__half, Along::depth, Along::other>(
+      sums, descriptor(memory.a + threadIdx.x / 32 * 1024, 0, 1024, 1),
+      descriptor(memory.b, 8192, 1024, 1), true);
   wgmma_commit();
   wgmma_wait_for_all(sums);
 }

@@ -1,4 +1,4 @@
-"""Plants a mistake at a time in the bilinear forward by wgmma, and shows that a test fails.
+"""Plants a mistake at a time in the bilinear kernels by wgmma, and shows that a test fails.
 
 `make mutants`, or `python tests/cuda_shim/mutants.py [NAME ...]` for some of them, works on a copy of the sources and
 the tests in a temporary folder, where the shim is built anew for each mistake.
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TESTS = "tests/fbp_kernels/cuda/test_hopper.py"
+TESTS = "tests/fbp_kernels/cuda"
+FORWARD, BACKWARD = "test_hopper.py", "test_hopper_backward.py"
 
 
 @dataclass(frozen=True)
@@ -26,49 +27,52 @@ class Mutant:
         source: the file in `kernels/csrc/cuda`.
         right: what stands there, once.
         wrong: what is to stand there.
+        tests: the file of tests that are to find it.
     """
 
     name: str
     source: str
     right: str
     wrong: str
+    tests: str = FORWARD
 
 
 DESCRIPTOR, RING, TILES = "matrix_descriptor.h", "wgmma_ring.h", "wgmma_tiles.h"
 EPILOGUE, KERNEL = "wgmma_epilogue.h", "bilinear_forward_wgmma.cu"
+GRADIENT_TILES, GRADIENTS = "wgmma_gradient_tiles.h", "bilinear_backward_wgmma.cu"
 
 MUTANTS = (
     # Descriptors and layouts.
     Mutant(
-        "descriptor: next box of columns",
+        "descriptor: next box",
         DESCRIPTOR,
-        "{lines, box, kPatternBytes}",
-        "{lines, box / 2, kPatternBytes}",
+        "kAlong == Along::depth ? 0 : beside",
+        "kAlong == Along::depth ? 0 : beside / 2",
     ),
     Mutant(
-        "descriptor: next pattern of rows",
+        "descriptor: next pattern",
         DESCRIPTOR,
-        "{lines, 0, kPatternBytes}",
-        "{lines, 0, kLineBytes}",
+        "beside, kPatternBytes}",
+        "beside, kLineBytes}",
     ),
     Mutant("descriptor: swizzle of 64 bytes", DESCRIPTOR, "kSwizzle128 = 1", "kSwizzle128 = 2"),
     Mutant(
-        "descriptor: step along the depth of rows",
+        "descriptor: step along lines",
         RING,
-        "kRowsStep = kWgmmaDepth * 2;",
-        "kRowsStep = kWgmmaDepth * 4;",
+        "kAlongStep = kWgmmaDepth * 2;",
+        "kAlongStep = kWgmmaDepth * 4;",
     ),
     Mutant(
-        "descriptor: step along the depth of columns",
+        "descriptor: step across lines",
         RING,
-        "kColumnsStep = kWgmmaDepth * kLineBytes;",
-        "kColumnsStep = kWgmmaDepth * kLineBytes / 2;",
+        "kAcrossStep = kWgmmaDepth * kLineBytes;",
+        "kAcrossStep = kWgmmaDepth * kLineBytes / 2;",
     ),
     Mutant(
         "descriptor: both warpgroups take the same rows",
         RING,
-        "depth_contiguous(ring.stage[0].rows + warpgroup * kRowsBytes)",
-        "depth_contiguous(ring.stage[0].rows)",
+        "(ring.stage[0].rows[warpgroup], kBoxBytes)",
+        "(ring.stage[0].rows[0], kBoxBytes)",
     ),
     # Waiting, and saying that one is done.
     Mutant(
@@ -99,8 +103,8 @@ MUTANTS = (
     Mutant(
         "a stage is given back while it is read",
         RING,
-        "    if (before >= 0) release(before);\n    before = turn.stage;",
-        "    release(turn.stage);",
+        "    if (before >= 0) release_stage(ring, before);\n    before = turn.stage;",
+        "    release_stage(ring, turn.stage);",
     ),
     Mutant(
         "no wait for the products of the step before", RING, "    wgmma_wait_for_earlier();\n", ""
@@ -111,7 +115,7 @@ MUTANTS = (
     Mutant(
         "the last stage is not given back",
         RING,
-        "  wgmma_wait_for_all(sums);\n  if (before >= 0) release(before);\n",
+        "  wgmma_wait_for_all(sums);\n  if (before >= 0) release_stage(ring, before);\n",
         "  wgmma_wait_for_all(sums);\n",
     ),
     Mutant(
@@ -129,10 +133,10 @@ MUTANTS = (
     Mutant(
         "one reader is not waited for",
         RING,
-        "&ring.empty[i], kConsumerWarps)",
-        "&ring.empty[i], kConsumerWarps - 1)",
+        "&ring.empty[i], readers)",
+        "&ring.empty[i], readers - 1)",
     ),
-    Mutant("barriers are not made known to copies", RING, "  mbarrier_init_fence();\n", ""),
+    Mutant("barriers are not made known to copies", KERNEL, "    mbarrier_init_fence();\n", ""),
     Mutant(
         "a ring of one stage too many",
         RING,
@@ -143,12 +147,12 @@ MUTANTS = (
     Mutant(
         "depth of a copy",
         RING,
-        "const int depth = step * kRingDepth;",
-        "const int depth = step * kRingDepth / 2;",
+        "full, step * kRingDepth);",
+        "full, step * kRingDepth / 2);",
     ),
     Mutant(
         "all boxes go to one place",
-        RING,
+        TILES,
         "bulk_copy(stage.columns[i],",
         "bulk_copy(stage.columns[i / 2],",
     ),
@@ -158,12 +162,14 @@ MUTANTS = (
         "box * box_columns() +",
         "box * kBoxColumns +",
     ),
-    Mutant("the trunk of a copy", TILES, "result.trunk = h;", "result.trunk = 0;"),
+    Mutant(
+        "the trunk of a copy", TILES, "column(i, chunk), depth, h);", "column(i, chunk), depth, 0);"
+    ),
     Mutant(
         "box of half as many rows",
         KERNEL,
-        "input_of(problem, i, side), 2, kRingRows)",
-        "input_of(problem, i, side), 2, kRingRows / 2)",
+        "mapped_input(part, side, problem.B), 2, kRingRows)",
+        "mapped_input(part, side, problem.B), 2, kRingRows / 2)",
     ),
     Mutant("sums begin anew in every step", RING, "step + i > 0", "i > 0"),
     Mutant("more registers than a block has", KERNEL, "take_registers<232>", "take_registers<240>"),
@@ -186,8 +192,8 @@ MUTANTS = (
     Mutant(
         "outputs are written before all lanes have added",
         EPILOGUE,
-        "void store(const ForwardProblem& problem) const {\n    __syncwarp();\n",
-        "void store(const ForwardProblem& problem) const {\n",
+        "    __syncwarp();\n    const int per_box",
+        "    const int per_box",
     ),
     Mutant(
         "sums are cleared before all lanes have read",
@@ -196,9 +202,146 @@ MUTANTS = (
         "",
     ),
     Mutant(
-        "rows past the batch are written", EPILOGUE, "      if (row_ + r >= problem.B) break;\n", ""
+        "rows past the batch are written",
+        EPILOGUE,
+        "      if (row_ + r >= problem_.B) break;\n",
+        "",
     ),
     Mutant("random words of other rows", EPILOGUE, "(others >> place & 1)", "(others >> i & 1)"),
+    # The backward.
+    Mutant(
+        "gradients of weights: rows as if along the depth",
+        GRADIENTS,
+        "<T, Along::other, Along::other>",
+        "<T, Along::depth, Along::other>",
+        BACKWARD,
+    ),
+    Mutant(
+        "gradients of inputs: weights as if across the depth",
+        GRADIENTS,
+        "<T, Along::depth, Along::depth>",
+        "<T, Along::depth, Along::other>",
+        BACKWARD,
+    ),
+    Mutant(
+        "gradients of inputs: both warpgroups get the same rows",
+        GRADIENT_TILES,
+        "maps_.d, full, depth, row + i * kBoxColumns, h)",
+        "maps_.d, full, depth, row, h)",
+        BACKWARD,
+    ),
+    Mutant(
+        "gradients of weights: inputs of one trunk",
+        GRADIENT_TILES,
+        "row + i * kBoxColumns, h, depth)",
+        "row + i * kBoxColumns, 0, depth)",
+        BACKWARD,
+    ),
+    Mutant(
+        "gradients of weights: all boxes are the first",
+        GRADIENT_TILES,
+        "column + i * kBoxColumns, depth, h)",
+        "column, depth, h)",
+        BACKWARD,
+    ),
+    Mutant(
+        "rows that do not count are not cleared",
+        GRADIENT_TILES,
+        "return job.of == Gradient::weight && part.lengths != nullptr;",
+        "return false;",
+        BACKWARD,
+    ),
+    Mutant(
+        "half of a row is cleared",
+        GRADIENT_TILES,
+        "i < kChunks; ++i",
+        "i < kChunks / 2; ++i",
+        BACKWARD,
+    ),
+    Mutant(
+        "what is cleared is not waited for",
+        GRADIENTS,
+        "          mbarrier_wait(&own.memory.cleared[turn.stage], own.cleared.next(turn.stage));\n",
+        "          own.cleared.next(turn.stage);\n",
+        BACKWARD,
+    ),
+    Mutant(
+        "parity of what is cleared never changes",
+        GRADIENT_TILES,
+        "    parities_ ^= 1u << stage;\n",
+        "",
+        BACKWARD,
+    ),
+    Mutant(
+        "rows are cleared before they have come",
+        GRADIENT_TILES,
+        "      mbarrier_wait(&memory.ring.full[turn.stage], turn.parity);\n",
+        "",
+        BACKWARD,
+    ),
+    Mutant(
+        "the warp that clears is no reader",
+        GRADIENTS,
+        "init_ring(memory.ring, kConsumerWarps + 1)",
+        "init_ring(memory.ring, kConsumerWarps)",
+        BACKWARD,
+    ),
+    Mutant(
+        "tiles without rows that count are multiplied by those who multiply alone",
+        GRADIENTS,
+        "tile.steps(), own.warpgroup(), sums, [](const RingTurn&) {}",
+        "static_cast<int>(ceil_div(tile.job.depth, kRingDepth)), own.warpgroup(), sums, [](const RingTurn&) {}",
+        BACKWARD,
+    ),
+    Mutant(
+        "gradients of rows that do not count",
+        GRADIENTS,
+        "    x = alive[half] ? x : 0.0f;\n",
+        "",
+        BACKWARD,
+    ),
+    Mutant(
+        "no gradient through the norms",
+        GRADIENTS,
+        "if (!part.adaptive || b >=",
+        "if (true || b >=",
+        BACKWARD,
+    ),
+    Mutant(
+        "lanes write what they should hand on",
+        GRADIENTS,
+        "      exchange(words[0], words[1], words[2], words[3]);\n",
+        "",
+        BACKWARD,
+    ),
+    Mutant(
+        "rows past the end are written",
+        GRADIENTS,
+        "r < target.rows ? smaller",
+        "true ? smaller",
+        BACKWARD,
+    ),
+    Mutant(
+        "columns past the end are written",
+        GRADIENTS,
+        "smaller(target.columns - c, kVector<T>)",
+        "i64{kVector<T>}",
+        BACKWARD,
+    ),
+    Mutant(
+        "vectors where rows begin anywhere",
+        GRADIENTS,
+        "target.stride % kVector<T> == 0",
+        "true",
+        BACKWARD,
+    ),
+    Mutant(
+        "what was kept is written over",
+        "bilinear_backward.cu",
+        "(projected, !kept, context)",
+        "(projected, true, context)",
+        BACKWARD,
+    ),
 )
 
 
@@ -212,8 +355,8 @@ def copied(folder: Path) -> None:
     settings.write_text(settings.read_text().replace("-O2", "-O1"))
 
 
-def tested(folder: Path) -> tuple[bool, str]:
-    """Whether all tests pass there, and the first line that says why not."""
+def tested(folder: Path, tests: str) -> tuple[bool, str]:
+    """Whether all tests of a file pass there, and the first line that says why not."""
     command = (
         sys.executable,
         "-m",
@@ -224,7 +367,7 @@ def tested(folder: Path) -> tuple[bool, str]:
         "no:cacheprovider",
         "-n",
         "0",
-        TESTS,
+        f"{TESTS}/{tests}",
     )
     environment = os.environ | {"PYTHONPATH": os.fspath(folder)}
     done = subprocess.run(
@@ -241,16 +384,17 @@ def main(names: list[str]) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         copied(folder)
-        passed, why = tested(folder)
-        if not passed:
-            raise SystemExit(f"the tests fail without a mistake: {why}")
+        for tests in dict.fromkeys(m.tests for m in chosen):
+            passed, why = tested(folder, tests)
+            if not passed:
+                raise SystemExit(f"the tests fail without a mistake: {why}")
         for mutant in chosen:
             path, start = folder / "kernels" / "csrc" / "cuda" / mutant.source, time.monotonic()
             text = path.read_text()
             if text.count(mutant.right) != 1:
                 raise SystemExit(f"{mutant.name}: {mutant.source} has not once {mutant.right!r}")
             path.write_text(text.replace(mutant.right, mutant.wrong))
-            passed, why = tested(folder)
+            passed, why = tested(folder, mutant.tests)
             path.write_text(text)
             survivors += passed
             verdict = "NOT FOUND" if passed else f"found: {why[:150]}"

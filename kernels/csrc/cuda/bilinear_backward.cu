@@ -7,9 +7,8 @@
 //
 // An adaptive scale multiplies the rows of du, in place of those of dx and of x.
 
-#include <algorithm>
-
-#include "bilinear_tiles.h"
+#include "bilinear_backward_wgmma.h"
+#include "bilinear_gradients.h"
 #include "cuda/kernels.h"
 
 namespace fbp::cuda {
@@ -17,18 +16,6 @@ namespace fbp::cuda {
 namespace {
 
 // ---- launch 1 ----
-
-struct ProjectionGradientsPlan {
-  i64 down = 0;  // tiles of rows
-  struct PartPlan : Tiles {
-    i64 blocks = 0;
-    // What is written, null where not needed; `all` is the number of outputs.
-    void* d[2] = {};               // du and dw, (H, B, N), in the type of the inputs
-    float* biases[2] = {};         // (down, H, N): sums over the rows of a tile of du and dw
-    float* norms = nullptr;        // (2, B): of the rows of a and v
-    float* differences = nullptr;  // (across, B): parts of d mu - d eta
-  } part[kMaxParts];
-};
 
 template <class Number, class Tile>
 class ProjectionGradientsBlock {
@@ -220,23 +207,6 @@ __global__ void __launch_bounds__(kThreads, Tile::kResident)
 
 // ---- launch 2 ----
 
-enum class Gradient { input, weight, bias };
-
-// The tiles of one gradient: of all trunks, `down` by `across` each.
-struct Job {
-  Gradient of = Gradient::input;
-  int part = 0, side = 0;
-  i64 blocks = 0, down = 0, across = 0, depth = 0;
-  int piece_a = 1, piece_b = 1;
-};
-
-struct GradientsPlan {
-  i64 rows = 0;  // tiles of rows in launch 1
-  int jobs = 0;
-  Job job[kMaxParts * 2 * 3];
-  ProjectionGradientsPlan::PartPlan part[kMaxParts];
-};
-
 template <class Number, class Tile, Along A, Along B>
 struct GradientMemory {
   Ring<Number, Tile, A, B> ring;
@@ -260,14 +230,6 @@ __device__ inline void multiply_once(const Factors<typename Number::Storage>& fa
   }
 }
 
-// What multiplies a row of x in its gradient through the norms: with d = d mu - d eta,
-// d mu / d|a| = |v| / (|a| + |v|)^2 = -d eta / d|a| and d|a| / da = a / |a|, so 0 where |a| is 0.
-__device__ inline float slope_of(float difference, int side, float own, float other) {
-  if (own == 0) return 0;
-  const float total = own + other;
-  return (side == 0 ? difference : -difference) * (other / total) / total / own;
-}
-
 // A tile (rows of the batch, width) of dx.
 template <class Number, class Tile>
 __device__ inline void input_gradient(const BackwardProblem& problem, const BackwardPart& part,
@@ -284,14 +246,8 @@ __device__ inline void input_gradient(const BackwardProblem& problem, const Back
     // Each row belongs to some neighbouring lanes.
     constexpr int kLanes = kThreads / Tile::kRows;
     const int r = static_cast<int>(threadIdx.x) / kLanes;
-    float difference = 0;
-    if (row + r < B)
-      for (i64 i = threadIdx.x % kLanes; i < own.across; i += kLanes)
-        difference += own.differences[i * B + row + r];
-    difference = sum_over_lanes<kLanes>(difference);
-    if (row + r < B && threadIdx.x % kLanes == 0)
-      memory.slope[r] = slope_of(difference, job.side, own.norms[job.side * B + row + r],
-                                 own.norms[(1 - job.side) * B + row + r]);
+    const float slope = slope_of_row<kLanes>(own, job.side, row + r, B);
+    if (threadIdx.x % kLanes == 0) memory.slope[r] = slope;
   }
   Factors<T> factors;
   factors.depth = part.N;
@@ -356,18 +312,6 @@ __device__ inline void weight_gradient(const BackwardProblem& problem, const Bac
   });
 }
 
-template <class Number>
-__device__ inline void bias_gradient(const BackwardPart& part,
-                                     const ProjectionGradientsPlan::PartPlan& own, i64 rows,
-                                     const Job& job, i64 index) {
-  using T = typename Number::Storage;
-  const i64 count = part.H * part.N, i = index * kThreads + threadIdx.x;
-  if (i >= count) return;
-  const float* const biases = own.biases[job.side];
-  static_cast<T*>(part.d_bias[job.side])[i] =
-      narrow<T>(sum_in_pieces<16>(0, rows, 1, [&](i64 row) { return biases[row * count + i]; }));
-}
-
 template <class Number, class InputTile, class WeightTile>
 __global__ void __launch_bounds__(kThreads, InputTile::kResident)
     gradients_kernel(const __grid_constant__ BackwardProblem problem,
@@ -384,7 +328,8 @@ __global__ void __launch_bounds__(kThreads, InputTile::kResident)
         case Gradient::weight:
           return weight_gradient<Number, WeightTile>(problem, part, own, job, index);
         case Gradient::bias:
-          return bias_gradient<Number>(part, own, plan.rows, job, index);
+          return bias_gradient<typename Number::Storage>(part, own, plan.rows, job.side,
+                                                         index * kThreads + threadIdx.x);
       }
     }
     index -= job.blocks;
@@ -393,8 +338,10 @@ __global__ void __launch_bounds__(kThreads, InputTile::kResident)
 
 // ---- plans ----
 
+// `in_place`: du and dw take the place of the kept w and u.
 template <class Number, class Tile>
-ProjectionGradientsPlan differentiate(const BackwardProblem& problem, const Context& context) {
+ProjectionGradientsPlan differentiate(const BackwardProblem& problem, bool in_place,
+                                      const Context& context) {
   using T = typename Number::Storage;
   const i64 B = problem.B;
   const auto floats = [&](i64 count) {
@@ -411,7 +358,8 @@ ProjectionGradientsPlan differentiate(const BackwardProblem& problem, const Cont
     blocks += own.blocks;
     for (int side = 0; side < 2; ++side) {
       if (part.d_input[side] != nullptr || part.d_weight[side] != nullptr)
-        own.d[side] = context.scratch(part.H * B * part.N * i64{sizeof(T)});
+        own.d[side] = in_place ? const_cast<void*>(part.kept[side])
+                               : context.scratch(part.H * B * part.N * i64{sizeof(T)});
       if (part.d_bias[side] != nullptr) own.biases[side] = floats(plan.down * part.H * part.N);
     }
     if (part.adaptive) {
@@ -464,35 +412,16 @@ Job make_job(const BackwardProblem& problem, Gradient of, int index, int s, cons
 template <class Number, class InputTile, class WeightTile>
 void multiply(const BackwardProblem& problem, const ProjectionGradientsPlan& found,
               const Context& context) {
-  GradientsPlan plan;
-  plan.rows = found.down;
-  i64 blocks = 0;
-  const auto add = [&](Gradient of, int part, int side, const void* result) {
-    if (result == nullptr) return;
-    const Job job =
-        make_job<Number, InputTile, WeightTile>(problem, of, part, side, found.part[part].d[side]);
-    if (job.blocks == 0) return;
-    plan.job[plan.jobs++] = job;
-    blocks += job.blocks;
-  };
-  for (int i = 0; i < problem.parts; ++i) {
-    const BackwardPart& part = problem.part[i];
-    plan.part[i] = found.part[i];
-    for (int side = 0; side < 2; ++side) {
-      add(Gradient::input, i, side, part.d_input[side]);
-      add(Gradient::weight, i, side, part.d_weight[side]);
-      add(Gradient::bias, i, side, part.d_bias[side]);
-    }
-  }
-  if (blocks == 0) return;
-  // Blocks that take longest first.
-  std::stable_sort(plan.job, plan.job + plan.jobs,
-                   [](const Job& x, const Job& y) { return x.depth > y.depth; });
+  const GradientsPlan plan = list_jobs(problem, found, [&](Gradient of, int part, int side) {
+    return make_job<Number, InputTile, WeightTile>(problem, of, part, side,
+                                                   found.part[part].d[side]);
+  });
+  if (plan.blocks == 0) return;
   constexpr std::size_t kInputBytes =
       sizeof(GradientMemory<Number, InputTile, Along::depth, Along::depth>);
   constexpr std::size_t kWeightBytes =
       sizeof(GradientMemory<Number, WeightTile, Along::other, Along::other>);
-  FBP_LAUNCH((gradients_kernel<Number, InputTile, WeightTile>), grid_of(blocks), kThreads,
+  FBP_LAUNCH((gradients_kernel<Number, InputTile, WeightTile>), grid_of(plan.blocks), kThreads,
              std::max(kInputBytes, kWeightBytes), context.stream, problem, plan);
 }
 
@@ -501,12 +430,19 @@ void multiply(const BackwardProblem& problem, const ProjectionGradientsPlan& fou
 void bilinear_backward(const BackwardProblem& problem, const Context& context) {
   with_number(problem.dtype, context.tf32, [&](auto number) {
     using Number = decltype(number);
+    if constexpr (sizeof(typename Number::Storage) == 2)
+      if (wgmma_serves(problem, current_device())) {
+        const bool kept = all_kept(problem);
+        const BackwardProblem projected = kept ? problem : project_by_wgmma(problem, context);
+        return multiply_by_wgmma(
+            projected, differentiate<Number, LargeTile>(projected, !kept, context), context);
+      }
     if (problem.B <= kSmallBatch) {
       multiply<Number, SmallTile, LargeTile>(
-          problem, differentiate<Number, SmallTile>(problem, context), context);
+          problem, differentiate<Number, SmallTile>(problem, false, context), context);
     } else {
       multiply<Number, LargeTile, LargeTile>(
-          problem, differentiate<Number, LargeTile>(problem, context), context);
+          problem, differentiate<Number, LargeTile>(problem, false, context), context);
     }
   });
 }

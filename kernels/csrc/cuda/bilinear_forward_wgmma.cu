@@ -49,7 +49,7 @@ __device__ void consume(const ForwardProblem& problem, const WgmmaPlan& plan, Wg
       __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarp, 0) - kWarpgroup / kWarp;
   RingTurn turn;
   for_tiles(problem, plan, [&](const WgmmaTile& tile) {
-    WgmmaEpilogue<T> epilogue(tile, warp, memory.sums[warp]);
+    WgmmaEpilogue<T> epilogue(problem, tile, warp, memory.sums[warp]);
     const int trunks = tile.trunks();
 #pragma unroll 1
     for (int h = 0; h < trunks; ++h)
@@ -60,10 +60,12 @@ __device__ void consume(const ForwardProblem& problem, const WgmmaPlan& plan, Wg
         typename WgmmaEpilogue<T>::Counted counted;
         float squares[2] = {0, 0};
         const auto project = [&](int side) {
-          multiply_ring<T>(memory.ring, turn, tile.steps(side), warp / (kWarpgroup / kWarp), sums,
-                           [&](const unsigned char* rows) {
-                             if (tile.part.adaptive) squares[side] += squares_of<T>(rows);
-                           });
+          multiply_ring<T, Along::depth, Along::other>(
+              memory.ring, turn, tile.steps(side), warp / (kWarpgroup / kWarp), sums,
+              [](const RingTurn&) {},
+              [&](const unsigned char* rows) {
+                if (tile.part.adaptive) squares[side] += squares_of<T>(rows);
+              });
           if (tile.part.adaptive) squares[side] = sum_over_lanes<2>(squares[side]);
         };
         epilogue.count(h, chunk, counted);
@@ -72,7 +74,7 @@ __device__ void consume(const ForwardProblem& problem, const WgmmaPlan& plan, Wg
         project(1);
         epilogue.add(h, chunk, u, sums, squares, counted);
       }
-    epilogue.store(problem);
+    epilogue.store();
   });
 }
 
@@ -82,7 +84,10 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
                          const __grid_constant__ WgmmaPlan plan) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   auto& memory = *reinterpret_cast<WgmmaMemory*>(shared_memory_of_patterns());
-  if (threadIdx.x == 0) init_ring(memory.ring);
+  if (threadIdx.x == 0) {
+    init_ring(memory.ring, kConsumerWarps);
+    mbarrier_init_fence();
+  }
   __syncthreads();
   // 168 for each thread at first.
   if (threadIdx.x < kWarpgroup) {
@@ -97,36 +102,15 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
 #endif
 }
 
-MappedTensor input_of(const ForwardProblem& problem, int part, int side) {
-  const Part& own = problem.part[part];
-  const View& view = own.side[side].input;
-  return {view.data,
-          {own.side[side].width, own.H, problem.B},
-          {view.stride[2], view.stride[1], view.stride[0]}};
-}
-
-MappedTensor weight_of(const ForwardProblem& problem, int part, int side) {
-  const Part& own = problem.part[part];
-  const View& view = own.side[side].weight;
-  return {view.data,
-          {own.N, own.side[side].width, own.H},
-          {view.stride[2], view.stride[1], view.stride[0]}};
-}
-
 }  // namespace
 
 bool wgmma_serves(const ForwardProblem& problem, const DeviceLimits& device) {
-  if (device.major != 9 || problem.B <= kSmallBatch) return false;
-  if (problem.dtype != Dtype::bfloat16 && problem.dtype != Dtype::float16) return false;
   const bool biases =
       problem.dtype == Dtype::float16 ? kWgmmaBiases<__half> : kWgmmaBiases<__nv_bfloat16>;
   for (int i = 0; i < problem.parts; ++i)
-    for (int side = 0; side < 2; ++side)
-      if ((!biases && problem.part[i].side[side].bias) ||
-          !input_of(problem, i, side).can_be_mapped() ||
-          !weight_of(problem, i, side).can_be_mapped())
-        return false;
-  return true;
+    for (const Side& side : problem.part[i].side)
+      if (side.bias && !biases) return false;
+  return can_be_multiplied_by_wgmma(problem, device);
 }
 
 void bilinear_forward_wgmma(const ForwardProblem& problem, const Context& context) {
@@ -142,8 +126,9 @@ void bilinear_forward_wgmma(const ForwardProblem& problem, const Context& contex
     own.tiles = plan.down * own.across;
     plan.tiles += own.tiles;
     for (int side = 0; side < 2; ++side) {
-      own.input[side] = tensor_map(problem.dtype, input_of(problem, i, side), 2, kRingRows);
-      own.weight[side] = tensor_map(problem.dtype, weight_of(problem, i, side), 1, kRingDepth);
+      own.input[side] =
+          tensor_map(problem.dtype, mapped_input(part, side, problem.B), 2, kRingRows);
+      own.weight[side] = tensor_map(problem.dtype, mapped_weight(part, side), 1, kRingDepth);
     }
   }
   const dim3 grid = grid_of(smaller(plan.tiles, current_device().multiprocessors));

@@ -78,9 +78,6 @@ constexpr int kDepth = kStepBytes / static_cast<int>(sizeof(typename Number::Sto
 template <class Number>
 constexpr int kChunk = kChunkBytes / static_cast<int>(sizeof(typename Number::Storage));
 
-// How an operand lies in memory: what its lines, which are contiguous or nearly so, go along.
-enum class Along { depth, other };
-
 // An operand's part of a stage: lines of LENGTH numbers, LINES of them. Lines are padded, so that
 // neighbouring lines begin in different banks.
 template <class Number, int OTHER, Along ALONG>

@@ -24,6 +24,9 @@ __host__ __device__ constexpr i64 ceil_div(i64 x, i64 y) { return (x + y - 1) / 
 __host__ __device__ constexpr i64 smaller(i64 x, i64 y) { return x < y ? x : y; }
 __host__ __device__ constexpr i64 larger(i64 x, i64 y) { return x < y ? y : x; }
 
+// How an operand lies in memory: what its lines, which are contiguous or nearly so, go along.
+enum class Along { depth, other };
+
 // ---- storage types ----
 
 __device__ inline float widen(float x) { return x; }

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "cuda/shared_memory.h"
+#include "cuda/common.h"
 
 namespace fbp::cuda {
 
@@ -16,14 +16,11 @@ class MatrixDescriptor {
   static constexpr int kUnit = 16;  // bytes
 
  public:
-  // Lines go along the depth: patterns follow one another.
-  __device__ static MatrixDescriptor depth_contiguous(const void* lines) {
-    return {lines, 0, kPatternBytes};
-  }
-
-  // Lines go along columns, one for each number of the depth; the next columns are `box` bytes on.
-  __device__ static MatrixDescriptor columns_contiguous(const void* lines, int box) {
-    return {lines, box, kPatternBytes};
+  // Of lines along the depth, patterns of which follow one another; or of lines across it, one for
+  // each number of the depth, where the numbers beside a line's are `beside` bytes on.
+  template <Along kAlong>
+  __device__ static MatrixDescriptor of(const void* lines, int beside) {
+    return {lines, kAlong == Along::depth ? 0 : beside, kPatternBytes};
   }
 
   // That of what begins so many bytes later. The address alone changes, and never carries: shared

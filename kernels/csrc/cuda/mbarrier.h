@@ -37,6 +37,11 @@ __device__ inline void mbarrier_arrive_expecting(Mbarrier* barrier, unsigned byt
       : "memory");
 }
 
+// After a thread has written to shared memory, and before it says so to those who multiply it.
+__device__ inline void proxy_fence() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 // Until a phase of that parity has ended; of a new barrier, that of parity 1 has.
 __device__ inline void mbarrier_wait(Mbarrier* barrier, unsigned parity) {
   const std::uint32_t address = shared_address(barrier);

@@ -7,10 +7,10 @@
 
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <cstdint>
+#include <type_traits>
+
+#include "cuda/common.h"
 
 namespace fbp::cuda {
 
@@ -54,25 +54,21 @@ __device__ inline void wgmma_wait_for_all(WgmmaSums& d) {
   asm volatile(                                                                             \
       "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"                                         \
       "wgmma.mma_async.sync.aligned.m64n256k16.f32." type "." type " " FBP_SUMS             \
-      ", %128, %129, p, 1, 1, 0, 1;\n}"                                                     \
+      ", %128, %129, p, 1, 1, %131, %132;\n}"                                               \
       : FBP_SIXTEEN(0), FBP_SIXTEEN(16), FBP_SIXTEEN(32), FBP_SIXTEEN(48), FBP_SIXTEEN(64), \
         FBP_SIXTEEN(80), FBP_SIXTEEN(96), FBP_SIXTEEN(112)                                  \
-      : "l"(a), "l"(b), "r"(static_cast<int>(more)))
+      : "l"(a), "l"(b), "r"(static_cast<int>(more)), "n"(A == Along::other),                \
+        "n"(B == Along::other))
 
-// Adds a product to d, or to nothing where there is no `more`. The operands are told by matrix
-// descriptors: a is (64, 16), its depth contiguous, b (16, 256), its columns contiguous.
-template <class T>
-__device__ inline void wgmma(WgmmaSums& d, std::uint64_t a, std::uint64_t b, bool more);
-
-template <>
-__device__ inline void wgmma<__nv_bfloat16>(WgmmaSums& d, std::uint64_t a, std::uint64_t b,
-                                            bool more) {
-  FBP_WGMMA("bf16");
-}
-
-template <>
-__device__ inline void wgmma<__half>(WgmmaSums& d, std::uint64_t a, std::uint64_t b, bool more) {
-  FBP_WGMMA("f16");
+// Adds a product to d, or to nothing where there is no `more`. The operands, a (64, 16) and
+// b (16, 256), are told by matrix descriptors, and are contiguous along the depth or across it.
+template <class T, Along A, Along B>
+__device__ inline void wgmma(WgmmaSums& d, std::uint64_t a, std::uint64_t b, bool more) {
+  if constexpr (std::is_same_v<T, __half>) {
+    FBP_WGMMA("f16");
+  } else {
+    FBP_WGMMA("bf16");
+  }
 }
 
 #undef FBP_WGMMA

@@ -45,10 +45,11 @@ __device__ inline float2 unpack<__half>(u32 word) {
 }
 
 // Among four neighbouring lanes: lane i of them gets number i of each.
-__device__ inline void exchange(float& v0, float& v1, float& v2, float& v3) {
+template <class V>
+__device__ inline void exchange(V& v0, V& v1, V& v2, V& v3) {
   const int lane = static_cast<int>(threadIdx.x);
-  const auto swap = [](float& low, float& high, bool upper, int bit) {
-    const float got = __shfl_xor_sync(0xffffffffu, upper ? low : high, bit);
+  const auto swap = [](V& low, V& high, bool upper, int bit) {
+    const V got = __shfl_xor_sync(0xffffffffu, upper ? low : high, bit);
     low = upper ? got : low;
     high = upper ? high : got;
   };
@@ -99,8 +100,12 @@ class WgmmaEpilogue {
  public:
   using Packed = u32[kWgmmaSums / 2];
 
-  __device__ WgmmaEpilogue(const WgmmaTile& tile, int warp, float* sums)
-      : tile_(tile), row_(static_cast<int>(tile.of.row) + kWarp / 2 * warp), sums_(sums) {
+  __device__ WgmmaEpilogue(const ForwardProblem& problem, const WgmmaTile& tile, int warp,
+                           float* sums)
+      : problem_(problem),
+        tile_(tile),
+        row_(static_cast<int>(tile.of.row) + kWarp / 2 * warp),
+        sums_(sums) {
     sums_.clear(tile.per_box());
   }
 
@@ -151,6 +156,7 @@ class WgmmaEpilogue {
                       const float (&squares)[2], const Counted& counted) {
     if (tile_.part.kept[1] != nullptr)
       keep(1, h, chunk, [&](int i) { return pack<T>(w[2 * i], w[2 * i + 1]); });
+    if (problem_.z == nullptr) return;
     float scale[2][2];
     scales(squares, scale);
     Running running{tile_.run(chunk)};
@@ -175,18 +181,19 @@ class WgmmaEpilogue {
     }
   }
 
-  // Writes the tile's outputs.
-  __device__ void store(const ForwardProblem& problem) const {
+  // Writes the tile's outputs, where they are wanted.
+  __device__ void store() const {
+    if (problem_.z == nullptr) return;
     __syncwarp();
     const int per_box = tile_.per_box();
     const i64 first = tile_.first_output();
     const int outputs = static_cast<int>(smaller(kBoxes * per_box, tile_.own.all - first));
-    T* const z = static_cast<T*>(problem.z) + tile_.part.o_offset + first;
+    T* const z = static_cast<T*>(problem_.z) + tile_.part.o_offset + first;
     // Two at a time where all rows allow it.
-    const bool pairs = problem.z_stride % 2 == 0 && reinterpret_cast<std::uintptr_t>(z) % 4 == 0;
+    const bool pairs = problem_.z_stride % 2 == 0 && reinterpret_cast<std::uintptr_t>(z) % 4 == 0;
     for (int r = 0; r < kWarp / 2; ++r) {
-      if (row_ + r >= problem.B) break;
-      T* const to = z + (row_ + r) * problem.z_stride;
+      if (row_ + r >= problem_.B) break;
+      T* const to = z + (row_ + r) * problem_.z_stride;
       for (int o = 2 * lane(); o < outputs; o += 2 * kWarp) {
         const float low = sums_.of(r, o / per_box, o % per_box);
         const bool both = o + 1 < outputs;
@@ -332,6 +339,7 @@ class WgmmaEpilogue {
     }
   }
 
+  const ForwardProblem& problem_;
   const WgmmaTile& tile_;
   const int row_;  // the warp's first
   PooledSums sums_;

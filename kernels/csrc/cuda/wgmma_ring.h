@@ -23,10 +23,11 @@ constexpr int kRingStages = 4;
 
 constexpr int kBoxBytes = kRingDepth * kLineBytes;
 
-// The operands of one step, as bulk copies lay them.
+// The operands of one step, as bulk copies lay them: boxes of 64 lines, along the depth or across
+// it.
 struct alignas(kPatternBytes) RingStage {
-  unsigned char rows[kRingRows * kLineBytes];  // a line is a row
-  unsigned char columns[kBoxes][kBoxBytes];    // a line is a number of the depth
+  unsigned char rows[kConsumers][kBoxBytes];  // those of each warpgroup
+  unsigned char columns[kBoxes][kBoxBytes];
 };
 
 struct WgmmaRing {
@@ -35,13 +36,13 @@ struct WgmmaRing {
   Mbarrier empty[kRingStages];  // its readers are done
 };
 
-// For one thread; others may use the ring after a __syncthreads().
-__device__ inline void init_ring(WgmmaRing& ring) {
+// For one thread; others may use the ring after a mbarrier_init_fence() and a __syncthreads().
+// `readers` are the warps that read a stage.
+__device__ inline void init_ring(WgmmaRing& ring, int readers) {
   for (int i = 0; i < kRingStages; ++i) {
     mbarrier_init(&ring.full[i], 1);
-    mbarrier_init(&ring.empty[i], kConsumerWarps);
+    mbarrier_init(&ring.empty[i], readers);
   }
-  mbarrier_init_fence();
 }
 
 // A place in the sequence of all steps, which both sides go through alike.
@@ -56,67 +57,60 @@ struct RingTurn {
   }
 };
 
-// One product: rows of a tensor (width, H, B) by columns of a tensor (N, width, H) in boxes, each
-// of which begins where it is told.
-struct RingFactors {
-  const CUtensorMap* rows;
-  const CUtensorMap* columns;
-  int steps;           // of the depth
-  int row, trunk;      // the first
-  int column[kBoxes];  // likewise
-};
-
-// Asks for the copies of a product, as far ahead as there are stages. For one thread.
-__device__ inline void fill_ring(WgmmaRing& ring, RingTurn& turn, const RingFactors& factors) {
+// Asks for the copies of a product, as far ahead as there are stages: copy(stage, full, depth) for
+// those of a step, a whole stage. For one thread.
+template <class Copy>
+__device__ inline void fill_ring(WgmmaRing& ring, RingTurn& turn, int steps, const Copy& copy) {
 #pragma unroll 1
-  for (int step = 0; step < factors.steps; ++step) {
-    RingStage& stage = ring.stage[turn.stage];
+  for (int step = 0; step < steps; ++step) {
     Mbarrier* const full = &ring.full[turn.stage];
     mbarrier_wait(&ring.empty[turn.stage], turn.parity ^ 1);
     mbarrier_arrive_expecting(full, sizeof(RingStage));
-    const int depth = step * kRingDepth;
-    bulk_copy(stage.rows, *factors.rows, full, depth, factors.trunk, factors.row);
-#pragma unroll
-    for (int i = 0; i < kBoxes; ++i)
-      bulk_copy(stage.columns[i], *factors.columns, full, factors.column[i], depth, factors.trunk);
+    copy(ring.stage[turn.stage], full, step * kRingDepth);
     turn.next();
   }
 }
 
+// Says that a warp no longer reads a stage. For all of its lanes.
+__device__ inline void release_stage(WgmmaRing& ring, int stage) {
+  __syncwarp();
+  if (threadIdx.x % kWarp == 0) mbarrier_arrive(&ring.empty[stage]);
+}
+
 // Multiplies what fill_ring() asks for: the sums of the rows of a warpgroup, number 0 or 1. For all
-// of its threads. `look(rows)` may read the warpgroup's rows of each step.
-template <class T, class Look>
+// of its threads. `A` and `B` are how rows and columns lie in a stage. A stage that is full is
+// multiplied after await(turn); look(rows) may read the warpgroup's rows of it.
+template <class T, Along A, Along B, class Await, class Look>
 __device__ inline void multiply_ring(WgmmaRing& ring, RingTurn& turn, int steps, int warpgroup,
-                                     WgmmaSums& sums, const Look& look) {
-  constexpr int kRowsBytes = kWgmmaRows * kLineBytes;
-  constexpr int kRowsStep = kWgmmaDepth * 2;              // bytes along a line
-  constexpr int kColumnsStep = kWgmmaDepth * kLineBytes;  // lines
-  const auto release = [&](int stage) {
-    __syncwarp();
-    if (threadIdx.x % kWarp == 0) mbarrier_arrive(&ring.empty[stage]);
-  };
-  const auto rows = MatrixDescriptor::depth_contiguous(ring.stage[0].rows + warpgroup * kRowsBytes);
-  const auto columns = MatrixDescriptor::columns_contiguous(ring.stage[0].columns, kBoxBytes);
+                                     WgmmaSums& sums, const Await& await, const Look& look) {
+  // From product to product: along a line, or some lines on.
+  constexpr int kAlongStep = kWgmmaDepth * 2;
+  constexpr int kAcrossStep = kWgmmaDepth * kLineBytes;
+  constexpr int kRowsStep = A == Along::depth ? kAlongStep : kAcrossStep;
+  constexpr int kColumnsStep = B == Along::depth ? kAlongStep : kAcrossStep;
+  const auto rows = MatrixDescriptor::of<A>(ring.stage[0].rows[warpgroup], kBoxBytes);
+  const auto columns = MatrixDescriptor::of<B>(ring.stage[0].columns, kBoxBytes);
   int before = -1;  // the stage of the step before, which may still be read
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
     mbarrier_wait(&ring.full[turn.stage], turn.parity);
+    await(turn);
     __syncwarp();
     const int stage = turn.stage * static_cast<int>(sizeof(RingStage));
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < kRingDepth / kWgmmaDepth; ++i)
-      wgmma<T>(sums, rows.at(stage + i * kRowsStep), columns.at(stage + i * kColumnsStep),
-               step + i > 0);
+      wgmma<T, A, B>(sums, rows.at(stage + i * kRowsStep), columns.at(stage + i * kColumnsStep),
+                     step + i > 0);
     wgmma_commit();
-    look(ring.stage[turn.stage].rows + warpgroup * kRowsBytes);
+    look(ring.stage[turn.stage].rows[warpgroup]);
     wgmma_wait_for_earlier();
-    if (before >= 0) release(before);
+    if (before >= 0) release_stage(ring, before);
     before = turn.stage;
     turn.next();
   }
   wgmma_wait_for_all(sums);
-  if (before >= 0) release(before);
+  if (before >= 0) release_stage(ring, before);
 }
 
 }  // namespace fbp::cuda

@@ -1,5 +1,6 @@
-// How the bilinear forward on Hopper is cut up: tiles of 128 rows by four boxes of columns, which
-// both the warp that copies and the warpgroups that multiply go through in the same order.
+// What the bilinear kernels on Hopper serve, and how the forward is cut up: tiles of 128 rows by
+// four boxes of columns, which both the warp that copies and the warpgroups that multiply go
+// through in the same order.
 
 #pragma once
 
@@ -14,6 +15,34 @@ constexpr int kMostBoxOutputs = 16;
 
 constexpr i64 box_outputs(i64 K) { return larger(smaller(kBoxColumns / K, kMostBoxOutputs), 1); }
 
+// A part's tensors as maps tell them: (width, H, B) and (N, width, H).
+inline MappedTensor mapped_input(const Part& part, int side, i64 B) {
+  const View& view = part.side[side].input;
+  return {view.data,
+          {part.side[side].width, part.H, B},
+          {view.stride[2], view.stride[1], view.stride[0]}};
+}
+
+inline MappedTensor mapped_weight(const Part& part, int side) {
+  const View& view = part.side[side].weight;
+  return {view.data,
+          {part.N, part.side[side].width, part.H},
+          {view.stride[2], view.stride[1], view.stride[0]}};
+}
+
+// What is asked of a problem's device, type, size, inputs and weights.
+template <class Problem>
+bool can_be_multiplied_by_wgmma(const Problem& problem, const DeviceLimits& device) {
+  if (device.major != 9 || problem.B <= kSmallBatch) return false;
+  if (problem.dtype != Dtype::bfloat16 && problem.dtype != Dtype::float16) return false;
+  for (int i = 0; i < problem.parts; ++i)
+    for (int side = 0; side < 2; ++side)
+      if (!mapped_input(problem.part[i], side, problem.B).can_be_mapped() ||
+          !mapped_weight(problem.part[i], side).can_be_mapped())
+        return false;
+  return true;
+}
+
 // A part's tiles, and where its tensors are: the maps of its inputs (width, H, B) and of its
 // weights (N, width, H).
 struct alignas(alignof(CUtensorMap)) WgmmaPart : Tiles {
@@ -25,6 +54,19 @@ struct WgmmaPlan {
   WgmmaPart part[kMaxParts];
   i64 down = 0, tiles = 0;
 };
+
+// The trunks that count for some row of a tile that begins at `row`. For all lanes of a warp.
+__device__ inline int trunks_of_rows(const Part& part, i64 row, i64 B) {
+  if (part.lengths == nullptr) return static_cast<int>(part.H);
+  i64 most = 0;
+  for (int r = static_cast<int>(threadIdx.x) % kWarp; r < kRingRows; r += kWarp)
+    if (row + r < B) most = larger(most, __ldg(part.lengths + row + r));
+#pragma unroll
+  for (int bit = 1; bit < kWarp; bit *= 2)
+    most = larger(most, __shfl_xor_sync(0xffffffffu, most, bit));
+  // From one lane, so that the compiler knows that all have the same.
+  return __shfl_sync(0xffffffffu, static_cast<int>(smaller(most, part.H)), 0);
+}
 
 // One tile of one part, as a warp sees it.
 class WgmmaTile {
@@ -65,31 +107,21 @@ class WgmmaTile {
   // The trunks beyond those of the longest row need no work, unless their projections are kept.
   // For all lanes of a warp.
   __device__ int trunks() const {
-    if (part.lengths == nullptr || part.kept[0] != nullptr) return static_cast<int>(part.H);
-    i64 most = 0;
-    for (int r = static_cast<int>(threadIdx.x) % kWarp; r < kRingRows; r += kWarp)
-      if (of.row + r < of.B) most = larger(most, __ldg(part.lengths + of.row + r));
-#pragma unroll
-    for (int bit = 1; bit < kWarp; bit *= 2)
-      most = larger(most, __shfl_xor_sync(0xffffffffu, most, bit));
-    // From one lane, so that the compiler knows that all have the same.
-    return __shfl_sync(0xffffffffu, static_cast<int>(smaller(most, part.H)), 0);
+    if (part.kept[0] != nullptr) return static_cast<int>(part.H);
+    return trunks_of_rows(part, of.row, of.B);
   }
 
   __device__ int steps(int side) const {
     return static_cast<int>(ceil_div(part.side[side].width, kRingDepth));
   }
 
-  __device__ RingFactors factors(int h, int chunk, int side) const {
-    RingFactors result;
-    result.rows = &own.input[side];
-    result.columns = &own.weight[side];
-    result.steps = steps(side);
-    result.row = static_cast<int>(of.row);
-    result.trunk = h;
+  // Asks for the copies of one step of a product.
+  __device__ void copy(RingStage& stage, Mbarrier* full, int h, int chunk, int side,
+                       int depth) const {
+    bulk_copy(stage.rows, own.input[side], full, depth, h, static_cast<int>(of.row));
 #pragma unroll
-    for (int i = 0; i < kBoxes; ++i) result.column[i] = column(i, chunk);
-    return result;
+    for (int i = 0; i < kBoxes; ++i)
+      bulk_copy(stage.columns[i], own.weight[side], full, column(i, chunk), depth, h);
   }
 };
 
@@ -118,7 +150,11 @@ __device__ inline void copy_tiles(const ForwardProblem& problem, const WgmmaPlan
 #pragma unroll 1
         for (int chunk = 0; chunk < tile.own.chunks; ++chunk)
 #pragma unroll 1
-          for (int side = 0; side < 2; ++side) fill_ring(ring, turn, tile.factors(h, chunk, side));
+          for (int side = 0; side < 2; ++side)
+            fill_ring(ring, turn, tile.steps(side),
+                      [&](RingStage& stage, Mbarrier* full, int depth) {
+                        tile.copy(stage, full, h, chunk, side, depth);
+                      });
     }
     __syncwarp();
   });

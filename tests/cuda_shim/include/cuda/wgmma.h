@@ -2,11 +2,8 @@
 
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
 #include "../../hopper.h"
+#include "cuda/common.h"
 
 namespace fbp::cuda {
 
@@ -21,11 +18,12 @@ inline void wgmma_commit(FBP_SHIM_PLACE) { shim::wgmma_commit({file, line}); }
 inline void wgmma_wait_for_earlier(FBP_SHIM_PLACE) { shim::wgmma_wait(1, {file, line}); }
 inline void wgmma_wait_for_all(WgmmaSums&, FBP_SHIM_PLACE) { shim::wgmma_wait(0, {file, line}); }
 
-template <class T>
+template <class T, Along A, Along B>
 void wgmma(WgmmaSums& d, std::uint64_t a, std::uint64_t b, bool more, FBP_SHIM_PLACE) {
   constexpr auto number =
       std::is_same_v<T, __half> ? shim::Number::float16 : shim::Number::bfloat16;
-  shim::wgmma({number, kWgmmaColumns, d, nullptr, a, b, true, false, more}, {file, line});
+  shim::wgmma({number, kWgmmaColumns, d, nullptr, a, b, A == Along::depth, B == Along::depth, more},
+              {file, line});
 }
 
 }  // namespace fbp::cuda

@@ -1,0 +1,19 @@
+// The bilinear backward on Hopper, see bilinear_backward_wgmma.cu.
+
+#pragma once
+
+#include "bilinear_gradients.h"
+
+namespace fbp::cuda {
+
+// Whether it serves a problem on a device; the rule is in docs/kernels/cuda.md.
+bool wgmma_serves(const BackwardProblem& problem, const DeviceLimits& device);
+
+// The problem with projections in scratch memory, which may be written to.
+BackwardProblem project_by_wgmma(const BackwardProblem& problem, const Context& context);
+
+// All gradients, from those of the projections.
+void multiply_by_wgmma(const BackwardProblem& problem, const ProjectionGradientsPlan& found,
+                       const Context& context);
+
+}  // namespace fbp::cuda

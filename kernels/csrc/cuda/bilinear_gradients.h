@@ -1,0 +1,113 @@
+// Gradients of the bilinear pooling from those of the projections: which there are, and what all
+// kernels for them share.
+
+#pragma once
+
+#include <algorithm>
+
+#include "bilinear_tiles.h"
+
+namespace fbp::cuda {
+
+// What the first launch leaves behind.
+struct ProjectionGradientsPlan {
+  i64 down = 0;  // tiles of rows
+  struct PartPlan : Tiles {
+    i64 blocks = 0;
+    // What is written, null where not needed; `all` is the number of outputs.
+    void* d[2] = {};               // du and dw, (H, B, N), in the type of the inputs
+    float* biases[2] = {};         // (down, H, N): sums over the rows of a tile of du and dw
+    float* norms = nullptr;        // (2, B): of the rows of a and v
+    float* differences = nullptr;  // (across, B): parts of d mu - d eta
+  } part[kMaxParts];
+};
+
+// ---- the second launch ----
+
+enum class Gradient { input, weight, bias };
+
+// The tiles of one gradient: of all trunks, `down` by `across` each.
+struct Job {
+  Gradient of = Gradient::input;
+  int part = 0, side = 0;
+  i64 blocks = 0, down = 0, across = 0, depth = 0;
+  int piece_a = 1, piece_b = 1;
+};
+
+struct GradientsPlan {
+  i64 rows = 0;    // tiles of rows in launch 1
+  i64 blocks = 0;  // of all jobs
+  int jobs = 0;
+  Job job[kMaxParts * 2 * 3];
+  ProjectionGradientsPlan::PartPlan part[kMaxParts];
+};
+
+// Whether the projections of all parts were kept.
+inline bool all_kept(const BackwardProblem& problem) {
+  for (int i = 0; i < problem.parts; ++i)
+    if (problem.part[i].kept[0] == nullptr) return false;
+  return true;
+}
+
+// The gradients of a problem that are needed, those that take longest first. make_job(of, part,
+// side) gives the tiles of one.
+template <class MakeJob>
+GradientsPlan list_jobs(const BackwardProblem& problem, const ProjectionGradientsPlan& found,
+                        const MakeJob& make_job) {
+  GradientsPlan plan;
+  plan.rows = found.down;
+  const auto add = [&](Gradient of, int part, int side, const void* result) {
+    if (result == nullptr) return;
+    const Job job = make_job(of, part, side);
+    if (job.blocks == 0) return;
+    plan.job[plan.jobs++] = job;
+    plan.blocks += job.blocks;
+  };
+  for (int i = 0; i < problem.parts; ++i) {
+    const BackwardPart& part = problem.part[i];
+    plan.part[i] = found.part[i];
+    for (int side = 0; side < 2; ++side) {
+      add(Gradient::input, i, side, part.d_input[side]);
+      add(Gradient::weight, i, side, part.d_weight[side]);
+      add(Gradient::bias, i, side, part.d_bias[side]);
+    }
+  }
+  std::stable_sort(plan.job, plan.job + plan.jobs,
+                   [](const Job& x, const Job& y) { return x.depth > y.depth; });
+  return plan;
+}
+
+// What multiplies a row of x in its gradient through the norms: with d = d mu - d eta,
+// d mu / d|a| = |v| / (|a| + |v|)^2 = -d eta / d|a| and d|a| / da = a / |a|, so 0 where |a| is 0.
+__device__ inline float slope_of(float difference, int side, float own, float other) {
+  if (own == 0) return 0;
+  const float total = own + other;
+  return (side == 0 ? difference : -difference) * (other / total) / total / own;
+}
+
+// That of row b of the batch, of which neighbouring lanes add up the differences.
+template <int kLanes>
+__device__ inline float slope_of_row(const ProjectionGradientsPlan::PartPlan& own, int side, i64 b,
+                                     const i64& B) {
+  float difference = 0;
+  if (b < B)
+    for (i64 i = threadIdx.x % kLanes; i < own.across; i += kLanes)
+      difference += own.differences[i * B + b];
+  difference = sum_over_lanes<kLanes>(difference);
+  if (b >= B) return 0;
+  return slope_of(difference, side, own.norms[side * B + b], own.norms[(1 - side) * B + b]);
+}
+
+// Number i of the gradient of a bias, from sums over `rows` tiles.
+template <class T>
+__device__ inline void bias_gradient(const BackwardPart& part,
+                                     const ProjectionGradientsPlan::PartPlan& own, i64 rows,
+                                     int side, i64 i) {
+  const i64 count = part.H * part.N;
+  if (i >= count) return;
+  const float* const biases = own.biases[side];
+  static_cast<T*>(part.d_bias[side])[i] =
+      narrow<T>(sum_in_pieces<16>(0, rows, 1, [&](i64 row) { return biases[row * count + i]; }));
+}
+
+}  // namespace fbp::cuda
