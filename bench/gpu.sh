@@ -127,7 +127,7 @@ else
   # In float64, attention over so many frames does not fit a device.
   right_large=(--shapes web --dtypes bfloat16 float16 tf32 float32 --backends native triton --processes 3
     --operators "${bilinear[@]}" power_normalize)
-  # Sizes that the bilinear forward by wgmma serves, which no GPU has run yet.
+  # Sizes that the bilinear kernels by wgmma serve, forward and backward, which no GPU has run yet.
   right_wgmma=(--shapes vqa web batch --dtypes bfloat16 float16 --backends native --operators "${bilinear[@]}"
     --processes 3)
   goals=(--shapes clip web vqa --operators am_fbp fbp_biased fbp --dtypes bfloat16)
