@@ -39,6 +39,13 @@ class Batch(NamedTuple):
         return Batch._make(function(x) if isinstance(x, Tensor) else x for x in self)
 
 
+def no_clips(bins: int, face_size: int) -> Batch:
+    """A batch of no clips: the share of a process for which none are left."""
+    none, never = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1, dtype=torch.bool)
+    sound, faces = torch.zeros(0, bins, 1), torch.zeros(0, 1, face_size, face_size)
+    return Batch(sound, none, faces, none, none, [], never, never)
+
+
 def random_batch(
     *,
     size: int,

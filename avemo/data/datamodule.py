@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from avemo.data.augment import AugmentConfig, augment
-from avemo.data.batch import Batch
+from avemo.data.batch import Batch, no_clips
 from avemo.data.cache import ClipCache, ClipInfo
 from avemo.data.corpora.listing import shared_speakers
 from avemo.data.features import Clip, FeatureConfig
@@ -30,11 +32,12 @@ class ClipDataModule(L.LightningDataModule):
 
     Training clips are shuffled, cropped and changed by (seed, epoch, clip) alone. The training
     loader keeps its place in the checkpoint, so a run that resumes in the middle of an epoch sees
-    the batches that an unbroken one would have seen.
+    the batches that an unbroken one would have seen. Where several processes train, each gets its
+    share of every batch of training and validation.
 
     Args:
         cache: folder written by `avemo prepare`.
-        batch_size: clips per batch.
+        batch_size: clips per batch, of all processes together where several train.
         seed: of shuffling and augmentation.
         max_seconds: longer clips are cropped, at a random place in training and in the middle
             otherwise; None keeps them whole.
@@ -98,7 +101,7 @@ class ClipDataModule(L.LightningDataModule):
         self.needs = needs
         self.shared_speakers = shared_speakers
 
-    def train_dataloader(self) -> ResumableLoader:
+    def train_dataloader(self) -> BatchLoader:
         """Shuffled batches of the training split.
 
         Raises:
@@ -109,7 +112,7 @@ class ClipDataModule(L.LightningDataModule):
         indices, labels = self._training_labels()
         dataset = _TrainingClips(self.cache, self.seed, self.max_seconds, self.augment)
         order = EpochSampler(indices, self.seed, labels if self.balanced else None)
-        return ResumableLoader(dataset, order, **self._options(self.drop_last))
+        return self._loader(dataset, order, self._share(), self.drop_last)
 
     def class_weights(self) -> NDArray[np.float32]:
         """The inverse of how many training clips each class has, (classes,), 1 in the mean over clips; 0 where none."""
@@ -125,17 +128,17 @@ class ClipDataModule(L.LightningDataModule):
         indices = self._indices("train")
         return indices, np.array([self.cache.label(int(index)) for index in indices])
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> BatchLoader:
         """Batches of the validation split, in the manifest's order."""
-        return self._evaluation_loader("val")
+        return self._evaluation_loader("val", self._share())
 
-    def test_dataloader(self) -> DataLoader[Batch]:
+    def test_dataloader(self) -> BatchLoader:
         """Batches of the test split, in the manifest's order."""
-        return self._evaluation_loader("test")
+        return self._evaluation_loader("test", self._share())
 
-    def evaluation_dataloader(self, split: str) -> DataLoader[Batch]:
-        """Batches of any split as evaluation sees it: unchanged, in the manifest's order."""
-        return self._evaluation_loader(split)
+    def evaluation_dataloader(self, split: str) -> BatchLoader:
+        """Batches of any split as evaluation sees it: unchanged, in the manifest's order, all in this process."""
+        return self._evaluation_loader(split, Share())
 
     def left_out(self, split: str) -> str:
         """What is said of the clips of a split that lack a stream which is needed; empty if none does."""
@@ -146,9 +149,29 @@ class ClipDataModule(L.LightningDataModule):
         counts = " and ".join(f"{count} have no {name}" for name, count in sorted(lacking.items()))
         return f"{lacking.total()} of the {len(clips)} clips of the split {split!r} are left out: {counts}"
 
-    def _evaluation_loader(self, split: str) -> DataLoader[Batch]:
+    def _evaluation_loader(self, split: str, share: Share) -> BatchLoader:
         dataset = _EvaluationClips(self.cache, self._indices(split), self.max_seconds)
-        return DataLoader(dataset, **self._options(drop_last=False))
+        return self._loader(dataset, range(len(dataset)), share, drop_last=False)
+
+    def _loader(
+        self,
+        dataset: Dataset[Any],
+        order: Sequence[int] | EpochSampler,
+        share: Share,
+        drop_last: bool,
+    ) -> BatchLoader:
+        batches = SharedBatches(order, self.batch_size, drop_last, share)
+        return BatchLoader(
+            dataset,
+            batches,
+            num_workers=self.num_workers,
+            collate_fn=partial(_collate, self.features),
+        )
+
+    def _share(self) -> Share:
+        """Of the process of the trainer that this serves."""
+        trainer = self.trainer
+        return Share(trainer.global_rank, trainer.world_size) if trainer else Share()
 
     def _indices(self, split: str) -> NDArray[np.int64]:
         indices = self.cache.select(split)
@@ -163,13 +186,12 @@ class ClipDataModule(L.LightningDataModule):
             )
         return whole
 
-    def _options(self, drop_last: bool) -> dict[str, Any]:
-        return {
-            "batch_size": self.batch_size,
-            "drop_last": drop_last,
-            "num_workers": self.num_workers,
-            "collate_fn": collate,
-        }
+
+class Share(NamedTuple):
+    """What of each batch is a process's own: of every `processes` clips one, beginning with number `process`."""
+
+    process: int = 0
+    processes: int = 1
 
 
 def _check_speakers(cache: ClipCache) -> None:
@@ -212,7 +234,6 @@ class EpochSampler(Sampler[Key]):
         self.seed = seed
         self.labels = labels
         self.epoch = 0
-        self.skip = 0  # keys of the next pass that were seen before
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch of the next pass."""
@@ -225,9 +246,8 @@ class EpochSampler(Sampler[Key]):
         rng = np.random.default_rng([self.seed, self.epoch])
         chosen = self.indices if self.labels is None else self._balanced(rng, self.labels)
         before: Counter[int] = Counter()
-        for place, index in enumerate(rng.permutation(chosen).tolist()):
-            if place >= self.skip:
-                yield self.epoch, index, before[index]
+        for index in rng.permutation(chosen).tolist():
+            yield self.epoch, index, before[index]
             before[index] += 1
 
     def _balanced(self, rng: np.random.Generator, labels: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -243,14 +263,51 @@ class EpochSampler(Sampler[Key]):
         return np.concatenate(places)
 
 
-class ResumableLoader(DataLoader[Batch]):
-    """A loader whose place in the epoch goes into the checkpoint and comes back from it."""
+class SharedBatches(BatchSampler):
+    """A process's share of every batch: the batches are the same for any number of processes.
 
-    def __init__(self, dataset: Dataset[Any], sampler: EpochSampler, **options: Any) -> None:
-        super().__init__(dataset, sampler=sampler, **options)
-        self._order = sampler
+    All processes have equally many, of which the last may have no clips.
+
+    Args:
+        order: the keys, or places, of all clips.
+        batch_size: clips of all processes together.
+        drop_last: leave out the last batch if it is not full.
+        share: of this process.
+    """
+
+    def __init__(
+        self, order: Sequence[int] | EpochSampler, batch_size: int, drop_last: bool, share: Share
+    ) -> None:
+        super().__init__(order, batch_size, drop_last)  # type: ignore[arg-type]  # it takes any keys
+        self.share = share
+        self.skip = 0  # batches of the next pass that were given out before
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        for batch in islice(super().__iter__(), self.skip, None):
+            yield batch[self.share.process :: self.share.processes]
+
+
+class BatchLoader(DataLoader[Batch]):
+    """A loader whose place in the epoch goes into the checkpoint and comes back from it.
+
+    The place is counted in batches of all processes, whose number may be another when it comes back.
+    """
+
+    def __init__(self, dataset: Dataset[Any], batches: SharedBatches, **options: Any) -> None:
+        super().__init__(dataset, batch_sampler=batches, **options)
+        self._batches = batches
         self._place = {"epoch": 0, "batches": 0}
         self._resume: dict[str, int] | None = None
+
+    @property
+    def epoch(self) -> int:
+        """Of the next pass; Lightning sets it before each."""
+        return getattr(self._batches.sampler, "epoch", 0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch of the next pass, in training."""
+        assert isinstance(self._batches.sampler, EpochSampler)
+        self._batches.sampler.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and number of batches given out in it."""
@@ -263,10 +320,10 @@ class ResumableLoader(DataLoader[Batch]):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         # A generator: nothing is read before the first batch is wanted, by when the epoch has been
         # set.
-        epoch, resume = self._order.epoch, self._resume
+        epoch, resume = self.epoch, self._resume
         self._resume = None
         first = resume["batches"] if resume and resume["epoch"] == epoch else 0
-        self._order.skip = first * (self.batch_size or 1)
+        self._batches.skip = first
         self._place = {"epoch": epoch, "batches": first}
         for batch in super().__iter__():
             self._place["batches"] += 1
@@ -299,6 +356,10 @@ class _EvaluationClips(Dataset[Any]):
         index = int(self.indices[place])
         clip = crop_clip(self.cache[index], self.cache.features, self.max_seconds, 0.5)
         return _sample(self.cache, index, clip)
+
+
+def _collate(features: FeatureConfig, samples: Sequence[Sample]) -> Batch:
+    return collate(samples) if samples else no_clips(features.bins, features.face_size)
 
 
 def _sample(cache: ClipCache, index: int, clip: Clip) -> Sample:

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from avemo.data.features import FeatureConfig
 from avemo.training import checkpoint
 from avemo.training.config import TrainConfig
+from avemo.training.sharded import whole
 
 
 class ModelCheckpoints(pl.Callback):
@@ -46,17 +47,20 @@ class ModelCheckpoints(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module.model, nn.Module)
-        self.scored = {
-            name: x.detach().cpu().clone() for name, x in pl_module.model.state_dict().items()
-        }
+        weights = whole(pl_module.model.state_dict())
+        if trainer.is_global_zero:
+            self.scored = {name: x.detach().cpu().clone() for name, x in weights.items()}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         reached = trainer.callback_metrics
         score = (reached["val/ua"].item(), -reached["val/loss"].item())
-        self._save("last")
+        names = ["last"]
         if self.best is None or score > self.best:
             self.best, self.best_epoch = score, trainer.current_epoch
-            self._save("best")
+            names.append("best")
+        if trainer.is_global_zero:
+            for name in names:
+                self._save(name)
         self._end_early(trainer, trainer.current_epoch)
 
     def state_dict(self) -> dict[str, Any]:
@@ -88,6 +92,14 @@ def averaging(decay: float) -> pl.callbacks.WeightAveraging:
 class StepProgress(pl.callbacks.ProgressBar):
     """One bar over all steps of all epochs, with the latest losses and validation accuracy."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.disabled = False
+
+    def disable(self) -> None:
+        """Shows nothing: Lightning asks all processes but the first for that."""
+        self.disabled = True
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.bar = tqdm(
             total=int(trainer.estimated_stepping_batches),
@@ -95,6 +107,7 @@ class StepProgress(pl.callbacks.ProgressBar):
             desc="training",
             unit="step",
             dynamic_ncols=True,
+            disable=self.disabled,
         )
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:

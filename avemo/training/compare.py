@@ -14,7 +14,7 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 from avemo.data.batch import Batch
-from avemo.data.datamodule import ClipDataModule, EpochSampler
+from avemo.data.datamodule import ClipDataModule
 from avemo.models import build_model, required_streams
 from avemo.models.backend import BackendName, use_backend
 from avemo.training.config import TrainConfig
@@ -181,11 +181,9 @@ def _disturbed(model: nn.Module) -> nn.Module:
 def _batches(clips: ClipDataModule, steps: int, device: str) -> Iterator[Batch]:
     """The training batches of as many epochs as it takes."""
     loader = clips.train_dataloader()
-    order = loader.sampler
-    assert isinstance(order, EpochSampler)
 
     def epoch(number: int) -> Iterable[Batch]:
-        order.set_epoch(number)
+        loader.set_epoch(number)
         return loader
 
     endless = chain.from_iterable(map(epoch, count()))

@@ -19,7 +19,7 @@ class DataConfig:
 
     Attributes:
         cache: folder that `avemo prepare` wrote.
-        batch_size: clips per step.
+        batch_size: clips per step, of all processes together.
         max_seconds: longer clips are cropped; null keeps them whole.
         augment: random changes to training clips.
         drop_last: leave out the last batch of a training epoch if it is not full.
@@ -95,6 +95,12 @@ class TrainerConfig:
         checkpoint_minutes: what a kill may cost at most: within longer epochs the run is saved as well.
         accumulate: batches whose gradients make one step; an epoch's last step takes what is left.
         patience: end early after so many epochs without a best one; null goes through all.
+        devices: processes on this machine, each with a GPU or a share of the CPU's cores; `torchrun` says it itself.
+        num_nodes: machines.
+        strategy: how processes share the work. ddp: each has all weights. fsdp: weights, gradients and the optimiser's
+            state are shared out, and a step gathers the weights.
+        sync_batch_norm: normalise with the statistics of all processes' clips, so that the result does not depend on
+            how many there are; false takes each process's own, which needs no exchange within the network.
         compile: run the network through `torch.compile`; cuda_graphs also records its launches, for each shape of a
             batch, and plays them back.
     """
@@ -105,16 +111,29 @@ class TrainerConfig:
     checkpoint_minutes: float = 10.0
     accumulate: int = 1
     patience: int | None = None
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    sync_batch_norm: bool = True
     compile: Literal["no", "default", "cuda_graphs"] = "no"
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("accumulate", 1), ("patience", 1)):
+        for name in ("epochs", "accumulate", "patience", "devices", "num_nodes"):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"trainer.{name} must be at least {least}, got {value}")
+            if value is not None and value < 1:
+                raise ValueError(f"trainer.{name} must be at least 1, got {value}")
         if not self.checkpoint_minutes >= 0:
             raise ValueError(
                 f"trainer.checkpoint_minutes must not be negative, got {self.checkpoint_minutes}"
+            )
+        if self.strategy == "fsdp" and self.precision == "16-mixed":
+            raise ValueError(
+                "trainer.precision 16-mixed does not go with trainer.strategy fsdp: each process would scale the loss "
+                "of its own share; take bf16-mixed, or ddp"
+            )
+        if self.strategy == "fsdp" and self.compile != "no":
+            raise ValueError(
+                f"trainer.compile {self.compile} does not go with trainer.strategy fsdp; take ddp"
             )
 
 
@@ -135,6 +154,12 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.optimizer.ema is not None and self.trainer.strategy == "fsdp":
+            raise ValueError(
+                "optimizer.ema does not go with trainer.strategy fsdp: an average is of whole weights; take ddp"
+            )
 
 
 def from_dict(cls: type[T], values: dict[str, Any]) -> T:

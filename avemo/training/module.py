@@ -51,23 +51,46 @@ class EmotionModule(pl.LightningModule):
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        # Batches count, not steps: several may make one, and each draws masks of its own.
-        of_one_step = self.trainer.accumulate_grad_batches
-        seed_step(self.seed, self.global_step * of_one_step + index % of_one_step)
-        loss = self.loss(batch)
-        if not torch.isfinite(loss):
+        # Batches count, not steps: several may make one. Each, in each process, draws masks of its own.
+        of_one_step, processes = self.trainer.accumulate_grad_batches, self.trainer.world_size
+        number = self.global_step * of_one_step + index % of_one_step
+        seed_step(self.seed, number * processes + self.trainer.global_rank)
+        loss, mean = self._of_all(batch)
+        if not torch.isfinite(mean):
             raise TrainingDivergedError(
-                f"the loss became {loss.item()} in step {self.global_step} of epoch "
+                f"the loss became {mean.item()} in step {self.global_step} of epoch "
                 f"{self.current_epoch}; try a lower --optimizer.learning_rate"
             )
-        self.log("train/loss", loss, batch_size=len(batch.labels))
+        self.log("train/loss", mean, batch_size=len(batch.labels))
         return loss
+
+    def _of_all(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What this process minimises, and the mean loss over the clips of all processes.
+
+        The gradient's mean over processes is that of the mean loss, whatever each one's share.
+        """
+        if self.trainer.world_size == 1:
+            loss = self.loss(batch)
+            return loss, loss
+        clips = len(batch.labels)
+        # Without clips there is no loss; but in the exchanges within the network, and after it, all take part.
+        loss = self.loss(batch) if clips else self.model(*batch[:4]).logits.sum()
+        sums = torch.stack([loss.detach() * clips, loss.new_tensor(float(clips))])
+        total, of_all = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        return loss * (clips * self.trainer.world_size / of_all), total / of_all
+
+    def on_validation_start(self) -> None:
+        """Gives all processes the running statistics of the first one, which are those that are kept."""
+        if self.trainer.world_size > 1:
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def validation_step(self, batch: Batch, index: int) -> None:
         logits = self.model(*batch[:4]).logits
-        loss = F.cross_entropy(logits, batch.labels)
+        clips = len(batch.labels)
+        loss = F.cross_entropy(logits, batch.labels) if clips else logits.sum()
         self.val_confusion.update(logits.argmax(1), batch.labels)
-        self.log("val/loss", loss, on_epoch=True, batch_size=len(batch.labels))
+        self.log("val/loss", loss, on_epoch=True, batch_size=clips, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         confusion = self.val_confusion.compute()

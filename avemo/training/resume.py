@@ -29,6 +29,9 @@ _FREE = (
     "config.data.num_workers",
     "config.trainer.checkpoint_minutes",
     "config.trainer.patience",
+    "config.trainer.devices",
+    "config.trainer.num_nodes",
+    "config.trainer.strategy",
 )
 # SIGUSR1 is how Slurm tells of the end of a job's time, if asked to.
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -57,12 +60,14 @@ class ResumeFiles(TorchCheckpointIO):
     Args:
         folder: of the run.
         identity: all that decides the result: configuration, classes, features, clips; nested, as JSON can hold it.
+        first: whether this is the first of the run's processes, which alone says and removes what is damaged.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, identity: dict[str, Any], first: bool = True) -> None:
         self.path = folder / _NAME
         self.before = folder / _BEFORE
         self.identity = identity
+        self.first = first
         self._found: dict[str, Any] | None = None
 
     def save_checkpoint(
@@ -104,7 +109,7 @@ class ResumeFiles(TorchCheckpointIO):
                 damaged = damaged or error
                 continue
             self._compare(path, self._found.get(_KEY))
-            if damaged:
+            if damaged and self.first:
                 print(f"warning: {damaged}; going on from {path}", file=sys.stderr)
                 self.path.unlink()  # else it would take the good one's place when the next is written
             return path
@@ -221,15 +226,26 @@ class RunKeeper(pl.callbacks.Checkpoint):
     ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return  # gradients that are still being summed are not saved
-        late = time.monotonic() - self.saved >= 60 * self.minutes
-        if (late or self.stop.signal) and batch_idx + 1 < trainer.num_training_batches:
-            self._save(trainer)
+        own = time.monotonic() - self.saved >= 60 * self.minutes
+        late, received = _agreed(trainer, own, self.stop.signal or 0)
+        if (late or received) and batch_idx + 1 < trainer.num_training_batches:
+            self._save(trainer, received)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._save(trainer)
+        (received,) = _agreed(trainer, self.stop.signal or 0)
+        self._save(trainer, received)
 
-    def _save(self, trainer: pl.Trainer) -> None:
+    def _save(self, trainer: pl.Trainer, received: int) -> None:
         trainer.save_checkpoint(self.files.path)
         self.saved = time.monotonic()
-        if self.stop.signal:
-            raise StoppedError(self.stop.signal)
+        if received:
+            raise StoppedError(signal.Signals(received))
+
+
+def _agreed(trainer: pl.Trainer, *numbers: int) -> list[int]:
+    """The largest of each number over all processes: what one of them has to do, all have to."""
+    if trainer.world_size == 1:
+        return list(numbers)
+    device = trainer.strategy.root_device
+    largest = trainer.strategy.reduce(torch.tensor(numbers, device=device), reduce_op="max")
+    return [int(number) for number in largest]

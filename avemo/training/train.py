@@ -2,12 +2,14 @@
 
 import json
 import logging
+import os
 import shlex
 import sys
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from avemo.models.backend import BackendName, use_backend
 from avemo.models.config import ModelConfig
@@ -23,6 +25,8 @@ from avemo.training.config import (
 from avemo.training.ensemble import train_members
 
 if TYPE_CHECKING:
+    import torch
+
     from avemo.data.datamodule import ClipDataModule
 
 _CONFIG, _STARTS = "config.yaml", "run.json"
@@ -91,16 +95,37 @@ def train(
         TrainingDivergedError: the loss is no longer a finite number.
         SystemExit: a signal has stopped the run; the status is 128 and the signal's number.
     """
-    with one_writer(out, "avemo train"):
-        config = TrainConfig(data, model, optimizer, trainer, seed)
+    config = TrainConfig(data, model, optimizer, trainer, seed)
+    _quieten()
+    own = _own_place(trainer)
+    if model.name == "ensemble" and own.processes > 1:
+        raise ValueError(
+            f"an ensemble is trained by one process, not by {own.processes}; train its members one by one, and put "
+            "them together by `avemo ensemble`"
+        )
+    with one_writer(out, "avemo train") if own.first else nullcontext():
         if model.name == "ensemble":
             again: Any = {"backend": backend, "resume": resume}
             return train_members(config, out, lambda c, to: train(**vars(c), out=to, **again))
-        return _train(config, out, backend, resume)
+        return _train(config, out, backend, resume, own)
+
+
+class _Place(NamedTuple):
+    """Where a process stands among those of its run.
+
+    Attributes:
+        first: whether it is the one that writes.
+        processes: how many there are.
+        device: where its network goes; its operators are chosen for that device.
+    """
+
+    first: bool
+    processes: int
+    device: "torch.device"
 
 
 def _train(
-    config: TrainConfig, out: Path, backend: BackendName | None, resume: bool
+    config: TrainConfig, out: Path, backend: BackendName | None, resume: bool, own: _Place
 ) -> TrainResult:
     import lightning.pytorch as pl
     import torch
@@ -112,18 +137,17 @@ def _train(
     from avemo.training.memory import keep_freed_memory
     from avemo.training.module import EmotionModule
     from avemo.training.resume import ResumeFiles, RunKeeper, StoppedError, StopRequest
+    from avemo.training.synchronize import synchronize
 
-    _quieten()
     trainer, seed = config.trainer, config.seed
-    device = _device(trainer)
-    if trainer.compile == "cuda_graphs" and device != "cuda":
+    if trainer.compile == "cuda_graphs" and own.device.type != "cuda":
         raise ValueError("trainer.compile is cuda_graphs, which needs a GPU, and this run has none")
     needs = required_streams(config.model, config.data.augment.modality_dropout)
     clips = ClipDataModule(**vars(config.data), seed=seed, needs=needs)
     if not len(clips.train_dataloader()):
         raise ValueError("data.drop_last leaves no training batch: data.batch_size is too large")
     clips.val_dataloader()  # a split without clips is told before anything is written
-    files = ResumeFiles(out, _identity(config, clips))
+    files = ResumeFiles(out, _identity(config, clips), own.first)
     if files.exist() and not resume:
         raise FileExistsError(
             f"{out} holds a training run; go on with it by --resume, or choose another --out"
@@ -135,26 +159,36 @@ def _train(
         bins=clips.features.bins,
         face_size=clips.features.face_size,
         classes=len(clips.classes),
-    ).to(device)
-    for said in filter(None, map(clips.left_out, ("train", "val"))):
-        print(said)
+    ).to(own.device)
     parameters = sum(p.numel() for p in network.parameters())
-    print(f"model {config.model.name}: {parameters:,} parameters, {len(clips.classes)} classes")
-    print(f"operators by backend: {use_backend(network, backend)}")
-    print(f"freed memory: {keep_freed_memory() or 'kept for the next step'}")
+    operators, memory = use_backend(network, backend), keep_freed_memory()
+    together = synchronize(network) if own.processes > 1 and trainer.sync_batch_norm else []
     if trainer.compile != "no":
         network.compile(mode=_COMPILE_MODES[trainer.compile])
-    save_config(config, out / _CONFIG)
-    _note_start(out)
+    if own.first:
+        for said in filter(None, map(clips.left_out, ("train", "val"))):
+            print(said)
+        print(f"model {config.model.name}: {parameters:,} parameters, {len(clips.classes)} classes")
+        print(f"operators by backend: {operators}")
+        print(f"freed memory: {memory or 'kept for the next step'}")
+        if own.processes > 1:
+            norms = (
+                f"{len(together)} batch norms with the statistics of all"
+                if together
+                else "each by itself"
+            )
+            print(f"processes: {own.processes}, {norms}")
+        save_config(config, out / _CONFIG)
+        _note_start(out)
     checkpoints = ModelCheckpoints(out, config, clips.classes, clips.features)
     stop = StopRequest()
     ema = config.optimizer.ema
-    precision = _precision(trainer, device)
+    precision = _precision(trainer, own.device.type)
     weights = torch.from_numpy(clips.class_weights()) if config.optimizer.class_weights else None
     loop = pl.Trainer(
         max_epochs=trainer.epochs,
-        accelerator=trainer.accelerator,
-        devices=1,
+        **_processes(trainer),
+        use_distributed_sampler=False,  # the loader gives each process its share
         precision=None if precision else trainer.precision,
         gradient_clip_val=config.optimizer.gradient_clip,
         accumulate_grad_batches=trainer.accumulate,
@@ -181,6 +215,8 @@ def _train(
                 weights_only=True,
             )
         except StoppedError as stopped:
+            if not own.first:  # Lightning kills a run of which a process has failed
+                raise SystemExit(0) from None
             print(
                 f"stopped by {stopped}, and saved; go on by: {_go_on(out, backend)}",
                 file=sys.stderr,
@@ -194,10 +230,11 @@ def _train(
         best_epoch=checkpoints.best_epoch,
         unweighted_accuracy=checkpoints.best[0],
     )
-    print(
-        f"best of {loop.current_epoch} epochs: {result.best_epoch}, unweighted accuracy on the validation "
-        f"split {result.unweighted_accuracy:.1%}; saved as {result.best}"
-    )
+    if own.first:
+        print(
+            f"best of {loop.current_epoch} epochs: {result.best_epoch}, unweighted accuracy on the validation "
+            f"split {result.unweighted_accuracy:.1%}; saved as {result.best}"
+        )
     return result
 
 
@@ -238,11 +275,31 @@ def _precision(config: TrainerConfig, device: str) -> list[Any]:
     return [MixedPrecision("16-mixed", "cpu")] if own else []
 
 
-def _device(config: TrainerConfig) -> str:
-    """Where Lightning will put the network; its operators are chosen for that device."""
-    import torch
+def _processes(config: TrainerConfig) -> dict[str, Any]:
+    """Which processes train, in Lightning's words; `torchrun` has started them, and says how many."""
+    devices, nodes = config.devices, config.num_nodes
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    strategy: Any = config.strategy
+    if strategy == "fsdp":
+        from avemo.training.sharded import ShardedStrategy
 
-    return "cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+        strategy = ShardedStrategy()
+    return {
+        "accelerator": config.accelerator,
+        "devices": devices,
+        "num_nodes": nodes,
+        "strategy": strategy,
+    }
+
+
+def _own_place(config: TrainerConfig) -> _Place:
+    """What Lightning finds in the environment."""
+    import lightning.pytorch as pl
+
+    loop = pl.Trainer(**_processes(config), logger=False, enable_checkpointing=False)
+    return _Place(loop.is_global_zero, loop.world_size, loop.strategy.root_device)
 
 
 def _quieten() -> None:
@@ -253,6 +310,7 @@ def _quieten() -> None:
         ".*is smaller than the logging interval.*",
         ".*exists and is not empty.*",
         ".*isinstance.treespec, LeafSpec.*",
+        ".*sync_dist=True. when logging on epoch level.*",  # what is logged is the same in all processes
         ".*lr_scheduler.step.. before .optimizer.step.*",  # where a step in float16 had no finite gradient
         ".*padding='same' with even kernel lengths.*",  # the copy that it speaks of is what is wanted
     ):

@@ -74,7 +74,7 @@ def test_splits_and_labels(cache: Path) -> None:
 
 def epoch_batches(module: ClipDataModule, epoch: int) -> list:
     loader = module.train_dataloader()
-    loader.sampler.set_epoch(epoch)
+    loader.set_epoch(epoch)
     return list(loader)
 
 

@@ -266,7 +266,7 @@ def test_balanced_epochs_have_every_class_equally_often(uneven: Path) -> None:
     loader = clips.train_dataloader()
     seen: Counter[str] = Counter()
     for epoch in range(30):
-        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        loader.set_epoch(epoch)
         batches = list(loader)
         names = [name for batch in batches for name in batch.names]
         labels = torch.cat([batch.labels for batch in batches])

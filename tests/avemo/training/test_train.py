@@ -342,7 +342,9 @@ def test_best_is_by_unweighted_accuracy_then_by_loss(tmp_path: Path) -> None:
     kept = []
     for epoch, (ua, loss) in enumerate([(0.5, 1.0), (0.4, 0.1), (0.5, 0.9), (0.5, 0.95), (0.6, 2)]):
         reached = {"val/ua": torch.tensor(ua), "val/loss": torch.tensor(loss)}
-        trainer = SimpleNamespace(callback_metrics=reached, current_epoch=epoch)
+        trainer = SimpleNamespace(
+            callback_metrics=reached, current_epoch=epoch, is_global_zero=True
+        )
         keeper.on_train_epoch_end(trainer, module)  # type: ignore[arg-type]
         kept.append(keeper.best_epoch)
     assert kept == [0, 0, 2, 2, 4]
