@@ -116,13 +116,10 @@ def read_footage(
             damaged, lacks a stream, is too short, too long or too large, or ends before the cut.
             Damage shows at the end only, after the windows before it.
     """
-    _check_file(path)
-    with _open(path) as container:
-        video, audio = _streams(container, needs)
-        found = survey(container, video, audio)
-        places = [None if stream is None else stream.index for stream in (video, audio)]
-    streams = tuple(name for name, stream in zip(BOTH, (audio, video), strict=True) if stream)
-    length = _length(found.seconds, cut)
+    found, places = _look(path, needs)
+    there = zip(BOTH, reversed(places), strict=True)
+    streams = tuple(name for name, place in there if place is not None)
+    length = cut_seconds(found.seconds, cut)
     if max_seconds is not None and length > max_seconds:
         raise MediaError("too long", f"{length:.1f} s of at most {max_seconds:g} s")
     window = _window_frames(fps, window_seconds, length)
@@ -146,11 +143,24 @@ def read_footage(
             given += count
 
 
-def _length(seconds: float, cut: Cut) -> float:
-    """How long a cut of a file is.
+def file_seconds(path: Path, needs: Collection[str] = ()) -> float:
+    """About how long a file is, by its packets; nothing is decoded.
 
     Raises:
-        MediaError: the file ends before it.
+        MediaError: the file cannot be used, as far as that can be told without decoding it.
+    """
+    return _look(path, needs)[0].seconds
+
+
+def cut_seconds(seconds: float, cut: Cut) -> float:
+    """How long a cut of a file is.
+
+    Args:
+        seconds: how long the file is.
+        cut: what of it.
+
+    Raises:
+        MediaError: the file ends before the cut.
     """
     end = seconds if cut.end is None else cut.end
     if end > seconds + MISSING_SECONDS or cut.start > max(0.0, seconds - SHORTEST_SECONDS):
@@ -158,6 +168,15 @@ def _length(seconds: float, cut: Cut) -> float:
             "outside of the file", f"{cut.start:g} to {end:g} s of a file of {seconds:.1f} s"
         )
     return min(end, seconds) - cut.start
+
+
+def _look(path: Path, needs: Collection[str]) -> tuple[Survey, list[int | None]]:
+    """What a file's packets say, and which are its streams of pictures and of sound."""
+    _check_file(path)
+    with _open(path) as container:
+        video, audio = _streams(container, needs)
+        found = survey(container, video, audio)
+        return found, [None if stream is None else stream.index for stream in (video, audio)]
 
 
 def _check_file(path: Path) -> None:

@@ -36,6 +36,7 @@ from avemo.data.cache import (
     shard_content,
 )
 from avemo.data.corpora import find_corpus, list_clips
+from avemo.data.corpora.check import CheckReport, count_clips
 from avemo.data.corpora.listing import Listing, Row, locate, shared_speakers
 from avemo.data.features import Clip, FeatureConfig, extract
 from avemo.data.limits import LONGEST_SECONDS, LONGEST_WORK_SECONDS, MOST_MEMORY
@@ -94,7 +95,8 @@ def prepare(
     corpus: str,
     root: Path,
     *,
-    out: Path,
+    out: Path | None = None,
+    check: bool = False,
     merge: str = "",
     classes: str = "",
     workers: int = 2,
@@ -104,7 +106,7 @@ def prepare(
     face_margin: float = FeatureConfig.face_margin,
     detector: Path | None = None,
     max_seconds: float = LONGEST_SECONDS,
-) -> PrepareReport:
+) -> PrepareReport | CheckReport:
     """Decodes the clips of a corpus, finds the faces and writes a cache for training.
 
     A file that has only sound or only a picture becomes a clip with that stream alone, for systems
@@ -121,6 +123,7 @@ def prepare(
             a file elsewhere.
         root: folder of the corpus.
         out: folder of the cache; made if needed.
+        check: only count what the corpus has, and say what is missing and what cannot be read.
         merge: labels to take for others, such as excited=happy,calm=neutral.
         classes: the labels to take, after that, such as happy,sad; by default what is usual for the corpus.
         workers: number of processes.
@@ -156,7 +159,15 @@ def prepare(
         face_margin=face_margin,
         detector=load_detector(detector).name,
     )
-    listing = list_clips(find_corpus(corpus), root, pairs("merge", merge), items(classes))
+    known, renamed, chosen = find_corpus(corpus), pairs("merge", merge), items(classes)
+    listing = list_clips(known, root, renamed, chosen)
+    if check:
+        published = known.published.chosen(renamed, chosen or known.classes)
+        counts = count_clips(listing, root, published, max_seconds=max_seconds, workers=workers)
+        print(counts)
+        return counts
+    if out is None:
+        raise ValueError("--out must be a folder for the cache; only --check does without")
     speakers = [*shared_speakers((r.speaker, r.split) for r in listing.rows if not r.fault)]
     if speakers:
         some = ", ".join(speakers[:5]) + (", ..." if len(speakers) > 5 else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,17 @@ class Published:
 
     clips: Mapping[str, Mapping[str, int]]
     speakers: int | None = None
+
+    def chosen(self, merge: Mapping[str, str], classes: Sequence[str]) -> Published:
+        """The numbers with some labels renamed, old to new, and of some classes only, if there are any."""
+        clips: dict[str, Counter[str]] = {}
+        for split, counts in self.clips.items():
+            clips[split] = Counter()
+            for label, count in counts.items():
+                new = merge.get(label, label)
+                if not classes or new in classes:
+                    clips[split][new] += count
+        return Published(clips, self.speakers)
 
 
 @dataclass(frozen=True)
