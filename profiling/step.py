@@ -177,7 +177,9 @@ def _cached(config: TrainConfig, cache: Path, size: int) -> Setting:
     features, classes = clips.features, len(clips.classes)
     batches = chain.from_iterable(repeat(clips.train_dataloader()))
     source = "clips of a cache"
-    return Setting(config, features.bins, features.face_size, classes, size, batches, source)
+    return Setting(
+        config, features.audio_features, features.face_size, classes, size, batches, source
+    )
 
 
 def profile_step(

@@ -53,17 +53,19 @@ class AugmentConfig:
             raise ValueError(f"augment.gain_db must not be negative, got {self.gain_db}")
 
 
-def augment(sample: Sample, config: AugmentConfig, rng: np.random.Generator) -> Sample:
+def augment(
+    sample: Sample, config: AugmentConfig, rng: np.random.Generator, *, waveform: bool = False
+) -> Sample:
     """Changes one training clip at random.
 
     Every number is drawn whatever the settings are, so that turning one change off leaves the
     others as they were. Blanked parts become 0, the mean of either input; frames without a face
-    stay 0 everywhere.
+    stay 0 everywhere. A waveform has no bins to blank out.
     """
     draw = rng.random(16)
-    audio = _gain(sample.audio, config.gain_db * (2 * draw[0] - 1))
+    audio = _gain(sample.audio, config.gain_db * (2 * draw[0] - 1), waveform)
     audio = _blank(audio, 1, config.time_mask, draw[1], draw[2])
-    audio = _blank(audio, 0, config.bin_mask, draw[3], draw[4])
+    audio = _blank(audio, 0, 0.0 if waveform else config.bin_mask, draw[3], draw[4])
     video = sample.video[:, :, ::-1] if draw[5] < config.flip else sample.video
     video = _shift(video, config.shift * (2 * draw[6:8] - 1))
     video = _contrast(video, sample.seen, config.contrast * (2 * draw[8:10] - 1))
@@ -77,7 +79,9 @@ def augment(sample: Sample, config: AugmentConfig, rng: np.random.Generator) -> 
     return changed
 
 
-def _gain(audio: NDArray[np.float32], decibels: float) -> NDArray[np.float32]:
+def _gain(audio: NDArray[np.float32], decibels: float, waveform: bool) -> NDArray[np.float32]:
+    if waveform:
+        return audio * np.float32(10 ** (decibels / 20))
     return audio + np.float32(decibels / AUDIO_STD_DB)
 
 

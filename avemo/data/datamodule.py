@@ -340,7 +340,8 @@ class _TrainingClips(Dataset[Any]):
         epoch, index, before = key
         rng = np.random.default_rng([self.seed, epoch, index, *([before] if before else [])])
         clip = crop_clip(self.cache[index], self.cache.features, self.max_seconds, rng.random())
-        return augment(_sample(self.cache, index, clip), self.config, rng)
+        waveform = self.cache.features.sound == "waveform"
+        return augment(_sample(self.cache, index, clip), self.config, rng, waveform=waveform)
 
 
 class _EvaluationClips(Dataset[Any]):
@@ -359,7 +360,7 @@ class _EvaluationClips(Dataset[Any]):
 
 
 def _collate(features: FeatureConfig, samples: Sequence[Sample]) -> Batch:
-    return collate(samples) if samples else no_clips(features.bins, features.face_size)
+    return collate(samples) if samples else no_clips(features.audio_features, features.face_size)
 
 
 def _sample(cache: ClipCache, index: int, clip: Clip) -> Sample:

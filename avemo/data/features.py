@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -24,6 +24,8 @@ SILENCE_PEAK = 1e-4
 
 CANCELLED_SHARE = 0.03
 """A mean of the channels below this share of the loudest is what a codec leaves of opposite ones."""
+
+_LOUDEST = 32767  # of 16 bits
 
 _FRAMES_AT_A_TIME = 1024  # 10 s of sound; 12 MB in all
 
@@ -50,6 +52,7 @@ class FeatureConfig:
         face_margin: added to each side of the detector's box, as a share of its side.
         detector: `haar`, or `yunet:` and the beginning of the model file's SHA-256.
         version: of the extraction; caches of another version are not mixed.
+        sound: what is kept of the sound: a log spectrogram, or the waveform, which speech models hear.
     """
 
     sample_rate: int = 16000
@@ -64,6 +67,7 @@ class FeatureConfig:
     face_margin: float = 0.05
     detector: str = "haar"
     version: int = 2
+    sound: Literal["spectrogram", "waveform"] = "spectrogram"
 
     def __post_init__(self) -> None:
         if self.bins < 1 or FULL_BINS % self.bins:
@@ -104,6 +108,11 @@ class FeatureConfig:
         return round(self.sample_rate * self.hop_ms / 1000)
 
     @property
+    def audio_features(self) -> int:
+        """Values that a frame of the sound has: bins of the spectrogram, or samples of the waveform."""
+        return self.bins if self.sound == "spectrogram" else self.hop_length
+
+    @property
     def audio_fps(self) -> float:
         """Frames of the spectrogram per second."""
         return self.sample_rate / self.hop_length
@@ -129,14 +138,15 @@ class Clip(NamedTuple):
     """The stored form of one clip; :mod:`avemo.data.inputs` makes network inputs of it.
 
     Attributes:
-        audio: log spectrogram, uint8 (T_a, F): 0 is `db_min`, 255 is `db_max`.
+        audio: log spectrogram, uint8 (T_a, F): 0 is `db_min`, 255 is `db_max`; or the waveform in as
+            many stretches, int16 (T_a, F), the last one filled up with zeros.
         video: grey face crops, uint8 (T_v, S, S), standardised over the clip.
         valid: bool (T_v,): a face was seen in this frame, or right before and after it.
 
     A stream that the clip lacks has no frames.
     """
 
-    audio: NDArray[np.uint8]
+    audio: NDArray[np.uint8] | NDArray[np.int16]
     video: NDArray[np.uint8]
     valid: NDArray[np.bool_]
 
@@ -238,16 +248,13 @@ def features_of(
         MediaError: no sound is heard or no face is seen, and has to be; or neither is.
     """
     size = config.face_size
-    clip = Clip(
-        np.zeros((0, config.bins), np.uint8), np.zeros((0, size, size), np.uint8), np.zeros(0, bool)
-    )
+    clip = Clip(_silence(0, config), np.zeros((0, size, size), np.uint8), np.zeros(0, bool))
     faults = []
     for stream in footage.streams:
         try:
             if stream == "audio":
                 check_heard(footage)
-                audio = quantize(log_spectrogram(footage.waveform, config), config)
-                clip = clip._replace(audio=audio)
+                clip = clip._replace(audio=store_sound(footage.waveform, config))
             else:
                 crops, valid = find_faces(
                     footage.frames, detector, fps=config.fps, size=size, margin=config.face_margin
@@ -268,12 +275,39 @@ def fill_missing(clip: Clip, config: FeatureConfig) -> Clip:
     count = clip.video_frames(config)
     if not len(clip.audio):
         samples = round(count / config.fps * config.sample_rate)
-        silence = np.zeros((1 + samples // config.hop_length, config.bins), np.uint8)
-        return clip._replace(audio=silence)
+        return clip._replace(audio=_silence(1 + samples // config.hop_length, config))
     if not len(clip.video):
         grey = np.full((count, *clip.video.shape[1:]), round(FACE_MEAN), np.uint8)
         return clip._replace(video=grey, valid=np.zeros(count, bool))
     return clip
+
+
+def _silence(frames: int, config: FeatureConfig) -> NDArray[np.uint8] | NDArray[np.int16]:
+    shape = (frames, config.audio_features)
+    return np.zeros(shape, np.uint8) if config.sound == "spectrogram" else np.zeros(shape, np.int16)
+
+
+def store_sound(
+    waveform: NDArray[np.float32], config: FeatureConfig
+) -> NDArray[np.uint8] | NDArray[np.int16]:
+    """What is kept of a waveform, float (N,): 1 + N // hop_length frames."""
+    if config.sound == "spectrogram":
+        return quantize(log_spectrogram(waveform, config), config)
+    stored = _silence(1 + len(waveform) // config.hop_length, config)
+    stored.reshape(-1)[: len(waveform)] = np.rint(np.clip(waveform, -1, 1) * _LOUDEST)
+    return stored
+
+
+def samples_of(audio: NDArray[Any]) -> NDArray[np.float32]:
+    """The waveform that was kept, float32 (T_a * F,)."""
+    return audio.reshape(-1).astype(np.float32) / np.float32(_LOUDEST)
+
+
+def levels_of(audio: NDArray[Any], config: FeatureConfig) -> NDArray[np.float32]:
+    """The log spectrogram of what is kept of the sound, dB (T_a, bins)."""
+    if config.sound == "spectrogram":
+        return dequantize(audio, config)
+    return log_spectrogram(samples_of(audio), config)[: len(audio)]
 
 
 def check_heard(footage: Footage) -> None:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from avemo.data.batch import Batch
-from avemo.data.features import FACE_MEAN, FACE_STD, Clip, FeatureConfig, dequantize, fill_missing
+from avemo.data.features import (
+    FACE_MEAN,
+    FACE_STD,
+    Clip,
+    FeatureConfig,
+    dequantize,
+    fill_missing,
+    samples_of,
+)
 from avemo.data.media import BOTH
 
 AUDIO_MEAN_DB, AUDIO_STD_DB = -65.0, 20.0
@@ -22,7 +30,8 @@ class Sample(NamedTuple):
     """One clip as a network takes it.
 
     Attributes:
-        audio: float32 (F, T_a), about zero mean and unit deviation.
+        audio: float32 (F, T_a), a spectrogram of about zero mean and unit deviation, or a waveform
+            between -1 and 1 in stretches of F samples.
         video: float32 (T_v, S, S), zero mean and unit deviation over the clip; a frame without a
             face is 0 everywhere, which no picture is, and which is how a model knows it.
         label: class index; -1 where it is not known.
@@ -49,9 +58,7 @@ class Sample(NamedTuple):
 def to_sample(clip: Clip, config: FeatureConfig, label: int = -1, name: str = "") -> Sample:
     """Maps a stored clip to network inputs; a stream that it lacks is as in :meth:`Sample.without`."""
     streams, clip = clip.streams, fill_missing(clip, config)
-    audio = (dequantize(clip.audio, config).T - np.float32(AUDIO_MEAN_DB)) / np.float32(
-        AUDIO_STD_DB
-    )
+    audio = _sound(clip.audio, config)
     video = (clip.video.astype(np.float32) - np.float32(FACE_MEAN)) / np.float32(FACE_STD)
     video[~clip.valid] = 0
     heard = np.ones(audio.shape[1], bool)
@@ -60,6 +67,13 @@ def to_sample(clip: Clip, config: FeatureConfig, label: int = -1, name: str = ""
         if stream not in streams:
             sample = sample.without(stream)
     return sample
+
+
+def _sound(audio: NDArray[Any], config: FeatureConfig) -> NDArray[np.float32]:
+    """What a network hears, (F, T_a)."""
+    if config.sound == "waveform":
+        return samples_of(audio).reshape(audio.shape).T
+    return (dequantize(audio, config).T - np.float32(AUDIO_MEAN_DB)) / np.float32(AUDIO_STD_DB)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from avemo.data.cache import (
     FORMAT,
@@ -106,6 +106,7 @@ def prepare(
     face_margin: float = FeatureConfig.face_margin,
     detector: Path | None = None,
     max_seconds: float = LONGEST_SECONDS,
+    sound: Literal["spectrogram", "waveform"] = "spectrogram",
 ) -> PrepareReport | CheckReport:
     """Decodes the clips of a corpus, finds the faces and writes a cache for training.
 
@@ -133,6 +134,7 @@ def prepare(
         face_margin: added to each side of the detected face, as a share of its side.
         detector: a YuNet model (.onnx) to find faces with; by default OpenCV's Haar cascade.
         max_seconds: longer clips are errors; cut them up first.
+        sound: keep a spectrogram of it, or the waveform, which speech models of transformers hear.
 
     Returns:
         The numbers of the run, which are also printed.
@@ -158,6 +160,7 @@ def prepare(
         face_size=face_size,
         face_margin=face_margin,
         detector=load_detector(detector).name,
+        sound=sound,
     )
     known, renamed, chosen = find_corpus(corpus), pairs("merge", merge), items(classes)
     listing = list_clips(known, root, renamed, chosen)

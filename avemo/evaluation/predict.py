@@ -22,9 +22,9 @@ from avemo.data.features import (
     Clip,
     FeatureConfig,
     Window,
-    dequantize,
     extract_windows,
     fill_missing,
+    levels_of,
 )
 from avemo.data.limits import LONGEST_WORK_SECONDS, MOST_MEMORY, WINDOW_SECONDS
 from avemo.data.reasons import MediaError, refusal
@@ -212,7 +212,7 @@ def _run(
     return probabilities, Stretch(
         start=start,
         duration=duration,
-        spectrogram=_shrink(dequantize(clip.audio, features)),
+        spectrogram=_shrink(levels_of(clip.audio, features)),
         top_hertz=FULL_BINS * features.bin_hz,
         faces={i: clip.video[i].copy() for i in attended_frames(video, len(clip.video))},
         seen=clip.valid,

@@ -14,10 +14,15 @@ class AudioEncoderConfig:
         stride: stride of its first convolution over (frequency, time).
         out_features: C, features per frame of the result of a 1D-ABFCN.
         dropout: probability of dropping a whole channel before its last layer.
-        encoder: one of `avemo.models.parts.AUDIO_ENCODERS`.
+        encoder: one of `avemo.models.parts.AUDIO_ENCODERS`; or a speech model of `transformers`, by a
+            folder's path or as owner/name, which hears the waveform.
         lrn: whether an ABFCN has its local response normalisations.
         width: share of the published widths that the encoders of other papers get.
         weights: a file of weights that training starts from, such as a state dict of AlexNet.
+        architecture: of an encoder of `transformers`, as that library describes it; found at the start of
+            a training where it is null.
+        trained_layers: how many of its last layers are trained; 0 freezes it, null trains all of it.
+        rate: share of the learning rate that it gets.
     """
 
     channels: tuple[int, int, int, int, int] = (96, 256, 384, 384, 256)
@@ -28,6 +33,9 @@ class AudioEncoderConfig:
     lrn: bool = True
     width: float = 1.0
     weights: Path | None = None
+    architecture: dict[str, Any] | None = None
+    trained_layers: int | None = None
+    rate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -38,8 +46,13 @@ class VideoEncoderConfig:
         channels: output channels of the stages; each stage halves the picture.
         out_features: D, features per frame of the result.
         dropout: probability of dropping a whole channel before the last layer.
-        encoder: one of `avemo.models.parts.VIDEO_ENCODERS`.
-        weights: a file of weights that training starts from, such as `avemo pretrain-face` writes.
+        encoder: one of `avemo.models.parts.VIDEO_ENCODERS`; or a model of pictures of `transformers`, by
+            a folder's path or as owner/name.
+        weights: a file of weights that training starts from, of the same encoder.
+        architecture: of an encoder of `transformers`, as that library describes it; found at the start of
+            a training where it is null.
+        trained_layers: how many of its last layers are trained; 0 freezes it, null trains all of it.
+        rate: share of the learning rate that it gets.
     """
 
     channels: tuple[int, ...] = (64, 128, 256, 512)
@@ -47,6 +60,9 @@ class VideoEncoderConfig:
     dropout: float = 0.2
     encoder: str = "frames"
     weights: Path | None = None
+    architecture: dict[str, Any] | None = None
+    trained_layers: int | None = None
+    rate: float = 1.0
 
 
 @dataclass(frozen=True)

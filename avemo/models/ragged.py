@@ -60,6 +60,8 @@ class BLSTM(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Frames (B, T, C) of clips of `lengths` int64 (B,) to (B, T, 2 H), zero past each clip's end."""
+        if not len(x):  # which cannot be packed
+            return self.lstm(x.sum((0, 1))[None, None])[0][:0].expand(0, x.shape[1], -1)
         packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
         states, _ = pad_packed_sequence(
             self.lstm(packed)[0], batch_first=True, total_length=x.shape[1]

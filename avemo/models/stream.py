@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from avemo.models.config import ModelConfig
 from avemo.models.parts import ATTENTIONS, AUDIO_ENCODERS, VIDEO_ENCODERS
+from avemo.models.transformer import FrameTransformer, SpeechTransformer, is_pretrained
 from avemo.models.video import seen_frames
 
 Part = TypeVar("Part")
@@ -32,7 +33,7 @@ class AudioStream(nn.Module):
 
     def __init__(self, config: ModelConfig, bins: int, trunks: int = 1) -> None:
         super().__init__()
-        encoder = _part("model.audio.encoder", AUDIO_ENCODERS, config.audio.encoder)
+        encoder = _encoder("audio", AUDIO_ENCODERS, SpeechTransformer, config.audio.encoder)
         attention = _part("model.audio_attention.kind", ATTENTIONS, config.audio_attention.kind)
         self.encoder = encoder(bins, config.audio)
         self.out_features: int = self.encoder.out_features  # type: ignore[assignment]
@@ -51,7 +52,7 @@ class VideoStream(nn.Module):
 
     def __init__(self, config: ModelConfig, face_size: int, trunks: int = 1) -> None:
         super().__init__()
-        encoder = _part("model.video.encoder", VIDEO_ENCODERS, config.video.encoder)
+        encoder = _encoder("video", VIDEO_ENCODERS, FrameTransformer, config.video.encoder)
         attention = _part("model.video_attention.kind", ATTENTIONS, config.video_attention.kind)
         self.encoder = encoder(face_size, config.video)
         self.out_features: int = self.encoder.out_features  # type: ignore[assignment]
@@ -61,6 +62,10 @@ class VideoStream(nn.Module):
         seen = seen_frames(faces, lengths)
         encoded = self.encoder(faces, lengths).where(seen[..., None], 0.0)
         return _among(seen, Pooled(*self.attention(encoded, lengths)))
+
+
+def _encoder(stream: str, parts: Mapping[str, Part], pretrained: Part, name: str) -> Part:
+    return pretrained if is_pretrained(name) else _part(f"model.{stream}.encoder", parts, name)
 
 
 def _part(setting: str, parts: Mapping[str, Part], name: str) -> Part:

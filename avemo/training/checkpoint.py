@@ -118,7 +118,7 @@ def load(path: Path | str) -> Checkpoint:
         classes = tuple(description["classes"])
         model = build_model(
             config.model,
-            bins=features.bins,
+            bins=features.audio_features,
             face_size=features.face_size,
             classes=len(classes),
         )

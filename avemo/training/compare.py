@@ -131,7 +131,7 @@ def compare_steps(
     torch.manual_seed(config.seed)
     reference = build_model(
         config.model,
-        bins=clips.features.bins,
+        bins=clips.features.audio_features,
         face_size=clips.features.face_size,
         classes=len(clips.classes),
     ).to(device)

@@ -15,6 +15,9 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW that decays matrices and kernels, but neither biases nor normalisations.
 
+    A module's attribute `rate` is the share of the learning rate that its weights get; what needs no gradient is
+    left out.
+
     On a GPU it is the fused one, which takes all weights in a few launches. On a CPU that copies whatever is not
     contiguous, weights of convolutions first of all, and takes ten times as long as the plain loop.
 
@@ -25,12 +28,22 @@ def build_optimizer(
             its step alone, and so after they are clipped: then it is none.
     """
     fused = not scaled and all(p.device.type == "cuda" for p in model.parameters())
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+    shares: dict[nn.Parameter, float] = {}
+    for module in model.modules():
+        if isinstance(rate := getattr(module, "rate", None), float):
+            shares |= dict.fromkeys(module.parameters(), rate)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
+    for p in model.parameters():
+        if p.requires_grad:
+            groups.setdefault((shares.get(p, 1.0), p.ndim > 1), []).append(p)
     return torch.optim.AdamW(
         [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
+            {
+                "params": parameters,
+                "weight_decay": config.weight_decay if decayed else 0.0,
+                "lr": share * config.learning_rate,
+            }
+            for (share, decayed), parameters in groups.items()
         ],
         lr=config.learning_rate,
         fused=fused or None,  # None: as PyTorch likes
@@ -47,7 +60,7 @@ def build_schedule(
             rising = math.nextafter(rising, 0.0)
         return OneCycleLR(
             optimizer,
-            max_lr=config.learning_rate,
+            max_lr=[group["lr"] for group in optimizer.param_groups],
             total_steps=steps,
             pct_start=rising,
             cycle_momentum=False,

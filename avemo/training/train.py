@@ -7,7 +7,7 @@ import shlex
 import sys
 import warnings
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -132,6 +132,8 @@ def _train(
 
     from avemo.data.datamodule import ClipDataModule
     from avemo.models import build_model, required_streams
+    from avemo.models.transformer import resolved
+    from avemo.models.weights import start_weights
     from avemo.training.callbacks import ModelCheckpoints, StepProgress, averaging
     from avemo.training.fitting import FitOnValidation
     from avemo.training.memory import keep_freed_memory
@@ -139,6 +141,7 @@ def _train(
     from avemo.training.resume import ResumeFiles, RunKeeper, StoppedError, StopRequest
     from avemo.training.synchronize import synchronize
 
+    config = replace(config, model=resolved(config.model))
     trainer, seed = config.trainer, config.seed
     if trainer.compile == "cuda_graphs" and own.device.type != "cuda":
         raise ValueError("trainer.compile is cuda_graphs, which needs a GPU, and this run has none")
@@ -153,13 +156,17 @@ def _train(
             f"{out} holds a training run; go on with it by --resume, or choose another --out"
         )
     start = files.find()
+    _check_sound(config.model, clips.features.sound)
     pl.seed_everything(seed, verbose=False)
     network = build_model(
         config.model,
-        bins=clips.features.bins,
+        bins=clips.features.audio_features,
         face_size=clips.features.face_size,
         classes=len(clips.classes),
-    ).to(own.device)
+    )
+    if start is None:
+        start_weights(network, config.model)
+    network.to(own.device)
     parameters = sum(p.numel() for p in network.parameters())
     operators, memory = use_backend(network, backend), keep_freed_memory()
     together = synchronize(network) if own.processes > 1 and trainer.sync_batch_norm else []
@@ -236,6 +243,23 @@ def _train(
             f"split {result.unweighted_accuracy:.1%}; saved as {result.best}"
         )
     return result
+
+
+def _check_sound(model: ModelConfig, kept: str) -> None:
+    """Whether a cache keeps of the sound what a model hears.
+
+    Raises:
+        ValueError: it does not.
+    """
+    from avemo.models import needed_streams
+    from avemo.models.transformer import is_pretrained
+
+    heard = "waveform" if is_pretrained(model.audio.encoder) else "spectrogram"
+    if "audio" in needed_streams(model) and heard != kept:
+        raise ValueError(
+            f"model.audio.encoder {model.audio.encoder} hears a {heard}, and the cache keeps a {kept}: "
+            f"prepare it with --sound {heard}"
+        )
 
 
 def _identity(config: TrainConfig, clips: "ClipDataModule") -> dict[str, Any]:

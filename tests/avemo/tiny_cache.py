@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -18,8 +19,10 @@ def write_cache(
     *,
     classes: tuple[str, ...] = CLASSES,
     frames: tuple[int, int] = (4, 9),
+    sound: Literal["spectrogram", "waveform"] = "spectrogram",
 ) -> Path:
     """Writes `clips` of each split, labels in turn, of `frames` (from, below) video frames each."""
+    features = FeatureConfig(bins=BINS, face_size=FACE_SIZE, sound=sound)
     clips = clips or {"train": 18, "val": 6, "test": 7}
     rng = np.random.default_rng(0)
     infos, stored = [], []
@@ -29,8 +32,12 @@ def write_cache(
             label = i % len(classes)
             seen_now = int(rng.integers(*frames))
             heard_now = 8 * seen_now + 1
-            sound = rng.integers(40, 200, (heard_now, BINS), dtype=np.uint8)
-            sound[:, 4 * label : 4 * label + 4] += 55
+            audio = rng.integers(40, 200, (heard_now, BINS), dtype=np.uint8)
+            audio[:, 4 * label : 4 * label + 4] += 55
+            if sound == "waveform":
+                time = np.arange(heard_now * features.hop_length)
+                tone = 9000 * np.sin(time * (0.1 + 0.2 * label)) + rng.normal(0, 900, len(time))
+                audio = tone.astype(np.int16).reshape(heard_now, -1)
             faces = rng.integers(40, 200, (seen_now, FACE_SIZE, FACE_SIZE), dtype=np.uint8)
             faces[:, 4 * label : 4 * label + 4] += 55
             infos.append(
@@ -47,10 +54,9 @@ def write_cache(
                     video_length=seen_now,
                 )
             )
-            stored.append(Clip(sound, faces, np.ones(seen_now, bool)))
+            stored.append(Clip(audio, faces, np.ones(seen_now, bool)))
             heard, seen = heard + heard_now, seen + seen_now
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "0.safetensors").write_bytes(shard_content(stored))
-    features = FeatureConfig(bins=BINS, face_size=FACE_SIZE)
     (folder / INDEX).write_text(index_json(features, infos), encoding="utf-8")
     return folder
