@@ -17,6 +17,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda/terms.h"
+
 namespace {
 
 constexpr unsigned char kPoison = 0xff;  // NaN in every floating dtype, and no sensible integer
@@ -160,6 +162,8 @@ FBP_CONTROL const char* fbp_shim_replay(int graph) {
 FBP_CONTROL void fbp_shim_forget_graphs() { pool.clear(); }
 
 FBP_CONTROL void fbp_shim_tf32(bool allowed) { shim::settings().tf32 = allowed; }
+
+FBP_CONTROL void fbp_shim_terms(int count) { fbp::cuda::kTerms = count; }
 
 FBP_CONTROL std::int64_t fbp_shim_launches() { return shim::counts().launches; }
 

@@ -214,12 +214,14 @@ __device__ void score(const AttentionPoolProblem& problem, const Plan& plan, con
   for_hidden<Number>(problem, plan, frames, memory.ring, memory.hidden, [&](i64 a) {
     __syncthreads();
     const int columns = static_cast<int>(smaller(kColumns, problem.A - a));
+    float piece = 0;
     for (int c = own; c < columns; c += kPerFrame) {
       float& x = memory.hidden[frame * kTileStride<Tile> + c];
       const Tanh y(x + widen(*at<T>(problem.bias, a + c)));
-      part = fmaf(y.value, widen(*at<T>(problem.query, a + c)), part);
+      piece = fmaf(y.value, widen(*at<T>(problem.query, a + c)), piece);
       x = y.value;
     }
+    part += piece;
     if (problem.hidden == nullptr) return;
     __syncthreads();
     const int c = thread % kColumns;
@@ -447,9 +449,9 @@ class InputsBackward {
   }
 
   __device__ void score_gradients() {
-    float mean = 0;
-    const int tiles = static_cast<int>(ceil_div(frames_.n, kFrames));
-    for (int i = 0; i < tiles; ++i) mean += plan_.means[frames_.row * plan_.tiles + i];
+    const float* const means = plan_.means + frames_.row * plan_.tiles;
+    const float mean = sum_in_pieces<16>(0, ceil_div(frames_.n, kFrames), 1,
+                                         [means](i64 tile) { return means[tile]; });
     for (int t = thread_; t < kFrames; t += kThreads) {
       const i64 frame = frames_.start + t, place = frames_.row * problem_.T + frame;
       const bool alive = t < frames_.alive;
@@ -470,14 +472,16 @@ class InputsBackward {
     const auto differentiate = [&](i64 a, const auto& tanh) {
       __syncthreads();
       const int columns = static_cast<int>(smaller(kColumns, problem_.A - a));
+      float piece = 0;
       for (int c = own; c < columns; c += kPerFrame) {
         const int place = frame * kTileStride<Tile> + c;
         const float query = widen(*at<T>(problem_.query, a + c));
         const Tanh y = tanh(memory_.tile[place], a + c);
-        plain = fmaf(y.value, query, plain);
+        piece = fmaf(y.value, query, piece);
         memory_.tile[place] = d_tanh * query * y.slope;
         memory_.pull[place] = d_tanh * y.value;
       }
+      plain += piece;
       __syncthreads();
       columns_out(a, columns);
     };
@@ -627,21 +631,21 @@ __device__ void weight_gradient(const AttentionPoolProblem& problem, const Plan&
   };
   for (int i = 0; i < kStages - 1; ++i) copy();
   Product<Number, Tile, Along::other, Along::other> sums;
-  constexpr int kPiece = sums.kPiece;
+  const int piece = sums.piece();
   int reading = 0, done = 0;
   bool more = false;
   do {
-    for (int steps = 0; (kPiece == 0 || steps < kPiece) && done < issued; ++steps, ++done) {
+    for (int steps = 0; (piece == 0 || steps < piece) && done < issued; ++steps, ++done) {
       __pipeline_wait_prior(kStages - 2);
       __syncthreads();
       copy();
       sums.add(memory.ring.stage[reading].a, memory.ring.stage[reading].b);
       reading = reading + 1 == kStages ? 0 : reading + 1;
     }
-    sums.store(memory.tile, kPiece > 0 && more);
+    sums.store(memory.tile, piece > 0 && more);
     sums.clear();
     more = true;
-  } while (kPiece > 0 && done < issued);
+  } while (piece > 0 && done < issued);
   __syncthreads();
 
   const int thread = static_cast<int>(threadIdx.x), column = thread % kColumns;

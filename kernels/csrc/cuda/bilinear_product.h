@@ -8,6 +8,7 @@
 #include <mma.h>
 
 #include "cuda/common.h"
+#include "cuda/terms.h"
 
 namespace fbp::cuda {
 
@@ -168,8 +169,8 @@ __device__ inline void copy_step(typename Number::Storage* to,
 
 // The sums of a tile in the registers of a block. Its threads are divided into groups, each with
 // the whole tile and a share of the depth of every step. `kTileStride` is that of the tile in
-// shared memory that the sums end up in. `kPiece` is after how many steps they have to be put there
-// and begun anew, 0 for never: the error of one running sum grows with its length.
+// shared memory that the sums end up in. `piece()` is after how many steps they have to be put
+// there and begun anew, 0 for never; see terms.h.
 template <class Tile>
 constexpr int kTileStride = Tile::kColumns + 4;
 
@@ -186,7 +187,7 @@ class Product<Number, Tile, A, B, true> {
 
  public:
   // Operands, or results, are rounded to far fewer digits than a sum of any length loses.
-  static constexpr int kPiece = 0;
+  __device__ static int piece() { return 0; }
 
  private:
   using T = typename Number::Storage;
@@ -284,10 +285,9 @@ class Product<Number, Tile, A, B, false> {
   static constexpr int kPerGroup = kAcross * kDown, kGroups = kThreads / kPerGroup;
   static constexpr int kShare = kDepth<Number> / kGroups;
   static_assert(kThreads % kPerGroup == 0 && kShare % kOwn == 0, "groups take whole squares");
-  static constexpr int kTerms = 64;  // of a sum in a register
 
  public:
-  static constexpr int kPiece = kTerms / kShare;
+  __device__ static int piece() { return kTerms / kShare; }
 
  private:
   using StageA = Stage<Number, Tile::kRows, A>;
@@ -423,13 +423,13 @@ __device__ inline void multiply(int count, Ring<Number, Tile, A, B>& ring,
 
   int reading = 0;
   Product<Number, Tile, A, B> product;
-  constexpr int kPiece = product.kPiece;
+  const int piece = product.piece();
   for (int i = 0; i < count; ++i) {
     // A product of no depth has one step, of zeros.
     i64 left = factors(i).depth;
     bool more = false;
     do {
-      int steps = kPiece;
+      int steps = piece;
       do {
         __pipeline_wait_prior(kStages - 2);
         __syncthreads();
@@ -439,11 +439,11 @@ __device__ inline void multiply(int count, Ring<Number, Tile, A, B>& ring,
         product.add(stage.a, stage.b);
         reading = reading + 1 == kStages ? 0 : reading + 1;
         left -= kStep;
-      } while (left > 0 && (kPiece == 0 || --steps > 0));
-      product.store(tile(i), kPiece > 0 && more);
+      } while (left > 0 && (piece == 0 || --steps > 0));
+      product.store(tile(i), piece > 0 && more);
       product.clear();
       more = true;
-    } while (kPiece > 0 && left > 0);
+    } while (piece > 0 && left > 0);
     finish(i);
   }
 }

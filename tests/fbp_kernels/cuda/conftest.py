@@ -24,6 +24,7 @@ def shim(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shim]:
     shim.tf32(False)
     shim.fixed_order = shim.fixed_capability = None
     shim.multiprocessors(4)
+    shim.terms()
     shim.fail_launch(-1)
     assert shim.calls > calls, "the test did not run the CUDA kernels"
     assert shim.spoiled() == 0, "memory around a tensor was written to"

@@ -23,6 +23,7 @@ BUILD = ROOT / "build" / "cuda_shim"
 ORDERS = ("forward", "reverse", "shuffled")
 CAPABILITIES = (9, 8)  # with clusters, without
 SHARED_BYTES = 227 << 10
+TERMS = 64  # see terms.h
 
 
 class Graph:
@@ -156,6 +157,10 @@ class Shim:
     def tf32(self, allowed: bool) -> None:
         """Whether float32 may be multiplied as TF32."""
         self._library.fbp_shim_tf32(allowed)
+
+    def terms(self, count: int = TERMS) -> None:
+        """How many terms of a float32 product one accumulator takes."""
+        self._library.fbp_shim_terms(count)
 
     def launches(self, call: Callable[[], Any]) -> int:
         """How many kernels a call starts."""
