@@ -284,8 +284,8 @@ template <auto kKernel, int kChunks, int kLinesOfB>
 void start_hopper(const char* name, unsigned threads, unsigned cluster, int* out) {
   const Maps maps{map_of(8, 64, 64), map_of(kChunks, kChunks * 8, 64),
                   map_of(kChunks, kChunks * 8, kLinesOfB)};
-  launch_fitted<kKernel>(name, static_cast<int>(cluster), dim3(cluster), dim3(threads),
-                         sizeof(HopperMemory), nullptr, out, maps);
+  start<kKernel>(name, static_cast<int>(cluster), dim3(cluster), dim3(threads),
+                 sizeof(HopperMemory), nullptr, out, maps);
 }
 
 }  // namespace

@@ -251,8 +251,8 @@ struct Probe {
 
 template <auto kKernel>
 void start(const Probe& probe, int* out) {
-  fbp::cuda::launch_fitted<kKernel>(probe.name, static_cast<int>(probe.cluster), dim3(probe.blocks),
-                                    dim3(probe.threads), probe.shared, nullptr, out);
+  fbp::cuda::start<kKernel>(probe.name, static_cast<int>(probe.cluster), dim3(probe.blocks),
+                            dim3(probe.threads), probe.shared, nullptr, out);
 }
 
 template <auto kKernel, int kChunks = 8, int kLinesOfB = 64>

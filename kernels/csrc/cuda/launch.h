@@ -89,11 +89,22 @@ void allow_shared_memory(const char* name) {
 template <auto kKernel, std::size_t kBytes>
 __device__ std::uint64_t dynamic_shared = kBytes;
 
+// The same where it follows from what the device has: for blocks of `kMost` bytes.
+template <auto kKernel, int kMost, std::size_t kBytes>
+__device__ std::uint64_t fitted_shared = kBytes;
+
+// What blocks have on the devices that `fbp_kernels.tools.ptxas` knows.
+template <auto kKernel, auto kFit>
+void leave_word_of_fitted() {
+  static_cast<void>(&fitted_shared<kKernel, 163 << 10, kFit(163 << 10)>);
+  static_cast<void>(&fitted_shared<kKernel, 227 << 10, kFit(227 << 10)>);
+}
+
 // `cluster` blocks each are started together, on multiprocessors that reach each other's shared
 // memory; 1 where they need not. `shared` is the number of bytes of dynamic shared memory.
 template <auto kKernel, class... Arguments>
-void launch_fitted(const char* name, int cluster, dim3 grid, dim3 block, std::size_t shared,
-                   void* stream, const Arguments&... arguments) {
+void start(const char* name, int cluster, dim3 grid, dim3 block, std::size_t shared, void* stream,
+           const Arguments&... arguments) {
   if (shared > 0) allow_shared_memory<kKernel>(name);
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
@@ -113,7 +124,15 @@ template <auto kKernel, std::size_t kShared, class... Arguments>
 void launch(const char* name, int cluster, dim3 grid, dim3 block, void* stream,
             const Arguments&... arguments) {
   static_cast<void>(&dynamic_shared<kKernel, kShared>);
-  launch_fitted<kKernel>(name, cluster, grid, block, kShared, stream, arguments...);
+  start<kKernel>(name, cluster, grid, block, kShared, stream, arguments...);
+}
+
+// The same, with an amount that follows from what the device has.
+template <auto kKernel, auto kFit, class... Arguments>
+void launch_fitted(const char* name, dim3 grid, dim3 block, std::size_t shared, void* stream,
+                   const Arguments&... arguments) {
+  leave_word_of_fitted<kKernel, kFit>();
+  start<kKernel>(name, 1, grid, block, shared, stream, arguments...);
 }
 
 }  // namespace fbp::cuda
@@ -126,6 +145,7 @@ void launch(const char* name, int cluster, dim3 grid, dim3 block, void* stream,
 #define FBP_LAUNCH_CLUSTERS(cluster, kernel, grid, block, shared, stream, ...) \
   ::fbp::cuda::launch<(kernel), (shared)>(#kernel, cluster, grid, block, stream, __VA_ARGS__)
 
-// With an amount of shared memory that follows from most_shared_memory() of the kernel.
-#define FBP_LAUNCH_FITTED(kernel, grid, block, shared, stream, ...) \
-  ::fbp::cuda::launch_fitted<(kernel)>(#kernel, 1, grid, block, shared, stream, __VA_ARGS__)
+// With an amount of shared memory that follows from most_shared_memory() of the kernel; `fit` is a
+// constexpr function that gives the most that is ever asked for where that is its argument.
+#define FBP_LAUNCH_FITTED(kernel, fit, grid, block, shared, stream, ...) \
+  ::fbp::cuda::launch_fitted<(kernel), (fit)>(#kernel, grid, block, shared, stream, __VA_ARGS__)

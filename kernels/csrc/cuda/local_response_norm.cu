@@ -300,6 +300,28 @@ Lrn describe(const LrnProblem& problem) {
   return lrn;
 }
 
+// The rings of a block of windows of any size.
+template <bool kBackward>
+struct Rings {
+  static constexpr int kOfThread = 4 * (kBackward ? 3 : 1);  // bytes, for each channel of a window
+
+  int threads;
+  i64 bytes;
+
+  // Of as many threads as fit, and one where none does.
+  constexpr Rings(i64 window, int most) : threads(kThreads), bytes(kThreads * kOfThread * window) {
+    for (; threads > 1 && bytes > most; threads /= 2) bytes /= 2;
+  }
+
+  // The most bytes of all windows that fit: each number of threads has a longest one.
+  static constexpr std::size_t most_of(int most) {
+    i64 found = 0;
+    for (int threads = kThreads; threads > 0; threads /= 2)
+      found = larger(found, Rings(most / (threads * kOfThread), most).bytes);
+    return static_cast<std::size_t>(found);
+  }
+};
+
 template <class T, bool kBackward>
 void run(const LrnProblem& problem, const Context& context) {
   Lrn lrn = describe(problem);
@@ -308,10 +330,10 @@ void run(const LrnProblem& problem, const Context& context) {
   int threads = kThreads;
   i64 shared = 0;
   if (!usual) {
-    const i64 per_thread = i64{4} * (kBackward ? 3 : 1) * (lrn.below + lrn.above + 1);
     const int most = most_shared_memory<lrn_columns_kernel<T, 0, kBackward>>();
-    while (threads > 1 && threads * per_thread > most) threads /= 2;
-    shared = threads * per_thread;
+    const Rings<kBackward> rings(lrn.below + lrn.above + 1, most);
+    threads = rings.threads;
+    shared = rings.bytes;
     if (shared > most)
       throw std::runtime_error("local_response_norm: a window of " + std::to_string(problem.size) +
                                " channels does not fit the shared memory of a block");
@@ -334,8 +356,8 @@ void run(const LrnProblem& problem, const Context& context) {
     FBP_LAUNCH((lrn_columns_kernel<T, kUsualSize, kBackward>), grid, threads, 0, context.stream,
                lrn);
   } else {
-    FBP_LAUNCH_FITTED((lrn_columns_kernel<T, 0, kBackward>), grid, threads,
-                      static_cast<std::size_t>(shared), context.stream, lrn);
+    FBP_LAUNCH_FITTED((lrn_columns_kernel<T, 0, kBackward>), Rings<kBackward>::most_of, grid,
+                      threads, static_cast<std::size_t>(shared), context.stream, lrn);
   }
 }
 

@@ -74,8 +74,8 @@ class Row:
         kernel: the kernel's.
         bounds: of a launch.
         usage: what it takes.
-        dynamic: the most bytes of dynamic shared memory that a launch of it asks for; 0 where launches find out
-            from the device what there is.
+        dynamic: the most bytes of dynamic shared memory that a launch of it asks for, on a device of the architecture
+            where that depends on the device.
         problems: what is wrong with it.
     """
 
@@ -97,9 +97,11 @@ _STATIC = re.compile(r"(\d+) bytes smem")
 _ENTRY = re.compile(r"\.entry\s+(\S+)\s*\((?:.*?)\)(?P<directives>.*?)\{", re.DOTALL)
 
 
-# What `launch` in launch.h leaves word of.
-_ASKED = re.compile(r"\.global\s[^;=]*\s(\S*dynamic_shared\S*)(?:\s*=\s*(\d+))?;")
-_ASKED_BY = re.compile(r"dynamic_shared<&?\(?(?P<kernel>.*?)\)?, \d+ul>$")
+# What `launch` and `launch_fitted` in launch.h leave word of.
+_ASKED = re.compile(r"\.global\s[^;=]*\s(\S*(?:dynamic|fitted)_shared\S*)(?:\s*=\s*(\d+))?;")
+_ASKED_BY = re.compile(
+    r"(dynamic|fitted)_shared<&?\(?(?P<kernel>.*?)\)?(, (?P<most>\d+))?, \d+ul>$"
+)
 
 
 def usages(text: str) -> list[Usage]:
@@ -135,25 +137,32 @@ def bounds(ptx: str) -> dict[str, Bounds]:
     return found
 
 
-def asked(ptx: str) -> dict[str, int]:
+def asked(ptx: str, architecture: str) -> dict[str, int]:
     """The most dynamic shared memory that launches of a kernel ask for, by mangled name, of a PTX text.
 
     Raises:
-        ValueError: what a launch left word of belongs to no kernel.
+        ValueError: what a launch left word of belongs to no kernel, or says nothing of the architecture's devices.
     """
     kernels = [match[1] for match in _ENTRY.finditer(ptx)]
     words = [(match[1], int(match[2] or 0)) for match in _ASKED.finditer(ptx)]
     if not words:
         return {}
     names = demangled(kernels)
-    found: dict[str, int] = {}
+    found: dict[str, list[int]] = {}
     for text, (variable, size) in zip(demangled([name for name, _ in words]), words, strict=True):
         match = _ASKED_BY.search(text)
         if match is None or match["kernel"] not in names:
             raise ValueError(f"{variable} belongs to none of the kernels: {text}")
-        kernel = kernels[names.index(match["kernel"])]
-        found[kernel] = max(found.get(kernel, 0), size)
-    return found
+        sizes = found.setdefault(kernels[names.index(match["kernel"])], [])
+        if match["most"] in (None, str(_SHARED[architecture])):
+            sizes.append(size)
+    for kernel, sizes in found.items():
+        if not sizes:
+            raise ValueError(
+                f"launches of {kernel} fit the device, but do not say what they ask for where it has"
+                f" {_SHARED[architecture]} bytes"
+            )
+    return {kernel: max(sizes) for kernel, sizes in found.items()}
 
 
 # What the assembler says of products of warpgroups that it makes wait for one another, and of registers that it does
@@ -262,7 +271,7 @@ def compile_source(nvcc: str, source: Path, architecture: str) -> list[Row]:
         said = _output(assembler, *arguments)
         found, against = usages(said), notes(said)
         text, made = ptx.read_text(), cubin.read_bytes()
-    bound, dynamic = bounds(text), asked(text)
+    bound, dynamic = bounds(text), asked(text, architecture)
 
     def wrong(usage: Usage) -> tuple[str, ...]:
         left_out = is_left_out(text, usage.kernel)

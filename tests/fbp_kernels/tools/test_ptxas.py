@@ -127,22 +127,30 @@ def test_what_launches_ask_for_is_read(nvcc: str, tmp_path: Path) -> None:
           out[0] = own[5];
         }
         template <class T> __global__ void fits(T* out) { out[0] = 1; }
+        constexpr std::size_t half(int most) { return most / 2; }
+        template <class T> __global__ void overlooks(T* out) {
+          __shared__ T own[32];
+          own[threadIdx.x % 32] = out[threadIdx.x];
+          __syncthreads();
+          out[0] = own[5];
+        }
+        constexpr std::size_t all(int most) { return most; }
         }
         void run(int* out, void* stream, std::size_t any) {
           FBP_LAUNCH(asks<int>, 1, 64, 1000, stream, out);
           FBP_LAUNCH(asks<int>, 2, 64, (163 << 10) - 100, stream, out);
-          FBP_LAUNCH_FITTED(fits<int>, 1, 1, any, stream, out);
+          FBP_LAUNCH_FITTED(fits<int>, half, 1, 1, any, stream, out);
+          FBP_LAUNCH_FITTED(overlooks<int>, all, 1, 1, any, stream, out);
         } }
     """)
-    (asks, fits) = ptxas.collect(nvcc, [source], ["sm_80"], 1)
-    assert (asks.kernel, asks.dynamic, fits.kernel, fits.dynamic) == (
-        "asks<int>", (163 << 10) - 100, "fits<int>", 0,
-    )  # fmt: skip
-    assert fits.problems == ()
-    (said,) = asks.problems
-    assert said.startswith("128 bytes of static and 166812 of dynamic shared memory are more than")
-    (asks, _) = ptxas.compile_source(nvcc, source, "sm_90a")
-    assert asks.problems == ()
+    (asks, fits, overlooks) = ptxas.collect(nvcc, [source], ["sm_80"], 1)
+    assert (asks.kernel, asks.dynamic) == ("asks<int>", (163 << 10) - 100)
+    assert (fits.kernel, fits.dynamic, fits.problems) == ("fits<int>", 163 << 9, ())
+    said = [problem for row in (asks, overlooks) for problem in row.problems]
+    assert said[0].startswith("128 bytes of static and 166812 of dynamic shared memory are more")
+    assert said[1].startswith("128 bytes of static and 166912 of dynamic shared memory are more")
+    (asks, fits, _) = ptxas.collect(nvcc, [source], ["sm_90a"], 1)
+    assert (asks.problems, fits.dynamic) == ((), 227 << 9)
 
 
 SERIAL = "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized in '_Z4thinv'"
@@ -195,7 +203,14 @@ def test_a_kernel_of_another_architecture_asks_for_nothing() -> None:
 def test_a_word_of_a_launch_that_belongs_to_no_kernel_is_an_error() -> None:
     word = ".global .align 8 .u64 _Z14dynamic_sharedILm4EE = 4;"
     with pytest.raises(ValueError, match="belongs to none of the kernels"):
-        ptxas.asked(PTX + word)
+        ptxas.asked(PTX + word, "sm_80")
+
+
+def test_a_launch_that_fits_no_device_of_the_architecture_is_an_error() -> None:
+    word = ".global .align 8 .u64 _Z13fitted_sharedIXadL_Z4thinvEELi166912ELm5EE = 5;"
+    assert ptxas.asked(PTX + word, "sm_80") == {"_Z4thinv": 5}
+    with pytest.raises(ValueError, match=r"of _Z4thinv fit the device, .* has 232448 bytes"):
+        ptxas.asked(PTX + word, "sm_90a")
 
 
 def test_a_warning_is_an_error(nvcc: str, tmp_path: Path) -> None:
