@@ -85,7 +85,9 @@ class Part:
     def level(self, inputs: Sequence[Any], lengths: Any, attributes: Attributes) -> Level:
         """What a Triton kernel is given."""
         a, v, p, q, p_bias, q_bias = self._pick(inputs) + self._missing
-        lengths, adaptive = (lengths[0], False) if self.trunks else (None, attributes[-2])
+        if not self.trunks:
+            lengths = None
+        adaptive = not self.trunks and attributes[-2]
         return Level(a, v, p, q, p_bias, q_bias, lengths, attributes[self.factor], adaptive)
 
     def due(self, needs: int) -> tuple[bool, ...]:
@@ -230,15 +232,16 @@ class Pooling:
         return [a.new_empty(a.shape[0], outputs), *projections]
 
     def _levels(self, arguments: Sequence[Any], attributes: Attributes) -> Levels:
-        lengths = arguments[len(self._names) : self._seed]
+        lengths = arguments[self._seed - 1] if self._lengths else None
         levels = [part.level(arguments, lengths, attributes) for part in self._parts]
         if len(levels) == 2:
             return Levels(*levels)
         return Levels(None, levels[0]) if self._parts[0].trunks else Levels(levels[0], None)
 
     def _triton(self, *arguments: Any) -> Any:
-        seed, *_, dropout, keep = arguments[self._seed :]
-        return _pool(self._levels(arguments, arguments[self._seed + 1 : -1]), seed, dropout, keep)
+        at = self._seed
+        levels = self._levels(arguments, arguments[at + 1 : -1])
+        return _pool(levels, arguments[at], arguments[-2], arguments[-1])
 
     def _triton_backward(self, dz: Tensor, *arguments: Any) -> list[Tensor]:
         first = self._seed + 1

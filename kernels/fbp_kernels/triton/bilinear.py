@@ -34,7 +34,10 @@ def forward(
         The result (B, sum of O), and two projections (H, B, N) of each part, or None where not wanted.
     """
     there = levels.there
-    z = there[0].a.new_empty(there[0].a.shape[0], sum([level.outputs for level in there]))
+    a, outputs = there[0].a, 0
+    for level in there:
+        outputs += level.outputs
+    z = a.new_empty(a.shape[0], outputs)
     kept: tuple[Tensor | None, ...] = (None, None) * len(there)
     if keep:
         kept = tuple([projection for level in there for projection in _projections(level)])
@@ -78,7 +81,10 @@ def backward(
         for gradient in [g for part in gradients for g in part if g is not None]:
             gradient.zero_()
         return gradients
-    d = dz.new_empty(2 * dz.shape[0] * sum([_columns_of(level) for level in there]))
+    columns = 0
+    for level in there:
+        columns += level.trunks * level.p.shape[-1]
+    d = dz.new_empty(2 * dz.shape[0] * columns)
     tensors = levels.tensors
     arguments = _arguments(levels, tensors, seed, dropout)
     projections = _four(levels, kept or (None, None) * len(there))
@@ -135,18 +141,14 @@ def _written(levels: Levels, gradients: list[Gradients]) -> Gradients:
 
 
 def _projections(level: Level) -> tuple[Tensor, Tensor]:
-    a, shape = level.a, level.p.shape
-    B, N = a.shape[0], shape[-1]
-    H = shape[0] if len(shape) == 3 else 1
+    a = level.a
+    H, B, N = level.trunks, a.shape[0], level.p.shape[-1]
     return a.new_empty(H, B, N), a.new_empty(H, B, N)
 
 
-def _columns_of(level: Level) -> int:
-    """H * N."""
-    return level.p.shape[-1] * (level.p.shape[0] if level.p.dim() == 3 else 1)
-
-
 def _gradient(tensor: Any) -> Tensor:
+    if tensor.is_contiguous():
+        return torch.empty_like(tensor)  # which asks less of PyTorch than to name a format
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 

@@ -212,6 +212,7 @@ def _again(plan: Plan, device: torch.device, compiled: Any, rest: list[Any]) -> 
     watched = compiled[grid]
     start, settings = starter(compiled, grid, rest)
     memory = plan.scratch is not None or plan.counters is not None
+    floats = torch.empty(0, dtype=torch.float32, device=device)  # more like it take less Python
 
     def again(pointers: Pointers) -> tuple[Plan, Tensor | None]:
         if several and current_device() != index:
@@ -221,7 +222,7 @@ def _again(plan: Plan, device: torch.device, compiled: Any, rest: list[Any]) -> 
         scratch = None
         if memory:
             if plan.scratch:
-                scratch = torch.empty(plan.scratch, dtype=torch.float32, device=device)
+                scratch = floats.new_empty(plan.scratch)
                 pointers.append(scratch.data_ptr())
             elif plan.scratch is not None:
                 pointers.append(None)

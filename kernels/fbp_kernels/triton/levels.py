@@ -37,6 +37,12 @@ class Level(NamedTuple):
         """O."""
         return self.p.shape[-1] // self.factor
 
+    @property
+    def trunks(self) -> int:
+        """H."""
+        shape = self.p.shape
+        return shape[0] if len(shape) == 3 else 1
+
 
 class Levels(NamedTuple):
     """The two parts that one launch does, of which one may be missing."""
