@@ -37,6 +37,9 @@ SYSTEMS = ("macosx_11_0_arm64", "macosx_14_0_arm64")
 # The newest that Ubuntu 24.04's C library and GCC 13.3's C++ library bring, which prebuilt libraries may ask for.
 NEWEST_SYMBOLS = {"GLIBC": (2, 39), "GLIBCXX": (3, 4, 32), "CXXABI": (1, 3, 14), "GCC": (13, 0, 0)}
 
+# What is copied to where it runs.
+PARTS = ("kernels/fbp_kernels", "avemo", "bench", "tests")
+
 
 def run(
     *command: object, cwd: Path | None = None, env: dict[str, str] | None = None, lines: int = 60
@@ -145,11 +148,16 @@ def install(version: str, folder: Path) -> Path:
     # Triton 3.6's interpreter, which torch 2.11 asks for, fails with NumPy 2.4 and later.
     packages = (f"torch=={version}", "triton<3.10", "numpy<2.4", "pytest", "hypothesis")
     run(python, "-m", "pip", "install", "--quiet", "--no-cache-dir", *packages)
+    copy_parts(folder)
+    return python
+
+
+def copy_parts(folder: Path) -> None:
+    """Copies what runs, without libraries."""
     ignored = shutil.ignore_patterns("*.so", "*_missing.txt", "__pycache__")
-    for part in ("kernels/fbp_kernels", "bench", "tests"):
+    for part in PARTS:
         shutil.copytree(ROOT / part, folder / part, ignore=ignored)
     shutil.copy2(ROOT / "pyproject.toml", folder)
-    return python
 
 
 def run_in(version: str, builds: dict[str, Path], folder: Path) -> list[str]:
