@@ -115,6 +115,23 @@ def test_the_build_and_the_doctor_say_why_there_is_no_extension(
     assert f"C++ extension: the C++ extension was not built: {reason}\n" in report
 
 
+@pytest.mark.packaging
+def test_what_is_copied_to_another_version_is_all_that_parity_needs(
+    versions: ModuleType, tmp_path: Path
+) -> None:
+    versions.copy_parts(tmp_path)
+    # -S: the editable install of this environment would lend what was not copied.
+    paths = os.pathsep.join(
+        map(os.fspath, (tmp_path, tmp_path / "kernels", sysconfig.get_path("purelib")))
+    )
+    printed = run(
+        sys.executable, "-S", "-m", "bench", "parity", "--shapes", "tiny", "--backends", "triton",
+        "--dtypes", "float32", "--operators", "power_normalize",
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths, "TRITON_INTERPRET": "1"},
+    )  # fmt: skip
+    assert "2 asked for: 2 right" in printed
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' symbols have no versions")
 def test_what_a_library_asks_of_a_system_is_read(versions: ModuleType) -> None:
     (extension,) = (p for folder in fbp_kernels.__path__ for p in Path(folder).glob("_native.so"))
