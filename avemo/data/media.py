@@ -127,12 +127,14 @@ def read_footage(
     with ExitStack() as stack:
         picture: _Picture | _NoPicture = _NoPicture(found, fps, cut)
         sound: _Sound | _NoSound = _NoSound()
-        if places[0] is not None:
-            pictures = stack.enter_context(closing(_Packets(path, places[0], "video")))
+        if found.picture is not None and places[0] is not None:
+            resume = found.picture.resume(found.first + cut.start)
+            pictures = stack.enter_context(closing(_Packets(path, places[0], "video", resume)))
             clock = _Clock(found.picture, found.sound, shifts)
             picture = _Picture(pictures, found, clock, fps, largest_side, cut)
-        if places[1] is not None:
-            sounds = stack.enter_context(closing(_Packets(path, places[1], "audio")))
+        if found.sound is not None and places[1] is not None:
+            resume = found.sound.resume(found.first + cut.start)
+            sounds = stack.enter_context(closing(_Packets(path, places[1], "audio", resume)))
             sound = _Sound(sounds, found, _Clock(found.sound, found.picture, shifts), sample_rate)
         given = 0
         while picture.read(window, max_seconds):
@@ -273,18 +275,27 @@ def _window_frames(fps: float, window_seconds: float | None, length: float) -> i
 class _Packets:
     """Decodes one stream. Each has its own reader, so none waits in memory for the other.
 
+    Args:
+        path: the file.
+        index: of the stream.
+        name: of it, for errors.
+        resume: number of the packet from which on it is decoded; before it only the first picture is,
+            whose time all others are told from.
+
     Attributes:
         stream: PyAV's.
+        jumped: the last frame is the first one after packets that were not decoded.
     """
 
-    def __init__(self, path: Path, index: int, name: str) -> None:
+    def __init__(self, path: Path, index: int, name: str, resume: int = 0) -> None:
         self._opened = _open(path)
         self._container = self._opened.__enter__()
         self.stream = self._container.streams[index]
         # One thread: the cores belong to the workers, and the order of errors stays the same every
         # time.
         self.stream.codec_context.thread_count = 1
-        self._name = name
+        self._name, self._resume = name, resume
+        self.jumped = False
         self._total = self._bad = self._frames = 0
         self._decoded = self._decode()
 
@@ -303,7 +314,14 @@ class _Packets:
     def _decode(self) -> Iterator[Any]:
         import av
 
-        for packet in self._container.demux(self.stream):
+        skipped = False
+        for number, packet in enumerate(self._container.demux(self.stream)):
+            if number < self._resume and (self._frames or self._name == "audio"):
+                skipped = True
+                continue
+            if skipped:
+                self.stream.codec_context.flush_buffers()
+                skipped, self.jumped = False, True
             self._total += 1
             try:
                 frames = packet.decode()
@@ -313,7 +331,9 @@ class _Packets:
                 self._bad += 1
                 continue
             self._frames += len(frames)
-            yield from frames
+            for frame in frames:
+                yield frame
+                self.jumped = False
 
 
 class _Clock:
@@ -431,6 +451,8 @@ class _Picture:
     def _add(self, frame: Any) -> None:
         _check_size(frame)
         self.last_raw = self._counted(frame) if self.found.counted else self._stamped(frame)
+        if self.packets.jumped:
+            self.clock.expected = None
         time = self.clock.place(self.last_raw, self.period)
         if not self.seen:
             self.zero, self.seen = time + self.start, True

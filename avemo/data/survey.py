@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,10 @@ on meanwhile: then this one rests."""
 
 TRUNCATED_SECONDS, TRUNCATED_SHARE = 0.3, 0.05
 """A stream is truncated if more than both of these is missing of what its container declares."""
+
+WARM_UP_SECONDS = 1.0
+"""What is decoded before a cut: decoders of sound look back, and pictures that follow one at which decoding
+can begin may be shown before it."""
 
 COUNTED = ("avi", "swf")
 """Containers that have no times of their own: a packet's time is its number. FFmpeg makes `pts` of
@@ -48,12 +52,20 @@ class Track:
         times: seconds on the container's clock, sorted, of those that have any; float64.
         end: where the last of them ends, by the duration that the container gives it.
         declared: seconds that the container says the stream has, if it does.
+        keys: number, from 0, and time of each packet at which decoding can begin, float64 (K, 2); none
+            where the times have faults.
     """
 
     packets: int
     times: NDArray[np.float64]
     end: float
     declared: float | None = None
+    keys: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2)))
+
+    def resume(self, time: float) -> int:
+        """The number of a packet from which on decoding gives all that is shown or heard from a time on."""
+        early = self.keys[self.keys[:, 1] <= time - WARM_UP_SECONDS, 0]
+        return int(early[-1]) if early.size else 0
 
     @property
     def seconds(self) -> float:
@@ -89,6 +101,12 @@ class Survey:
     allowance: float = 0.0
 
     @property
+    def first(self) -> float:
+        """When the first picture is shown, or the sound begins if there are none, on the container's clock."""
+        track = self.picture or self.sound
+        return float(track.times[0]) if track and track.times.size else 0.0
+
+    @property
     def seconds(self) -> float:
         """About how long the clip is: what the pictures measure, without faults of the clock, or the
         sound if there are none."""
@@ -117,13 +135,17 @@ def survey(container: Any, video: Any, audio: Any) -> Survey:
     """
     counted = container.format.name in COUNTED
     streams = [s for s in (video, audio) if s is not None]
-    packets: dict[int, list[tuple[float, float]]] = {s.index: [] for s in streams}
+    packets: dict[int, list[tuple[float, ...]]] = {s.index: [] for s in streams}
+    seen = dict.fromkeys(packets, 0)
     for packet in container.demux(*streams):
+        index = packet.stream.index
         if packet.size and not packet.is_discard:
             time = packet.dts if counted or packet.pts is None else packet.pts
             base = float(packet.time_base or 0)
             start = math.nan if time is None else time * base
-            packets[packet.stream.index].append((start, start + (packet.duration or 0) * base))
+            end = start + (packet.duration or 0) * base
+            packets[index].append((start, end, seen[index], packet.is_keyframe))
+        seen[index] += 1
     tracks = [
         None if s is None else _track(packets[s.index], _declared(container, s))
         for s in (video, audio)
@@ -139,12 +161,20 @@ def survey(container: Any, video: Any, audio: Any) -> Survey:
     return Survey(picture, sound, counted, steady, lead_in, allowance)
 
 
-def _track(packets: Iterable[tuple[float, float]], declared: float | None) -> Track:
-    both = np.array(list(packets), np.float64).reshape(-1, 2)
-    timed = both[~np.isnan(both[:, 0])]
+def _track(packets: Iterable[tuple[float, ...]], declared: float | None) -> Track:
+    """The track of packets that are start, end, number and whether decoding can begin there."""
+    table = np.array(list(packets), np.float64).reshape(-1, 4)
+    timed = table[~np.isnan(table[:, 0])]
     times = np.sort(timed[:, 0])
     end = float(timed[np.argmax(timed[:, 0]), 1]) if times.size else 0.0
-    return Track(len(both), times, end, declared)
+    keys = timed[timed[:, 3] > 0][:, [2, 0]] if _regular(table[:, 0]) else np.zeros((0, 2))
+    return Track(len(table), times, end, declared, keys)
+
+
+def _regular(times: NDArray[np.float64]) -> bool:
+    """Whether all packets have times, which neither jump nor go back by more than pictures out of order do."""
+    steps = np.diff(times)
+    return bool(np.all((steps > -WARM_UP_SECONDS) & (steps <= LONGEST_REST_SECONDS)))
 
 
 def _estimated(container: Any) -> bool:

@@ -93,6 +93,10 @@ CONTAINERS = {
         "audio_codec": "libmp3lame",
         "video_options": {"bf": "2"},
     },
+    "h264.avi": {"audio_codec": "libmp3lame", "video_options": {"bf": "2", "preset": "fast"}},
+    "open_gop.mkv": {"video_options": {"bf": "3", "preset": "fast", "x264-params": "open-gop=1"}},
+    "stream.ts": {"audio_codec": "mp2", "video_options": {"bf": "2", "preset": "fast"}},
+    "late.mkv": {"audio_codec": "aac", "audio_offset": 1.3},
     "b_frames.mp4": {"video_options": {"bf": "2", "preset": "fast"}},
     "plain.mkv": {"audio_codec": "flac"},
     "flash.flv": {"video_codec": "flv", "audio_codec": "libmp3lame"},
@@ -106,7 +110,8 @@ def test_cuts_are_what_the_whole_has_there(tmp_path: Path, name: str) -> None:
     count, rate = 90, 44100
     frames = np.repeat(rng.integers(0, 256, (count, 6, 8, 1), np.uint8), 8, 1).repeat(8, 2)
     frames = np.repeat(frames, 3, 3)
-    sound = rng.normal(0, 0.1, round(count / 25 * rate)).astype(np.float32)
+    time = np.arange(round(count / 25 * rate)) / rate
+    sound = (0.25 * np.sin(2 * np.pi * (100 + 40 * time) * time)).astype(np.float32)
     options = {"video_options": {}, **CONTAINERS[name]}
     options["video_options"] = options["video_options"] | {"g": "12"}
     path = write_media(tmp_path / name, frames, sound, rate=rate, **options)
@@ -116,9 +121,14 @@ def test_cuts_are_what_the_whole_has_there(tmp_path: Path, name: str) -> None:
         assert cut.start == 0.0
         np.testing.assert_array_equal(cut.frames, whole.frames[first:last])
         at, end = (round(n / 25 * RATE) for n in (first, last))
-        # The resampler begins elsewhere, and a codec that looks back knows less of what was before.
-        apart = cut.waveform[RATE // 50 :] - whole.waveform[at + RATE // 50 : end]
-        assert np.abs(apart).max() < 2e-3, (first, last)
+        # The resampler begins elsewhere, and some containers round times to milliseconds.
+        lags = sorted(range(-20, 21), key=abs)
+        apart = [
+            np.abs(cut.waveform[320:-320] - whole.waveform[at + 320 + lag : end - 320 + lag]).max()
+            for lag in lags
+        ]
+        assert abs(lags[int(np.argmin(apart))]) <= RATE // 2000 + 1, (first, last)
+        assert min(apart) < 0.02, (first, last)
     rest = read(path, fps=25.0, cut=Cut(70 / 25))
     np.testing.assert_array_equal(rest.frames, whole.frames[70:])
 
