@@ -8,6 +8,7 @@ from avemo.models.config import ModelConfig
 from avemo.models.decision_fusion import DecisionFusion
 from avemo.models.ensemble import Ensemble, ensemble_streams
 from avemo.models.fused import AudioVisual
+from avemo.models.lbp_top_svm import LBPTopSVM
 from avemo.models.output import BOTH, Output
 from avemo.models.parts import FUSIONS
 from avemo.models.single import AudioOnly, VideoOnly
@@ -18,6 +19,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "video": VideoOnly,
     "decision_fusion": DecisionFusion,
     "ensemble": Ensemble,
+    "lbp_top_svm": LBPTopSVM,
 }
 
 

@@ -135,7 +135,7 @@ def _train(
     from avemo.models.transformer import resolved
     from avemo.models.weights import start_weights
     from avemo.training.callbacks import ModelCheckpoints, StepProgress, averaging
-    from avemo.training.fitting import FitOnValidation
+    from avemo.training.fitting import FitOnValidation, learn
     from avemo.training.memory import keep_freed_memory
     from avemo.training.module import EmotionModule
     from avemo.training.resume import ResumeFiles, RunKeeper, StoppedError, StopRequest
@@ -168,6 +168,11 @@ def _train(
         start_weights(network, config.model)
     network.to(own.device)
     parameters = sum(p.numel() for p in network.parameters())
+    if hasattr(network, "learn"):
+        if own.first:
+            save_config(config, out / _CONFIG)
+            _note_start(out)
+        return learn(network, clips, config, out)
     operators, memory = use_backend(network, backend), keep_freed_memory()
     together = synchronize(network) if own.processes > 1 and trainer.sync_batch_norm else []
     if trainer.compile != "no":

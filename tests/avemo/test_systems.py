@@ -141,10 +141,13 @@ def merged(first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
 
 # Ensembles are what their members are; models of transformers have tests of their own.
 OURS = [n for n in system_names() if "/" not in described(n).get("audio", {}).get("encoder", "")]
-ALONE = [n for n in OURS if described(n)["name"] != "ensemble"]
+TRAINED = [
+    n for n in OURS if described(n)["name"] != "lbp_top_svm"
+]  # which learns without gradients
+ALONE = [n for n in TRAINED if described(n)["name"] != "ensemble"]
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_layers_and_parameters_are_those_of_the_source(name: str) -> None:
     with torch.device("meta"):
         model = build_model(from_dict(ModelConfig, described(name)), **PAPER)
@@ -202,7 +205,7 @@ def test_a_clip_is_the_same_alone_and_in_a_batch(name: str) -> None:
                 assert mine.sum().item() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_batch_may_have_no_clips(name: str) -> None:
     """As a process gets where clips do not go round; its gradients are zeros, and all are there."""
     model = build_model(small(name), bins=20, face_size=16, classes=4).train()
@@ -214,7 +217,7 @@ def test_a_batch_may_have_no_clips(name: str) -> None:
 
 
 def test_streams_are_those_that_the_parts_attend_to() -> None:
-    for name in OURS:
+    for name in TRAINED:
         system = systems()[name]
         model = build_model(small(name), bins=20, face_size=16, classes=4)
         children = {name.split(".")[-1] for name, _ in model.named_modules()}
