@@ -47,6 +47,7 @@ COMMANDS = {
     "systems": Command(
         "avemo.systems:list_systems", "list the systems that can be trained by name"
     ),
+    "paper": Command("avemo.paper:paper", "make the paper's tables and figures on a cache"),
     "demo": Command("avemo.demo:demo", "run all of the above on a small synthetic corpus"),
 }
 

@@ -218,10 +218,10 @@ def _save(
     out.mkdir(parents=True, exist_ok=True)
     (out / "scores.json").write_text(json.dumps(asdict(result), indent=1) + "\n", "utf-8")
     write_predictions(out, classes, predictions)
-    save_picture(out / "confusion.png", partial(_draw, result, classes), dpi=120)
+    save_picture(out / "confusion.png", partial(draw_confusion, result, classes), dpi=120)
 
 
-def _draw(result: Scores, classes: tuple[str, ...]) -> "Figure":
+def draw_confusion(result: Scores, classes: tuple[str, ...]) -> "Figure":
     """The confusion matrix as a picture: shares of each row as shades, counts as text."""
     from matplotlib.figure import Figure
 
