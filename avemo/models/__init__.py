@@ -22,6 +22,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "lbp_top_svm": LBPTopSVM,
 }
 
+AMFBP = AudioVisual
+"""The name of its paper; the same class holds the other fusions, too."""
+
 
 def build_model(config: ModelConfig, *, bins: int, face_size: int, classes: int) -> nn.Module:
     """The model that `config.name` names, newly initialised, in plain PyTorch.
@@ -77,6 +80,7 @@ def required_streams(model: nn.Module | ModelConfig, modality_dropout: float) ->
 
 
 __all__ = [
+    "AMFBP",
     "MODELS",
     "ModelConfig",
     "Output",

@@ -15,12 +15,13 @@ from avemo.data.batch import Batch
 from avemo.models.config import ModelConfig
 from avemo.models.head import linear_head
 from avemo.models.output import BOTH, Output
+from avemo.models.pretrained import Pretrained
 from avemo.models.stream import AudioStream, VideoStream
 
 _STEPS = 100  # of the weight, from 0 to 1
 
 
-class DecisionFusion(nn.Module):
+class DecisionFusion(Pretrained):
     """The posteriors of an audio system and a video system, `share` times the one and the rest the other.
 
     Args:

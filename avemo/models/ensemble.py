@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from avemo.models.config import ModelConfig
 from avemo.models.output import BOTH, Output
+from avemo.models.pretrained import Pretrained
 
 
-class Ensemble(nn.Module):
+class Ensemble(Pretrained):
     """Models that are asked the same, and answer by the mean of their probabilities.
 
     Args:

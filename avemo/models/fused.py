@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from avemo.models.config import ModelConfig
 from avemo.models.output import BOTH, Output
 from avemo.models.parts import FUSIONS
+from avemo.models.pretrained import Pretrained
 from avemo.models.stream import AudioStream, VideoStream
 
 
-class AudioVisual(nn.Module):
+class AudioVisual(Pretrained):
     """Two attention streams, fused, and a linear classifier.
 
     The parts of the fused vector are normalised one by one before they are classified: a trunk

@@ -1,14 +1,15 @@
 """The audio system and the video system: what fusion has to beat."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from avemo.models.config import ModelConfig
 from avemo.models.head import linear_head
 from avemo.models.output import Output
+from avemo.models.pretrained import Pretrained
 from avemo.models.stream import AudioStream, VideoStream
 
 
-class AudioOnly(nn.Module):
+class AudioOnly(Pretrained):
     """Audio encoder, attention over time, classifier; called like every model, deaf to `video`."""
 
     streams = ("audio",)
@@ -25,7 +26,7 @@ class AudioOnly(nn.Module):
         return Output(self.classifier(pooled.vector), pooled.attention, None)
 
 
-class VideoOnly(nn.Module):
+class VideoOnly(Pretrained):
     """Face-frame encoder, attention over time, classifier; called like every model, blind to `audio`."""
 
     streams = ("video",)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from avemo.data.features import FeatureConfig
 from avemo.models import build_model, required_streams
+from avemo.models.pretrained import Pretrained
 from avemo.storage import write
 from avemo.training.config import TrainConfig, from_dict, to_dict
 from avemo.training.description import (
@@ -131,7 +132,10 @@ def load(path: Path | str) -> Checkpoint:
             raise ValueError("the checksum of its weights is not that of their bytes")
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise undescribed(path, error) from error
-    return Checkpoint(model.eval(), config, classes, features)
+    trained = Checkpoint(model.eval(), config, classes, features)
+    if isinstance(model, Pretrained):
+        model.trained = trained
+    return trained
 
 
 def _weights(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:

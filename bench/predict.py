@@ -1,0 +1,152 @@
+"""What `avemo predict` takes, beside another commit: `python -m bench.predict --against COMMIT`.
+
+Both commits run in turn on the same clips with the same untrained model of the other commit's making. The time is that
+of whole processes, from the shell and back; that the probabilities are the same bits is checked of every clip.
+"""
+
+import argparse
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+CLIPS = 100
+
+_CHECKPOINT = """
+import sys, torch, yaml
+from pathlib import Path
+import avemo
+from avemo.data.features import FeatureConfig
+from avemo.models import build_model
+from avemo.training.checkpoint import save
+from avemo.training.config import TrainConfig, from_dict
+values = yaml.safe_load((Path(avemo.__file__).parent / "configs" / "small.yaml").read_text())
+values["data"]["cache"] = "none"
+config = from_dict(TrainConfig, values)
+features = FeatureConfig(bins=100, face_size=48)
+torch.manual_seed(0)
+model = build_model(config.model, bins=100, face_size=48, classes=4)
+save(Path(sys.argv[1]), model, config, ("angry", "happy", "neutral", "sad"), features)
+"""
+
+_MANY = """
+import json, sys
+from pathlib import Path
+from avemo.evaluation.predict import predict
+if __name__ == "__main__":
+    model, out, found, options, *clips = sys.argv[1:]
+    done = predict(Path(model), list(map(Path, clips)), out=Path(out), **json.loads(options))
+    Path(found).write_text(json.dumps([[p.clip.name, p.probabilities] for p in done]))
+"""
+
+# An editable install would find its own packages first.
+_SITE = """
+import sys
+sys.meta_path[:] = [f for f in sys.meta_path if not type(f).__name__.startswith("ScikitBuild")]
+"""
+
+
+def main() -> int:
+    """Measures, prints and writes a JSON file."""
+    parser = argparse.ArgumentParser(prog="python -m bench.predict", description=__doc__)
+    parser.add_argument("--against", metavar="COMMIT", required=True)
+    parser.add_argument("--corpus", type=Path, default=ROOT / "runs/bench-predict/corpus")
+    parser.add_argument("--turns", type=int, default=5, help="of one clip (%(default)s)")
+    parser.add_argument(
+        "--out", type=Path, help="file or folder; there it is predict-DEVICE-DATE.json"
+    )
+    options = parser.parse_args()
+    if not options.corpus.is_dir():
+        words = ["synth", "--out", str(options.corpus), "--clips", str(CLIPS), "--classes", "4"]
+        subprocess.run([sys.executable, "-m", "avemo", *words], check=True, cwd=ROOT)
+    clips = sorted(map(str, options.corpus.resolve().rglob("*.mp4")))[:CLIPS]
+    with tempfile.TemporaryDirectory() as folder:
+        figures = _measure(options.against, Path(folder), clips, options.turns)
+    print(json.dumps(figures, indent=1))
+    if options.out is not None:
+        from . import machine
+
+        out = options.out
+        out = out / machine.result_name("cpu", "predict") if out.is_dir() else out
+        values = {"machine": machine.describe("cpu"), "before": options.against, **figures}
+        out.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
+        print(f"written to {out}")
+    return 0
+
+
+def _measure(commit: str, folder: Path, clips: list[str], turns: int) -> dict[str, Any]:
+    where = {"before": _exported(commit, folder / "before"), "now": ROOT}
+    model = folder / "model.safetensors"
+    _run(where["before"], folder, ["-c", _CHECKPOINT, str(model)])
+    many = folder / "many.py"
+    many.write_text(_MANY)
+    one: dict[str, list[float]] = {"before": [], "now": []}
+    for _ in range(turns):
+        for name, root in where.items():
+            words = ["-m", "avemo", "predict", str(model), clips[0], "--out", str(folder / "out")]
+            one[name].append(_run(root, folder, words))
+    all_clips, answers = {}, {}
+    kinds = {
+        "before": ("before", {}),
+        "now": ("now", {}),
+        "now, no pictures": ("now", {"pictures": "none"}),
+    }
+    for kind, (name, given) in kinds.items():
+        found = folder / "found.json"
+        words = [str(many), str(model), str(folder / kind), str(found), json.dumps(given), *clips]
+        all_clips[kind] = _run(where[name], folder, words)
+        answers[kind] = json.loads(found.read_text())
+    least = {name: min(times) for name, times in one.items()}
+    equal = sum(a == b for a, b in zip(answers["before"], answers["now"], strict=True))
+    wrong = [["predict"], ["predict", str(model), "no such file"]]
+    return {
+        "one_clip_seconds": one,
+        "one_clip_ratio": least["now"] / least["before"],
+        "clips": len(clips),
+        "clips_seconds": all_clips,
+        "times_faster": {k: all_clips["before"] / all_clips[k] for k in all_clips},
+        "clips_of_equal_bits": equal,
+        "the_same_without_pictures": answers["now"] == answers["now, no pictures"],
+        "error_seconds": [_run(ROOT, folder, ["-m", "avemo", *w], status=2) for w in wrong],
+    }
+
+
+def _exported(commit: str, folder: Path) -> Path:
+    """The packages of a commit in a folder, with the native library that is installed."""
+    command = ["git", "-C", str(ROOT), "archive", commit, "avemo", "kernels"]
+    archive = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        files.extractall(folder, filter="data")
+    (folder / "sitecustomize.py").write_text(_SITE)
+    native = Path(sysconfig.get_path("purelib"), "fbp_kernels", "_native.so")
+    if native.is_file():
+        shutil.copy(native, folder / "kernels/fbp_kernels/_native.so")
+    return folder
+
+
+def _run(root: Path, folder: Path, words: list[str], status: int = 0) -> float:
+    """Seconds of a process with a checkout's packages, whose working directory has none."""
+    environment = dict(os.environ)
+    if root != ROOT:
+        environment["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "kernels")])
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, check=False
+    )
+    seconds = time.perf_counter() - start
+    if done.returncode != status:
+        raise RuntimeError(f"status {done.returncode}: {done.stderr.decode(errors='replace')}")
+    return round(seconds, 3)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
