@@ -213,6 +213,7 @@ def _again(plan: Plan, device: torch.device, compiled: Any, rest: list[Any]) -> 
     start, settings = starter(compiled, grid, rest)
     memory = plan.scratch is not None or plan.counters is not None
     floats = torch.empty(0, dtype=torch.float32, device=device)  # more like it take less Python
+    counters_on = workspace.counting(device, plan.counters or 0)
 
     def again(pointers: Pointers) -> tuple[Plan, Tensor | None]:
         if several and current_device() != index:
@@ -227,7 +228,7 @@ def _again(plan: Plan, device: torch.device, compiled: Any, rest: list[Any]) -> 
             elif plan.scratch is not None:
                 pointers.append(None)
             if plan.counters:
-                counters = workspace.counters(device, stream, plan.counters)
+                counters = counters_on(stream)
                 pointers.append(counters.data_ptr())
             elif plan.counters is not None:
                 pointers.append(None)

@@ -5,6 +5,8 @@ launch, and a launch stays one launch. Two launches must not share counters unle
 each stream has its own, and each capture of a CUDA graph gets its own for good, for its replays may run anywhere.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,25 @@ def counters(device: torch.device, stream: int, count: int) -> Tensor:
         have = _take(device, max(count, 4096))
         _streams[device, stream] = have
     return have
+
+
+def counting(device: torch.device, count: int) -> Callable[[int], Tensor]:
+    """What gives `counters` for launches that need so many, given the device's current stream.
+
+    It keeps what a stream was given, for to look that up by device and stream costs a launch a third of a microsecond.
+    """
+    captures = device.type == "cuda"
+    given: dict[int, Tensor] = {}
+
+    def give(stream: int) -> Tensor:
+        if captures and torch.cuda.is_current_stream_capturing():
+            return _captured(device, count)
+        have = given.get(stream)
+        if have is None:
+            have = given[stream] = counters(device, stream, count)
+        return have
+
+    return give
 
 
 def _captured(device: torch.device, count: int) -> Tensor:

@@ -35,6 +35,30 @@ def test_counters_begin_where_kernels_are_compiled_for() -> None:
     assert [workspace._take(CPU, count).data_ptr() % 16 for count in (1, 2, 3, 5)] == [0] * 4
 
 
+def test_launches_of_a_kind_keep_what_a_stream_was_given() -> None:
+    give = workspace.counting(CPU, 5)
+    first, other = give(1), give(2)
+    assert give(1) is first
+    assert first.data_ptr() == workspace.counters(CPU, 1, 5).data_ptr() != other.data_ptr()
+
+
+def test_a_captured_graph_has_counters_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the stream was given before: a replay may run beside what follows on it."""
+    capturing = False
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *size, dtype, device: zeros(*size, dtype=dtype))
+    give = workspace.counting(torch.device("cuda", 0), 5)
+    before = give(1)
+    capturing = True
+    graphs = {give(1).data_ptr() for _ in range(3)}
+    capturing = False
+    assert give(1) is before
+    assert len(graphs) == 3
+    assert before.data_ptr() not in graphs
+
+
 @triton.jit
 def _last(counters, arrivals, expected):
     if functions.arrive(counters + tl.program_id(1), expected):
