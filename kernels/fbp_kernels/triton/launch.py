@@ -212,7 +212,8 @@ def _again(plan: Plan, device: torch.device, compiled: Any, rest: list[Any]) -> 
     watched = compiled[grid]
     start, settings = starter(compiled, grid, rest)
     memory = plan.scratch is not None or plan.counters is not None
-    floats = torch.empty(0, dtype=torch.float32, device=device)  # more like it take less Python
+    # Of a tensor that is there, for that takes less Python.
+    floats = torch.empty(0, dtype=torch.float32, device=device).new_empty if plan.scratch else None
     counters_on = workspace.counting(device, plan.counters or 0)
 
     def again(pointers: Pointers) -> tuple[Plan, Tensor | None]:
@@ -222,8 +223,8 @@ def _again(plan: Plan, device: torch.device, compiled: Any, rest: list[Any]) -> 
         stream = stream_of(index)
         scratch = None
         if memory:
-            if plan.scratch:
-                scratch = floats.new_empty(plan.scratch)
+            if floats is not None:
+                scratch = floats(plan.scratch)
                 pointers.append(scratch.data_ptr())
             elif plan.scratch is not None:
                 pointers.append(None)
