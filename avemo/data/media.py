@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -175,6 +176,15 @@ def cut_seconds(seconds: float, cut: Cut) -> float:
 def _look(path: Path, needs: Collection[str]) -> tuple[Survey, list[int | None]]:
     """What a file's packets say, and which are its streams of pictures and of sound."""
     _check_file(path)
+    status = path.stat()
+    return _surveyed(path, tuple(needs), (status.st_mtime_ns, status.st_size))
+
+
+@lru_cache(maxsize=4)
+def _surveyed(
+    path: Path, needs: tuple[str, ...], state: tuple[int, int]
+) -> tuple[Survey, list[int | None]]:
+    """The same, read once of a file in one state: its clips come one after the other."""
     with _open(path) as container:
         video, audio = _streams(container, needs)
         found = survey(container, video, audio)

@@ -7,8 +7,10 @@ import av
 import numpy as np
 import pytest
 
+from avemo.data import media
 from avemo.data.media import Cut, _Clock, _sdr_levels, read_footage
 from avemo.data.reasons import MediaError
+from avemo.data.survey import survey
 from tests.avemo.data.media_files import (
     carphone,
     no_face,
@@ -131,6 +133,21 @@ def test_cuts_are_what_the_whole_has_there(tmp_path: Path, name: str) -> None:
         assert min(apart) < 0.02, (first, last)
     rest = read(path, fps=25.0, cut=Cut(70 / 25))
     np.testing.assert_array_equal(rest.frames, whole.frames[70:])
+
+
+def test_a_film_of_many_clips_is_surveyed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And anew as soon as it is another one."""
+    surveys = []
+    monkeypatch.setattr(media, "survey", lambda *streams: surveys.append(1) or survey(*streams))
+    path = write_clip(tmp_path / "a.mp4", seconds=2.0)
+    for start in (0.0, 0.5, 1.0):
+        read(path, cut=Cut(start, start + 0.5))
+    assert len(surveys) == 1
+    write_clip(path)
+    assert len(read(path).frames) == 13
+    assert len(surveys) == 2
 
 
 def test_a_cut_of_sound_alone(tmp_path: Path) -> None:
