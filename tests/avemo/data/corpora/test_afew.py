@@ -86,7 +86,7 @@ def test_damaged_folders(tmp_path: Path) -> None:
 def test_damaged_lists(tmp_path: Path) -> None:
     touch(tmp_path, "Train/Happy/1.avi", "Train/Happy/2.avi", "Train/Sad/3.avi")
     lines = ["Happy/1 Happy", "Happy/1.avi Happy", "Happy/2 Joy", "Happy/9 Happy", "Happy/2", ""]
-    lines += ["../secret Happy", "/etc/passwd Happy", "a b c", "..\\secret 3"]
+    lines += ["../secret Happy", "/etc/passwd Happy", "a b c", "..\\secret 3", "../3 Sad"]
     (tmp_path / "list_train.txt").write_text("\n".join(lines))
     listing = listed("afew", tmp_path)
     assert [(row.path, row.fault.split(":")[0]) for row in listing.rows] == [
@@ -97,6 +97,7 @@ def test_damaged_lists(tmp_path: Path) -> None:
         ("../secret", "path outside of the root"),
         ("/etc/passwd", "path outside of the root"),
         ("..\\secret", "path outside of the root"),
+        ("../3", "path outside of the root"),
     ]
     assert listing.left_out == {"in no list": 1}
     assert "lists with lines that cannot be read: 1 (list_train.txt: 2)" in listing.remarks

@@ -67,6 +67,8 @@ def test_streams_by_modality(tmp_path: Path) -> None:
     write_media(
         folder / "03-01-01-01-01-01-12.wav", None, both[1], rate=48000, audio_codec="pcm_s16le"
     )
+    streams = {row.path[9:11]: row.streams for row in listed("ravdess", tmp_path / "root").rows}
+    assert streams == {"01": ("audio", "video"), "02": ("video",), "03": ("audio",)}
     clips = prepared("ravdess", tmp_path / "root", tmp_path / "cache")
     assert {name: clip.label for name, clip in clips.items()} == {
         "Actor_12/01-01-06-01-02-01-12.mp4": "fearful",
