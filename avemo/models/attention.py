@@ -3,12 +3,16 @@
 Self-attention is that of Zhou, Du et al. (2021), Figure 3. The others are what networks of other papers end in.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from avemo.models.config import AttentionConfig
 from avemo.models.ragged import inside
 from fbp_kernels import AttentionPool
+
+_RISE = 0.5  # share of the training over which a lambda rises
 
 
 def self_attention(encoder: nn.Module, trunks: int, config: AttentionConfig) -> AttentionPool:
@@ -18,9 +22,26 @@ def self_attention(encoder: nn.Module, trunks: int, config: AttentionConfig) -> 
 
 def attention_pool(features: int, trunks: int, config: AttentionConfig) -> AttentionPool:
     """The same over frames of so many features."""
-    return AttentionPool(
-        features, config.hidden, trunks, config.scale, config.learned, backend="reference"
+    start = config.scale if config.rises_from is None else config.rises_from
+    rises = config.rises_from is not None
+    pool = AttentionPool(
+        features, config.hidden, trunks, start, config.learned or rises, backend="reference"
     )
+    if rises:
+        assert pool.log_scale is not None
+        pool.log_scale.requires_grad_(False)  # set by `raise_scales`, and saved with the weights
+        pool.rise = (start, config.scale)  # type: ignore[assignment]
+    return pool
+
+
+def raise_scales(model: nn.Module, share: float) -> None:
+    """Sets every lambda that rises in training to what it is after a share of all steps, 0 to 1."""
+    for module in model.modules():
+        rise: tuple[float, float] | None = getattr(module, "rise", None)
+        if rise is not None:
+            low, high = map(math.log, rise)
+            assert isinstance(module.log_scale, nn.Parameter)
+            module.log_scale.data.fill_(low + min(1.0, share / _RISE) * (high - low))
 
 
 class Mean(nn.Module):

@@ -75,12 +75,22 @@ class AttentionConfig:
             sharper. A hyper-parameter in the paper.
         kind: one of `avemo.models.parts.ATTENTIONS`.
         learned: lambda is learned, from `scale` on.
+        rises_from: lambda grows to `scale` over the first half of the training, from this on. A sharp
+            attention from the start settles on the frames that it happens to begin with.
     """
 
     hidden: int = 128
     scale: float = 1.0
     kind: str = "self"
     learned: bool = False
+    rises_from: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.rises_from is not None and (self.learned or min(self.rises_from, self.scale) <= 0):
+            raise ValueError(
+                "attention.rises_from needs a lambda that is not learned, and both ends positive; "
+                f"got {self}"
+            )
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class VideoStream(nn.Module):
     def forward(self, faces: Tensor, lengths: Tensor) -> Pooled:
         seen = seen_frames(faces, lengths)
         encoded = self.encoder(faces, lengths).where(seen[..., None], 0.0)
-        return _among(seen, Pooled(*self.attention(encoded, lengths)))
+        return among(seen, Pooled(*self.attention(encoded, lengths)))
 
 
 def _encoder(stream: str, parts: Mapping[str, Part], pretrained: Part, name: str) -> Part:
@@ -74,7 +74,7 @@ def _part(setting: str, parts: Mapping[str, Part], name: str) -> Part:
     return parts[name]
 
 
-def _among(frames: Tensor, pooled: Pooled) -> Pooled:
+def among(frames: Tensor, pooled: Pooled) -> Pooled:
     """Shares the attention out among some of the frames only, bool (B, T); the others are zero.
 
     A softmax over some frames is the one over all, divided by what those got. Zero frames add nothing

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -17,12 +18,13 @@ from avemo import storage
 from avemo.synth import degrade, face, voice
 from avemo.synth.clip import ClipPlan, Format, write_clip
 from avemo.synth.emotions import CLASSES, EMOTIONS, ClassCount
-from avemo.synth.script import draw_emphasis, draw_script
+from avemo.synth.script import draw_emphasis, draw_script, throughout
 
 SPLITS = {"train": 0.60, "val": 0.15, "test": 0.25}
 CLIPS_PER_SPEAKER = 12
 DURATION = (1.6, 2.6)  # s
 VERSION = 1  # of the drawing: raise it when equal parameters give other clips
+Expression = Literal["part", "whole"]  # of a clip, in which the emotion shows
 SAMPLE_RATES = (16000, 24000, 32000, 48000)
 
 MANIFEST = "manifest.csv"
@@ -41,6 +43,7 @@ class Parameters:
     size: int
     fps: int
     sample_rate: int
+    expression: Expression = "part"
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -60,6 +63,7 @@ class Parameters:
             "size", self.size >= 64 and self.size % 2 == 0, "an even number of pixels, at least 64"
         )
         expect("fps", 5 <= self.fps <= 120, "frames per second between 5 and 120")
+        expect("expression", self.expression in get_args(Expression), "part or whole")
         expect("sample_rate", self.sample_rate in SAMPLE_RATES, f"one of {SAMPLE_RATES} Hz")
 
     @property
@@ -115,6 +119,8 @@ def _draw_clip(
     emotion = EMOTIONS[label]
     duration = round(rng.uniform(*DURATION) * parameters.fps) / parameters.fps
     emphasis = draw_emphasis(duration, rng)
+    if parameters.expression == "whole":  # after the draw, so that all else is as it would be
+        emphasis = throughout(duration)
     intensity = 0.0 if label == "neutral" else rng.uniform(0.65, 1.0)
     delivery = voice.draw_delivery(emotion.voice, intensity * speaker_voice.expressivity, rng)
     units = _draw_units(emotion.face, emotion.optional, intensity * identity.expressivity, rng)
@@ -170,6 +176,7 @@ def synthesize(
     size: int = 160,
     fps: int = 25,
     sample_rate: int = 16000,
+    expression: Expression = "part",
 ) -> Path:
     """Writes a corpus of short synthetic talking-face clips with emotion labels.
 
@@ -188,6 +195,8 @@ def synthesize(
         size: Width and height of the picture in pixels, even, at least 64.
         fps: Frames per second.
         sample_rate: Audio samples per second: 16000, 24000, 32000 or 48000.
+        expression: Show the emotion in a part of each clip, as people do, or in the whole of it: then no moment tells
+            more than another, and what a model gains by moments it must not gain here.
 
     Returns:
         Path of the manifest.
@@ -196,7 +205,7 @@ def synthesize(
         ValueError: An argument is out of its range.
         FileExistsError: `out` holds a corpus with other parameters, or files that are no corpus.
     """
-    parameters = Parameters(clips, classes, seed, float(noise), size, fps, sample_rate)
+    parameters = Parameters(clips, classes, seed, float(noise), size, fps, sample_rate, expression)
     if workers < 1:
         raise ValueError(f"workers={workers!r}: expected at least 1")
     out = Path(out)
@@ -220,7 +229,8 @@ def _claim(out: Path, parameters: Parameters) -> bool:
     record = out / PARAMETERS
     wanted = asdict(parameters)
     if record.exists():
-        found = json.loads(record.read_text(encoding="utf-8"))
+        # Corpora from before the emotion could show in the whole clip say nothing of it.
+        found = {"expression": "part"} | json.loads(record.read_text(encoding="utf-8"))
         if found != wanted:
             names = [name for name in wanted if found.get(name) != wanted[name]]
             differences = "; ".join(
@@ -296,9 +306,9 @@ def _conditions(p: ClipPlan, size: int) -> dict[str, str]:
         "duration_s": number(p.script.duration),
         "syllables": str(len(p.script.syllables)),
         "intensity": number(p.intensity),
-        "emphasis_start_s": number(emphasis.start),
+        "emphasis_start_s": number(max(0.0, emphasis.start)),
         "emphasis_apex_s": number(emphasis.apex),
-        "emphasis_end_s": number(emphasis.end),
+        "emphasis_end_s": number(min(p.script.duration, emphasis.end)),
         "action_units": " ".join(f"{unit}:{value:.2f}" for unit, value in sorted(p.units.items())),
         "speaker_pitch_hz": number(p.speaker_voice.pitch),
         "pitch_shift_semitones": number(p.delivery.pitch),
@@ -325,6 +335,13 @@ def _write_csv(path: Path, rows: list[dict[str, str]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     storage.write(path, text.getvalue())
+
+
+_WHEN = {
+    "part": "Somewhere inside, for about half the clip, the emotion shows in the face and in the\n"
+    "voice at the same time; before and after both are neutral.",
+    "whole": "The emotion shows in the face and in the voice from beginning to end.",
+}
 
 
 def _readme(parameters: Parameters, plans: list[ClipPlan]) -> str:
@@ -373,8 +390,7 @@ H.264 and AAC.
 
 ## What is in a clip
 
-A person says random syllables. Somewhere inside, for about half the clip, the emotion shows in the face and in the
-voice at the same time; before and after both are neutral. People differ in pitch, vocal tract, rate, geometry of the
+A person says random syllables. {_WHEN[p.expression]} People differ in pitch, vocal tract, rate, geometry of the
 face, skin, hair, resting expression and expressivity; clips differ in intensity, in which facial actions of the
 prototype show and how strongly, in pose, light, background and recording level. Neutral clips stress a part too, and
 faces move without meaning anything, so that no single cue is proof.

@@ -117,6 +117,11 @@ def draw_emphasis(duration: float, rng: np.random.Generator) -> Emphasis:
     return Emphasis(start, start + length * rng.uniform(0.42, 0.58), start + length)
 
 
+def throughout(duration: float) -> Emphasis:
+    """A span whose plateau is the whole of a clip of `duration` seconds."""
+    return Emphasis(-duration, duration / 2, 2 * duration)
+
+
 def draw_script(
     duration: float, emphasis: Emphasis, voice: Voice, rate: float, rng: np.random.Generator
 ) -> Script:

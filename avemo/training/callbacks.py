@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from avemo.data.features import FeatureConfig
+from avemo.models.attention import raise_scales
 from avemo.training import checkpoint
 from avemo.training.config import TrainConfig
 from avemo.training.sharded import whole
@@ -87,6 +88,18 @@ def averaging(decay: float) -> pl.callbacks.WeightAveraging:
         decay: what a step leaves of the average: it moves by 1 - decay towards the weights.
     """
     return pl.callbacks.EMAWeightAveraging(decay=decay)
+
+
+class RisingScales(pl.Callback):
+    """Raises the lambdas of attentions that begin gently; what a step has follows from its number alone."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.total = int(trainer.estimated_stepping_batches)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
+    ) -> None:
+        raise_scales(pl_module, trainer.global_step / self.total)
 
 
 class StepProgress(pl.callbacks.ProgressBar):

@@ -1,17 +1,24 @@
 """Attention where frames are missing, and a lambda that is learned."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fbp_kernels as fk
+from avemo.models.attention import raise_scales
 from avemo.models.backend import use_backend
 from avemo.models.config import AttentionConfig
-from avemo.models.stream import VideoStream
+from avemo.models.ragged import inside
+from avemo.models.stream import Pooled, VideoStream, among
+from avemo.training import checkpoint
+from avemo.training.config import DataConfig, TrainerConfig
+from avemo.training.train import train
 from tests.avemo.models.test_models import attend
 from tests.avemo.models.tiny_model import FACE_SIZE, tiny_batch, tiny_config, tiny_model
+from tests.avemo.tiny_cache import write_cache
 
 MISSING = {0: (0, 3, 7), 3: (4,), 2: (0,)}  # frames without a face, by clip
 
@@ -59,22 +66,30 @@ def test_a_frame_without_a_face_gets_no_weight_at_all(backend: str) -> None:
         assert attention[row].sum().item() == pytest.approx(1, abs=1e-6)
 
 
-def test_both_backends_are_as_near_to_float64() -> None:
+@pytest.mark.parametrize("seed", range(8))
+def test_both_backends_are_as_near_to_float64(seed: int) -> None:
     """Outputs and gradients, with frames missing: at most twice the reference's error, and an ulp."""
-    _, _, video, v_len = blinded()
-    truth, reference, native = stream().double(), stream(), stream()
-    use_backend(native, "native")
+    generator = torch.Generator().manual_seed(seed)
+    frames = torch.randn(5, 13, 11, generator=generator)
+    lengths = torch.randint(1, 14, (5,), generator=generator)
+    seen = inside(lengths, 13) & (torch.rand(5, 13, generator=generator) < 0.7)
+    pools = []
+    for dtype, backend in (
+        (torch.float64, "reference"),
+        (torch.float32, "reference"),
+        (torch.float32, "native"),
+    ):
+        torch.manual_seed(seed)
+        pools.append(fk.AttentionPool(11, 4, 3, 2.5, backend=backend).to(dtype))
     results = []
-    for module in (truth, reference, native):
-        faces = video.to(next(module.parameters()).dtype).requires_grad_()
-        pooled = module(faces, v_len)
+    for pool in pools:
+        x = frames.where(seen[..., None], 0.0).to(pool.weight.dtype).requires_grad_()
+        pooled = among(seen, Pooled(*pool(x, lengths)))
         (pooled.vector.square().sum() + (pooled.trunks * 0.7).sin().sum()).backward()
-        gradients = [p.grad for p in module.parameters()]
-        results.append([*pooled, faces.grad, *gradients])
+        results.append([*pooled, x.grad, *(p.grad for p in pool.parameters())])
     for exact, plain, fused in zip(*results, strict=True):
-        scale = exact.abs().max() * torch.finfo(torch.float32).eps
-        error = (fused - exact).abs().max()
-        assert error <= 2 * (plain - exact).abs().max() + scale
+        ulp = exact.abs().max() * torch.finfo(torch.float32).eps
+        assert (fused - exact).abs().max() <= 2 * (plain - exact).abs().max() + ulp
 
 
 @pytest.mark.parametrize("backend", ["reference", "native"])
@@ -146,3 +161,44 @@ def test_models_learn_lambda_when_asked_to() -> None:
     assert model.audio.attention.log_scale.exp().item() == pytest.approx(2)
     plain = tiny_model()
     assert not [name for name in plain.state_dict() if "log_scale" in name]
+
+
+def test_a_lambda_rises_over_the_first_half_and_is_saved_with_the_weights() -> None:
+    config = AttentionConfig(hidden=5, scale=8.0, rises_from=0.5)
+    model = tiny_model(audio_attention=config)
+    pool = model.audio.attention
+    scales = []
+    for share in (0.0, 0.125, 0.25, 0.5, 1.0):
+        raise_scales(model, share)
+        scales.append(pool.log_scale.exp().item())
+    assert scales == pytest.approx([0.5, 1.0, 2.0, 8.0, 8.0])
+    assert not pool.log_scale.requires_grad
+    assert model.video.attention.log_scale is None
+    raise_scales(model, 0.25)
+    again = tiny_model(audio_attention=config)
+    again.load_state_dict(model.state_dict())
+    for ours, theirs in zip(again(*tiny_batch()), model(*tiny_batch()), strict=True):
+        assert ours is theirs or torch.equal(ours, theirs)
+    with pytest.raises(ValueError, match="not learned, and both ends positive"):
+        AttentionConfig(learned=True, rises_from=1.0)
+    with pytest.raises(ValueError, match="both ends positive"):
+        AttentionConfig(scale=-1.0, rises_from=1.0)
+
+
+def test_training_raises_lambda_step_by_step_also_after_a_pause(tmp_path: Path) -> None:
+    """Six steps, two in an epoch: the checkpoint of each epoch has the lambda of its last step."""
+    cache = write_cache(tmp_path / "cache")
+    rising = AttentionConfig(hidden=5, scale=4.0, rises_from=1.0)
+    model = tiny_config(audio_attention=rising, video_attention=rising)
+    for epochs in (1, 3):
+        train(
+            data=DataConfig(cache, batch_size=9),
+            model=model,
+            trainer=TrainerConfig(epochs=epochs, accelerator="cpu"),
+            out=tmp_path / "run",
+            resume=epochs > 1,
+        )
+        last = checkpoint.load(tmp_path / "run" / "last.safetensors").model
+        expected = 4.0 ** min(1.0, 2 * (2 * epochs - 1) / (2 * epochs))
+        for stream in (last.audio, last.video):
+            assert stream.attention.log_scale.exp().item() == pytest.approx(expected)
