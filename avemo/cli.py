@@ -48,6 +48,7 @@ COMMANDS = {
         "avemo.systems:list_systems", "list the systems that can be trained by name"
     ),
     "paper": Command("avemo.paper:paper", "make the paper's tables and figures on a cache"),
+    "fairness": Command("avemo.fairness:fairness", "test the synthetic corpus by its controls"),
     "demo": Command("avemo.demo:demo", "run all of the above on a small synthetic corpus"),
 }
 

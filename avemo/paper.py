@@ -43,7 +43,7 @@ _TESTS = ("f1", "p_mcnemar", "p_mcnemar_holm", "p_bootstrap", "p_bootstrap_holm"
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """What decides the result, apart from how many seeds there are and which tables are asked for.
 
     Attributes:
@@ -106,12 +106,12 @@ def paper(
         raise ValueError(f"seeds must be at least 1, got {count}")
     if first_seed < 0:
         raise ValueError(f"first_seed must not be negative, got {first_seed}")
-    plan = _Plan(
+    plan = Plan(
         ClipCache(cache).digest, config or ("small" if quick else "full"), epochs, first_seed
     )
     with one_writer(out, "avemo paper"):
         _claim(out, plan)
-        work = _Work(out, cache, plan, count)
+        work = Trainings(out, cache, plan, count)
         for table in wanted:
             for row in _rows(table):
                 work.make(row)
@@ -136,7 +136,7 @@ def _tables(asked: list[str] | None) -> list[str]:
     return [table for table in known if not asked or table in asked]
 
 
-def _claim(out: Path, plan: _Plan) -> None:
+def _claim(out: Path, plan: Plan) -> None:
     """Makes `out` the folder of this plan."""
     record = out / _RECORD
     if record.is_file():
@@ -184,7 +184,7 @@ def _first_alike(system: str) -> str:
     return next(name for name in systems() if from_dict(ModelConfig, _model(name)) == wanted)
 
 
-class _Work:
+class Trainings:
     """Trainings and evaluations, each done once.
 
     Args:
@@ -194,7 +194,7 @@ class _Work:
         seeds: of each system.
     """
 
-    def __init__(self, out: Path, cache: Path, plan: _Plan, seeds: int) -> None:
+    def __init__(self, out: Path, cache: Path, plan: Plan, seeds: int) -> None:
         self.out, self.cache, self.plan, self.seeds = out, cache, plan, seeds
 
     def make(self, row: Figure) -> None:
@@ -220,7 +220,7 @@ class _Work:
             options = ["--data.cache", self.cache, "--seed", seed, "--out", run, "--resume"]
             if self.plan.epochs is not None:
                 options += ["--trainer.epochs", self.plan.epochs]
-            _avemo("train", *sizes, *options)
+            run_command("train", *sizes, *options)
             write(done, "")
         return run
 
@@ -229,7 +229,7 @@ class _Work:
         run = self.out / "runs" / system
         if not (run / _TRAINED).is_file():
             runs = [self._trained(m, number) for m, n in members.items() for number in range(n)]
-            _avemo("ensemble", *(member / _TRAINED for member in runs), "--out", run)
+            run_command("ensemble", *(member / _TRAINED for member in runs), "--out", run)
         return run
 
     def evaluate(self, run: Path, split: str) -> None:
@@ -239,7 +239,7 @@ class _Work:
 
         folder = evaluation_folder(run, split)
         if not (folder / FILE).is_file():
-            _avemo("evaluate", run / _TRAINED, self.cache, "--split", split, "--out", folder)
+            run_command("evaluate", run / _TRAINED, self.cache, "--split", split, "--out", folder)
 
     def compared(self, table: str) -> "Comparison":
         """The systems of a table, the one that the p-values are against first."""
@@ -261,7 +261,7 @@ class _Work:
         )
 
 
-def _avemo(*arguments: object) -> None:
+def run_command(*arguments: object) -> None:
     """Runs a command of the command line in this process, and shows it."""
     from avemo.cli import run
 
@@ -270,7 +270,7 @@ def _avemo(*arguments: object) -> None:
     run(words)
 
 
-def _write_table(work: _Work, table: str) -> None:
+def _write_table(work: Trainings, table: str) -> None:
     from avemo.evaluation.compare import write_table
 
     result = work.compared(table)
@@ -296,7 +296,7 @@ def _read(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(opened))
 
 
-def _draw_curves(work: _Work, number: int, title: str, table: str) -> None:
+def _draw_curves(work: Trainings, number: int, title: str, table: str) -> None:
     from avemo.evaluation.compare import write_table
     from avemo.evaluation.figures import draw_curves
     from avemo.evaluation.plots import save_picture
@@ -330,7 +330,7 @@ def _when(event: Any) -> float:
     return float(event.wall_time)
 
 
-def _draw_attention(work: _Work) -> None:
+def _draw_attention(work: Trainings) -> None:
     """Figure 7: two clips, drawn at random of those of the test split that are recognised."""
     import numpy as np
 
@@ -369,7 +369,7 @@ def _draw_attention(work: _Work) -> None:
     write_table(work.out / "figure-7.csv", rows)
 
 
-def _draw_confusion(work: _Work) -> None:
+def _draw_confusion(work: Trainings) -> None:
     """Figure 10: the confusion matrix of all runs together, on the test split."""
     from avemo.evaluation.compare import find_predictions, write_table
     from avemo.evaluation.evaluate import draw_confusion, score
@@ -389,7 +389,7 @@ def _draw_confusion(work: _Work) -> None:
     save_picture(work.out / "figure-10.png", partial(draw_confusion, total, classes), dpi=120)
 
 
-def _page(out: Path, plan: _Plan, seeds: int) -> str:
+def _page(out: Path, plan: Plan, seeds: int) -> str:
     """A page that shows all tables and figures that are there."""
     lines = [
         "# The paper's tables and figures",
