@@ -74,7 +74,7 @@ class ClipDataModule(L.LightningDataModule):
         num_workers: int = 0,
         balanced: bool = False,
         needs: Collection[str] = (),
-        fold: FoldConfig | None = None,
+        fold: FoldConfig = FoldConfig(),  # noqa: B008, it is frozen
         shared_speakers: bool = False,
     ) -> None:
         super().__init__()
@@ -87,8 +87,7 @@ class ClipDataModule(L.LightningDataModule):
                 f"seed and num_workers must not be negative, got {seed} and {num_workers}"
             )
         self.cache = ClipCache(cache)
-        if fold:
-            self.cache.clips = folded(self.cache.clips, fold)
+        self.cache.clips = folded(self.cache.clips, fold)
         self.classes = self.cache.classes
         self.features = self.cache.features
         self.batch_size = batch_size

@@ -18,13 +18,13 @@ class FoldConfig:
     """One of several folds. Its part is the test split, the next one's part the validation split.
 
     Attributes:
-        number: of the fold, from 0.
+        number: of the fold, from 0; null keeps the corpus's own splits.
         count: into how many parts the speakers or groups are dealt; null makes each a part of its own:
             leave one speaker out, leave one group (such as a session) out.
         by: what stays together. Groups are those of the corpus.
     """
 
-    number: int = 0
+    number: int | None = None
     count: int | None = None
     by: By = "speaker"
 
@@ -34,16 +34,18 @@ class FoldConfig:
                 f"fold.count must be at least {len(SPLITS)}, for training, validation and test, "
                 f"got {self.count}"
             )
-        if self.number < 0:
+        if self.number is not None and self.number < 0:
             raise ValueError(f"fold.number must not be negative, got {self.number}")
 
 
 def folded(clips: Sequence[ClipInfo], fold: FoldConfig) -> tuple[ClipInfo, ...]:
-    """The clips with the splits of a fold in place of their own.
+    """The clips with the splits of a fold in place of their own, or as they are where it is none.
 
     Raises:
         ValueError: a clip's speaker or group is not known, or there are too few of them.
     """
+    if fold.number is None:
+        return tuple(clips)
     parts = deal(clips, fold.by, fold.count)
     count = max(parts.values()) + 1
     if fold.number >= count:

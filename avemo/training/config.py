@@ -36,7 +36,7 @@ class DataConfig:
     drop_last: bool = False
     num_workers: int = 0
     balanced: bool = False
-    fold: FoldConfig | None = None
+    fold: FoldConfig = field(default_factory=FoldConfig)
     shared_speakers: bool = False
 
 

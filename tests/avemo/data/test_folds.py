@@ -79,14 +79,15 @@ def test_what_cannot_be_folded_is_told() -> None:
     with pytest.raises(
         ValueError, match=r"speaker of every clip; 1 of 2 have none, such as 1\.mp4"
     ):
-        folded(corpus, FoldConfig())
+        folded(corpus, FoldConfig(0))
     with pytest.raises(ValueError, match=r"folds by group need the group of every clip"):
-        folded(corpus, FoldConfig(by="group"))
+        folded(corpus, FoldConfig(0, by="group"))
     three = [clip(i, f"{i}", "x") for i in range(3)]
     with pytest.raises(
         ValueError, match=r"fold\.number must be below 3, the number of folds, got 3"
     ):
         folded(three, FoldConfig(3))
+    assert folded(corpus, FoldConfig()) == tuple(corpus)
     with pytest.raises(ValueError, match=r"fold\.count must be at least 3"):
         FoldConfig(count=2)
 
@@ -130,7 +131,7 @@ def test_a_leak_within_a_fold_is_found(cache: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("avemo.data.datamodule.folded", wrong)
     with pytest.raises(ValueError, match="the speaker 'test0' is in the splits"):
-        ClipDataModule(cache, fold=FoldConfig()).train_dataloader()
+        ClipDataModule(cache, fold=FoldConfig(0)).train_dataloader()
 
 
 def test_folds_are_shown(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
