@@ -49,6 +49,7 @@ COMMANDS = {
     ),
     "paper": Command("avemo.paper:paper", "make the paper's tables and figures on a cache"),
     "fairness": Command("avemo.fairness:fairness", "test the synthetic corpus by its controls"),
+    "serve": Command("avemo.serve.server:serve", "serve a page and an API that name emotions"),
     "demo": Command("avemo.demo:demo", "run all of the above on a small synthetic corpus"),
 }
 

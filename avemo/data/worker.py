@@ -53,9 +53,9 @@ class _Worker:
     def __init__(
         self, setup: Callable[..., Task], arguments: tuple[Any, ...], memory: int | None
     ) -> None:
-        context = _context()
-        self.connection, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(
+        processes = context()
+        self.connection, theirs = processes.Pipe()
+        self.process: BaseProcess = processes.Process(
             target=_serve, args=(theirs, setup, arguments, memory), daemon=True
         )
         with _no_main():
@@ -88,7 +88,7 @@ def _no_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _context() -> Any:
+def context() -> Any:
     """Not a fork of this process: that would copy locks which threads of other libraries hold.
 
     A fork server imports the slow libraries once for all workers, the replaced ones included.
@@ -109,7 +109,7 @@ def _serve(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     task = setup(*arguments)
     if memory is not None:
-        _bound_memory(memory)
+        bound_memory(memory)
     try:
         connection.send((True, None))  # ready
         while True:
@@ -132,7 +132,7 @@ def _messages(task: Task, item: Any) -> Iterator[tuple[bool, Any]]:
     yield True, result
 
 
-def _bound_memory(extra: int) -> None:
+def bound_memory(extra: int) -> None:
     """Lets this process take so many bytes more than it has now: then allocations fail, not the
     machine. Linux alone holds a process to that."""
     if not sys.platform.startswith("linux"):

@@ -30,7 +30,7 @@ from avemo.evaluation.predict import Prediction
 from avemo.models import needed_streams
 from avemo.storage import write
 from avemo.text import printable
-from avemo.training.checkpoint import Checkpoint, load
+from avemo.training.checkpoint import Checkpoint
 
 _COLUMNS = 200  # of the spectrogram in a picture, for a window
 
@@ -53,7 +53,7 @@ class _Found:
 
 
 def results(
-    checkpoint: Path,
+    trained: Checkpoint,
     clips: Sequence[Path],
     pieces: Iterator[tuple[int, Piece | Finished]],
     windows: Windows,
@@ -63,14 +63,13 @@ def results(
     """What comes of each clip, in their order.
 
     Args:
-        checkpoint: the model.
+        trained: the model.
         clips: their files.
         pieces: their windows, each with the clip's number.
         windows: how the clips were cut.
         places: paths of what is written of each clip, without suffixes.
         pictures: a kind of them, or "none".
     """
-    trained = load(checkpoint)
     asker = Asker(trained.model, trained.features, needed_streams(trained.model))
     open_clips: dict[int, _Found] = {}
     done: dict[int, Prediction | MediaError] = {}

@@ -133,8 +133,9 @@ def predict(
         # From here on clips are read; what is slow to import is so meanwhile.
         with without_collection():
             from avemo.evaluation.clips import results
+            from avemo.training.checkpoint import load
 
-        each = results(checkpoint, found, pieces, windows, places, pictures)
+        each = results(load(checkpoint), found, pieces, windows, places, pictures)
         for clip, result in tqdm(
             each, "predicting", len(found), unit="clip", leave=False, disable=None
         ):

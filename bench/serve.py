@@ -1,0 +1,184 @@
+"""What `avemo serve` bears: many clients at once, each asking again as soon as it is answered.
+
+Nothing may be lost: every request is answered, by a prediction or by status 429. The server is a process of its own.
+"""
+
+import argparse
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from . import machine
+from .records import Spread
+
+VERSION = 1
+_START_SECONDS = 180
+_PAUSE = 0.5  # seconds that a client waits after a 429, less than it is told to: overload is what is measured
+
+
+@dataclass
+class Load:
+    """What came of it.
+
+    Attributes:
+        clients: at once.
+        seconds: of asking.
+        statuses: answers by HTTP status; "lost" where there was none.
+        different: predictions other than the first one of the same clip.
+        latency: seconds to a prediction; None where there was none.
+        alone: seconds to a prediction when nobody else asks.
+        memory: bytes of the server with its processes, one figure a second.
+    """
+
+    clients: int
+    seconds: float
+    statuses: dict[str, int] = field(default_factory=dict)
+    different: int = 0
+    latency: Spread | None = None
+    alone: Spread | None = None
+    memory: list[int] = field(default_factory=list)
+
+
+def run_load(checkpoint: Path, clip: Path, clients: int, seconds: float) -> Load:
+    """Starts a server and puts it under load.
+
+    Args:
+        checkpoint: its model.
+        clip: what every client sends.
+        clients: how many.
+        seconds: how long they ask.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "avemo", "serve", str(checkpoint), "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        load = Load(clients, seconds)
+        asyncio.run(_ask(load, f"http://127.0.0.1:{port}", clip.read_bytes(), server.pid))
+        return load
+    finally:
+        server.terminate()
+        server.wait()
+
+
+async def _ask(load: Load, address: str, content: bytes, pid: int) -> None:
+    import httpx
+
+    bounds = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(
+        base_url=address, timeout=120, limits=bounds, trust_env=False
+    ) as client:
+        await _started(client)
+        alone = []
+        expected = None
+        for _ in range(12):
+            begun = time.monotonic()
+            response = await client.post("/api/predictions", content=content)
+            response.raise_for_status()
+            expected = response.json()
+            alone.append(time.monotonic() - begun)
+        load.alone = Spread.of(alone[2:])  # the first ones start processes
+        end = time.monotonic() + load.seconds
+        statuses: Counter[str] = Counter()
+        taken: list[float] = []
+
+        async def one() -> None:
+            while time.monotonic() < end:
+                begun = time.monotonic()
+                try:
+                    answer = await client.post("/api/predictions", content=content)
+                except httpx.HTTPError:
+                    statuses["lost"] += 1
+                    continue
+                statuses[str(answer.status_code)] += 1
+                if answer.status_code == 200:
+                    taken.append(time.monotonic() - begun)
+                    load.different += answer.json() != expected
+                else:
+                    await asyncio.sleep(_PAUSE)
+
+        async def watch() -> None:
+            while time.monotonic() < end:
+                load.memory.append(_memory(pid))
+                await asyncio.sleep(1)
+
+        await asyncio.gather(watch(), *(one() for _ in range(load.clients)))
+    load.statuses = dict(sorted(statuses.items()))
+    load.latency = Spread.of(taken) if taken else None
+
+
+async def _started(client: object) -> None:
+    import httpx
+
+    assert isinstance(client, httpx.AsyncClient)
+    end = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            (await client.get("/api/about")).raise_for_status()
+            return
+        except httpx.TransportError:
+            if time.monotonic() > end:
+                raise
+            await asyncio.sleep(0.1)
+
+
+def _memory(pid: int) -> int:
+    """Bytes that a process and those below it hold alone or share, each shared page counted in parts."""
+    below: dict[int, list[int]] = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = status.read_text()
+        except OSError:  # it has ended
+            continue
+        parent = int(text.rpartition(")")[2].split()[1])
+        below.setdefault(parent, []).append(int(status.parent.name))
+    total, waiting = 0, [pid]
+    while waiting:
+        one = waiting.pop()
+        waiting += below.get(one, [])
+        try:
+            lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue
+        total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total
+
+
+def main() -> int:
+    """The command line; the exit status is 1 where something was lost or differed."""
+    parser = argparse.ArgumentParser(prog="python -m bench.serve", description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("clip", type=Path)
+    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--out", type=Path, help="a JSON file")
+    given = parser.parse_args()
+    load = run_load(given.checkpoint, given.clip, given.clients, given.seconds)
+    answered = ", ".join(f"{status}: {count}" for status, count in load.statuses.items())
+    print(f"{load.clients} clients for {load.seconds:g} s: {answered}; {load.different} differ")
+    for what, spread in (("alone", load.alone), ("under load", load.latency)):
+        if spread:
+            print(f"{what}: {spread.median:.2f} s ({spread.low:.2f} to {spread.high:.2f})")
+    if load.memory:
+        third = max(1, len(load.memory) // 3)
+        parts = (load.memory[:third], load.memory[-third:])
+        print(
+            "memory, first and last third: {:.0f} and {:.0f} MB".format(
+                *(max(p) / 1e6 for p in parts)
+            )
+        )
+    if given.out:
+        values = {"version": VERSION, "machine": machine.describe("cpu"), "load": asdict(load)}
+        given.out.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
+    return int(load.different > 0 or "lost" in load.statuses)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
