@@ -213,7 +213,8 @@ def _again(plan: Plan, device: torch.device, compiled: Any, rest: list[Any]) -> 
     start, settings = starter(compiled, grid, rest)
     memory = plan.scratch is not None or plan.counters is not None
     # Of a tensor that is there, for that takes less Python.
-    floats = torch.empty(0, dtype=torch.float32, device=device).new_empty if plan.scratch else None
+    size = plan.scratch or 0
+    floats = torch.empty(0, dtype=torch.float32, device=device).new_empty if size else None
     counters_on = workspace.counting(device, plan.counters or 0)
 
     def again(pointers: Pointers) -> tuple[Plan, Tensor | None]:
@@ -224,7 +225,7 @@ def _again(plan: Plan, device: torch.device, compiled: Any, rest: list[Any]) -> 
         scratch = None
         if memory:
             if floats is not None:
-                scratch = floats(plan.scratch)
+                scratch = floats(size)
                 pointers.append(scratch.data_ptr())
             elif plan.scratch is not None:
                 pointers.append(None)
