@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from avemo.data.corpora.corpus import ANY, Corpus, Published, deal_folds
-from avemo.data.corpora.listing import Listing, Row
+from avemo.data.corpora.listing import Listing, Row, with_copies
 from avemo.data.corpora.tree import Tree
 from avemo.data.media import BOTH
 from avemo.data.reasons import reason
@@ -74,7 +74,7 @@ def read(root: Path) -> Listing:
         endings = [PurePosixPath(path).suffix.lower() for path in paths]
         best = next(ending for ending in STREAMS if ending in endings)
         taken = [path for path, ending in zip(paths, endings, strict=True) if ending == best]
-        rows += _rows(name, best, taken)
+        rows += with_copies(_row(name, best, taken[0]), taken[1:])
         if len(paths) > len(taken):
             what = "with its picture" if best == ".flv" else "as WAV"
             left_out[f"sound of a clip that is there {what}"] += len(paths) - len(taken)
@@ -90,23 +90,19 @@ CORPUS = Corpus(
 )
 
 
-def _rows(name: str, ending: str, paths: list[str]) -> list[Row]:
-    """A row for each file of a clip; all but the first are duplicates."""
+def _row(name: str, ending: str, path: str) -> Row:
     actor, _, emotion, _ = name.split("_")
     bad = BAD.get(name, {}).get(ending)
     fault = reason("known to be bad", bad) if bad else ""
     if emotion not in EMOTIONS:
         fault = reason("no label", f"no emotion has the code {emotion}")
     fold = FOLDS[(int(actor) - ACTORS.start) % len(FOLDS)]
-    return [
-        Row(
-            path,
-            EMOTIONS.get(emotion, ""),
-            _SPLIT[fold],
-            speaker=actor,
-            group=fold,
-            streams=STREAMS[ending],
-            fault=reason("duplicate", f"a copy of {paths[0]}") if path != paths[0] else fault,
-        )
-        for path in paths
-    ]
+    return Row(
+        path,
+        EMOTIONS.get(emotion, ""),
+        _SPLIT[fold],
+        speaker=actor,
+        group=fold,
+        streams=STREAMS[ending],
+        fault=fault,
+    )

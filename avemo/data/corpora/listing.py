@@ -96,6 +96,17 @@ class Listing:
             )
 
 
+def with_copies(row: Row, others: Iterable[str]) -> list[Row]:
+    """A clip, and the files that are copies of its file, which are faulty.
+
+    Args:
+        row: the clip.
+        others: paths of the copies.
+    """
+    fault = reason("duplicate", f"a copy of {row.path}")
+    return [row, *(replace(row, path=path, fault=fault) for path in others)]
+
+
 def checked(rows: Iterable[Row], root: Path) -> tuple[Row, ...]:
     """The rows, with a fault on each that cannot be a clip; faults that are there stay.
 

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from avemo.data.corpora.corpus import ANY, Corpus, Published, deal_folds
-from avemo.data.corpora.listing import Listing, Row
+from avemo.data.corpora.listing import Listing, Row, with_copies
 from avemo.data.corpora.tree import Tree
 from avemo.data.media import BOTH
 from avemo.data.reasons import reason
@@ -82,27 +82,24 @@ def read(root: Path) -> Listing:
             if modality != "01" and "01" in copies:
                 left_out["one stream of a performance that is there with both"] += len(paths)
             else:
-                rows += _rows(performance, modality, paths)
+                rows += with_copies(_row(performance, modality, paths[0]), paths[1:])
     return Listing(tuple(rows), dict(left_out), tree.remarks())
 
 
 CORPUS = Corpus(read, published=Published({ANY: _published()}, speakers=24))
 
 
-def _rows(performance: str, modality: str, paths: list[str]) -> list[Row]:
-    """A row for each file of a performance; all but the first are duplicates."""
+def _row(performance: str, modality: str, path: str) -> Row:
     _, emotion, *_, actor = performance.split("-")
-    fault = "" if emotion in EMOTIONS else reason("no label", f"no emotion has the code {emotion}")
     fold = _FOLD[actor]
-    return [
-        Row(
-            path,
-            EMOTIONS.get(emotion, ""),
-            _SPLIT[fold],
-            speaker=f"Actor_{actor}",
-            group=fold,
-            streams=STREAMS[modality],
-            fault=reason("duplicate", f"a copy of {paths[0]}") if path != paths[0] else fault,
-        )
-        for path in paths
-    ]
+    return Row(
+        path,
+        EMOTIONS.get(emotion, ""),
+        _SPLIT[fold],
+        speaker=f"Actor_{actor}",
+        group=fold,
+        streams=STREAMS[modality],
+        fault=""
+        if emotion in EMOTIONS
+        else reason("no label", f"no emotion has the code {emotion}"),
+    )
