@@ -6,7 +6,7 @@ STAMPS := $(VENV)/.made
 SOURCES := $(foreach kind,h cpp cu,$(wildcard kernels/csrc/*.$(kind) kernels/csrc/*/*.$(kind)))
 SHIM := $(wildcard tests/cuda_shim/*.h tests/cuda_shim/*.cpp tests/cuda_shim/*/*.h tests/cuda_shim/*/*/*.h)
 
-.PHONY: help setup demo test lint bench results check resources ptxas mutants fuzz gpu-dry wheel-test docs torch-versions triton-versions prebuilt clean
+.PHONY: help setup demo test lint bench results check resources ptxas mutants fuzz gpu-dry wheel-test docs torch-versions triton-versions vision prebuilt clean
 
 help:
 	@echo "make demo        set up, then: make a corpus, prepare, train, evaluate, predict"
@@ -22,6 +22,7 @@ help:
 	@echo "make gpu-dry     what bench/gpu.sh does on a GPU machine, with interpreter and compiler in place of the GPU"
 	@echo "make wheel-test  build a wheel and try it in an environment of its own; compile for the least version of torch"
 	@echo "make torch-versions  build with the headers of every version of torch that is claimed, and run in each one (GBs)"
+	@echo "make vision      networks of torchvision and timm as encoders, in an environment that has them (GBs)"
 	@echo "make prebuilt    build both libraries for other machines, with and without a GPU, into dist/prebuilt"
 	@echo "make bench       measure this machine's CPU and rewrite the report, on a quiet machine (20 minutes)"
 	@echo "make results     measure everything that the README shows anew, on a quiet machine (30 minutes)"
@@ -107,6 +108,13 @@ docs: setup
 
 torch-versions: setup
 	$(BIN)/python kernels/torch_versions.py all
+
+# Neither imports beside a torch of another build than theirs; the rest comes from the environment of `setup`.
+vision: setup
+	test -x build/vision/bin/python || $(PYTHON) -m venv build/vision
+	build/vision/bin/python -m pip install --quiet torch==2.14.1 torchvision==0.29.1 timm
+	echo $(abspath $(VENV))/lib/python*/site-packages > $$(echo build/vision/lib/python*/site-packages)/rest.pth
+	PYTHONPATH=kernels FBP_BACKEND=reference build/vision/bin/python -m pytest tests/avemo/models/test_networks.py -k real_network
 
 prebuilt: setup
 	$(BIN)/python kernels/torch_versions.py prebuilt dist/prebuilt

@@ -44,6 +44,11 @@ COMMANDS = {
     "compare": Command("avemo.evaluation.compare:compare", "compare systems on the same clips"),
     "predict": Command("avemo.evaluation.predict:predict", "name the emotion in media files"),
     "ensemble": Command("avemo.training.ensemble:ensemble", "make one model of several"),
+    "pretrain-face": Command(
+        "avemo.training.pretrain_face:pretrain_face",
+        "train the face encoder alone",
+        configurable=True,
+    ),
     "systems": Command(
         "avemo.systems:list_systems", "list the systems that can be trained by name"
     ),

@@ -7,6 +7,7 @@ from torch import nn
 from avemo.models.config import ModelConfig
 from avemo.models.decision_fusion import DecisionFusion
 from avemo.models.ensemble import Ensemble, ensemble_streams
+from avemo.models.faces import Faces
 from avemo.models.fused import AudioVisual
 from avemo.models.lbp_top_svm import LBPTopSVM
 from avemo.models.output import BOTH, Output
@@ -17,6 +18,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     **dict.fromkeys(FUSIONS, AudioVisual),
     "audio": AudioOnly,
     "video": VideoOnly,
+    "faces": Faces,
     "decision_fusion": DecisionFusion,
     "ensemble": Ensemble,
     "lbp_top_svm": LBPTopSVM,

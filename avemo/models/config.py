@@ -39,6 +39,21 @@ class AudioEncoderConfig:
 
 
 @dataclass(frozen=True)
+class NetworkConfig:
+    """A network that encodes a face (`avemo.models.networks`).
+
+    Attributes:
+        name: `torchvision:NAME`, `timm:NAME`, or `frames` for ours.
+        weights: a file of weights that training starts from.
+        size: faces are scaled to this side; 0 leaves them as they are.
+    """
+
+    name: str = "frames"
+    weights: Path | None = None
+    size: int = 0
+
+
+@dataclass(frozen=True)
 class VideoEncoderConfig:
     """The face encoder.
 
@@ -53,6 +68,8 @@ class VideoEncoderConfig:
             a training where it is null.
         trained_layers: how many of its last layers are trained; 0 freezes it, null trains all of it.
         rate: share of the learning rate that it gets.
+        networks: of the encoder `networks`, whose features are concatenated.
+        blstm: units of each direction of a bidirectional LSTM after them; 0 for none.
     """
 
     channels: tuple[int, ...] = (64, 128, 256, 512)
@@ -63,6 +80,8 @@ class VideoEncoderConfig:
     architecture: dict[str, Any] | None = None
     trained_layers: int | None = None
     rate: float = 1.0
+    networks: tuple[NetworkConfig, ...] = ()
+    blstm: int = 0
 
 
 @dataclass(frozen=True)

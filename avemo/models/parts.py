@@ -12,6 +12,7 @@ from avemo.models.cnn_lstm import CNNLSTM
 from avemo.models.config import AttentionConfig, AudioEncoderConfig, VideoEncoderConfig
 from avemo.models.fusion import Fusion
 from avemo.models.mafn import MAFN
+from avemo.models.networks import Networks
 from avemo.models.tacn import FusionTACN
 from avemo.models.video import VideoEncoder
 
@@ -30,6 +31,7 @@ AUDIO_ENCODERS: dict[str, Callable[[int, AudioEncoderConfig], nn.Module]] = {
 # attribute `out_features`.
 VIDEO_ENCODERS: dict[str, Callable[[int, VideoEncoderConfig], nn.Module]] = {
     "frames": VideoEncoder,
+    "networks": Networks,
 }
 
 # From the encoder and the number of trunks, a module that takes (B, T, C) and lengths int64 (B,) and gives (B, C),

@@ -1,12 +1,14 @@
 """The weights that a training starts from: files, and models of other libraries."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from avemo.models.audio import AudioEncoder
-from avemo.models.config import ModelConfig
+from avemo.models.config import ModelConfig, NetworkConfig
+from avemo.models.networks import Networks, Pictures
 from avemo.models.transformer import is_pretrained, load_pretrained
 
 
@@ -25,8 +27,10 @@ def start_weights(model: nn.Module, config: ModelConfig) -> None:
         part = getattr(config, stream)
         if not hasattr(model, stream):
             continue
-        encoder = getattr(model, stream).encoder
-        if part.weights is not None:
+        encoder = getattr(getattr(model, stream), "encoder", getattr(model, stream))
+        if isinstance(encoder, Networks):
+            _load_networks(encoder, part.networks)
+        elif part.weights is not None:
             _load(encoder, Path(part.weights))
         elif is_pretrained(part.encoder):
             load_pretrained(encoder, part.encoder)
@@ -63,6 +67,19 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
     if not isinstance(found, dict) or not all(isinstance(x, Tensor) for x in found.values()):
         raise ValueError(f"{file} must hold a state dict, tensors by name")
     return found
+
+
+def _load_networks(encoder: Networks, configs: Sequence[NetworkConfig]) -> None:
+    for network, config in zip(encoder.networks, configs, strict=True):
+        if config.weights is None:
+            continue
+        if isinstance(network, Pictures):
+            try:
+                network.start_from(read_state_dict(config.weights))
+            except ValueError as error:
+                raise ValueError(f"the weights of {config.weights} do not fit: {error}") from error
+        else:
+            _load(network, config.weights)
 
 
 def _load(encoder: nn.Module, file: Path) -> None:

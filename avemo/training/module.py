@@ -103,9 +103,9 @@ class EmotionModule(pl.LightningModule):
         return self.objective(self.model(*batch[:4]), batch.labels)
 
     def objective(self, output: Output, labels: Tensor) -> Tensor:
-        """What training minimises: the criterion of all that is trained, a scalar."""
+        """What training minimises: the mean criterion of all that is trained, a scalar."""
         first, *others = (self.criterion(x, labels) for x in output.trained or (output.logits,))
-        return sum(others, first)
+        return sum(others, first) / (1 + len(others)) if others else first
 
     def criterion(self, logits: Tensor, labels: Tensor) -> Tensor:
         """What scores cost: logits (B, classes) and labels int64 (B,) to a scalar."""
