@@ -12,7 +12,9 @@ from avemo.models.config import AttentionConfig
 from avemo.models.ragged import inside
 from fbp_kernels import AttentionPool
 
-_RISE = 0.5  # share of the training over which a lambda rises
+# From which to which share of the training a lambda rises: where the learning rate of one cycle is nearly zero, for
+# weights that still learn quickly learn a flat attention instead.
+_RISE = (0.9, 0.95)
 
 
 def self_attention(encoder: nn.Module, trunks: int, config: AttentionConfig) -> AttentionPool:
@@ -40,8 +42,9 @@ def raise_scales(model: nn.Module, share: float) -> None:
         rise: tuple[float, float] | None = getattr(module, "rise", None)
         if rise is not None:
             low, high = map(math.log, rise)
+            risen = (share - _RISE[0]) / (_RISE[1] - _RISE[0])
             assert isinstance(module.log_scale, nn.Parameter)
-            module.log_scale.data.fill_(low + min(1.0, share / _RISE) * (high - low))
+            module.log_scale.data.fill_(low + min(1.0, max(0.0, risen)) * (high - low))
 
 
 class Mean(nn.Module):

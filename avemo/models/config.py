@@ -94,7 +94,7 @@ class AttentionConfig:
             sharper. A hyper-parameter in the paper.
         kind: one of `avemo.models.parts.ATTENTIONS`.
         learned: lambda is learned, from `scale` on.
-        rises_from: lambda grows to `scale` over the first half of the training, from this on. A sharp
+        rises_from: lambda is this at first, and grows to `scale` near the end of the training. A sharp
             attention from the start settles on the frames that it happens to begin with.
     """
 
