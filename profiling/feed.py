@@ -130,7 +130,6 @@ def noise(count: int, size: dict[str, int]) -> Iterator[Path]:
                         path=f"{first + place}",
                         label=f"{place % 7}",
                         speaker="",
-                        group="",
                         split="train",
                         shard=shard,
                         audio_offset=place * heard,

@@ -44,25 +44,25 @@ class ClipInfo:
         path: as the corpus gives it; where a file has several clips, with the clip's name after a #.
         label: its class.
         speaker: who speaks, or an empty string.
-        group: of clips that no split of the corpus may part, such as a session; or an empty string.
         split: `train`, `val` or `test`.
         shard: file name of its shard.
         audio_offset: its first frame in `audio`.
         audio_length: its frames there; 0 if it has no sound.
         video_offset: its first frame in `video` and `valid`.
         video_length: its frames there; 0 if it has no picture.
+        group: of clips that no split of the corpus may part, such as a session; or an empty string.
     """
 
     path: str
     label: str
     speaker: str
-    group: str
     split: str
     shard: str
     audio_offset: int
     audio_length: int
     video_offset: int
     video_length: int
+    group: str = ""
 
     @property
     def streams(self) -> tuple[str, ...]:

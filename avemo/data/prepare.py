@@ -35,9 +35,9 @@ from avemo.data.cache import (
     index_json,
     shard_content,
 )
-from avemo.data.corpora import find_corpus, list_clips
 from avemo.data.corpora.check import CheckReport, count_clips
 from avemo.data.corpora.listing import Listing, Row, locate, shared_speakers
+from avemo.data.corpora.registry import find_corpus, list_clips
 from avemo.data.features import Clip, FeatureConfig, extract
 from avemo.data.limits import LONGEST_SECONDS, LONGEST_WORK_SECONDS, MOST_MEMORY
 from avemo.data.reasons import category_of, reason, refusal
@@ -562,13 +562,13 @@ def _info(row: Row, shard: str, audio: int, video: int, clip: Clip) -> ClipInfo:
         row.name,
         row.label,
         row.speaker,
-        row.group,
         row.split,
         shard,
         audio_offset=audio,
         audio_length=len(clip.audio),
         video_offset=video,
         video_length=len(clip.video),
+        group=row.group,
     )
 
 

@@ -45,7 +45,6 @@ def write_cache(
                     path=f"{split}/{i}.mp4",
                     label=classes[label],
                     speaker=f"{split}{i % 2}",
-                    group="",
                     split=split,
                     shard="0.safetensors",
                     audio_offset=heard,

@@ -32,7 +32,7 @@ def stored(tmp_path: Path) -> tuple[Path, list[tuple[np.ndarray, ...]]]:
             split = ("train", "val", "train")[len(infos)]
             infos.append(
                 ClipInfo(
-                    f"{len(infos)}.mp4", f"c{2 - len(infos)}", "s", "", split, f"{shard}.safetensors",
+                    f"{len(infos)}.mp4", f"c{2 - len(infos)}", "s", split, f"{shard}.safetensors",
                     audio, audio_length, video, video_length,
                 )
             )  # fmt: skip
@@ -78,7 +78,7 @@ def test_clips_with_one_stream_are_told_apart(tmp_path: Path) -> None:
         for number, (heard, seen) in enumerate(lengths):
             infos.append(
                 ClipInfo(
-                    f"{number}", "sad", "", "", "train", "0.safetensors", audio, heard, video, seen
+                    f"{number}", "sad", "", "train", "0.safetensors", audio, heard, video, seen
                 )
             )
             audio, video = audio + heard, video + seen

@@ -30,7 +30,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         split = "train" if number < TRAIN else "val" if number < 27 else "test"
         infos.append(
             ClipInfo(
-                f"{number}.mp4", f"c{number % 4}", split, "", split, "shard-00000.safetensors",
+                f"{number}.mp4", f"c{number % 4}", split, split, "shard-00000.safetensors",
                 sum(map(len, audios)), frames * 10 + 1, sum(map(len, videos)), frames,
             )
         )  # fmt: skip

@@ -21,7 +21,7 @@ from tests.avemo.tiny_cache import write_cache
 
 
 def clip(number: int, speaker: str, label: str, group: str = "") -> ClipInfo:
-    return ClipInfo(f"{number}.mp4", label, speaker, group, "train", "0", 0, 1, 0, 1)
+    return ClipInfo(f"{number}.mp4", label, speaker, "train", "0", 0, 1, 0, 1, group)
 
 
 CORPORA = st.lists(

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from avemo.data import limits
-from avemo.data.corpora import CORPORA
 from avemo.data.corpora.listing import checked
-from avemo.data.corpora.manifest import read_manifest
+from avemo.data.corpora.registry import CORPORA
 from avemo.data.features import FeatureConfig, extract
+from avemo.data.manifest import read_manifest
 from avemo.data.media import Cut
 from avemo.data.reasons import REASONS, MediaError, reason, refusal
 from avemo.data.worker import ended, process_all

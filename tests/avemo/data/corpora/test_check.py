@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from avemo import cli
-from avemo.data.corpora import CORPORA
 from avemo.data.corpora.check import CheckReport
 from avemo.data.corpora.corpus import Published
+from avemo.data.corpora.registry import CORPORA
 from avemo.data.prepare import prepare
 from tests.avemo.data.corpora.test_meld import TEST, write_list
 from tests.avemo.data.corpora.trees import copy

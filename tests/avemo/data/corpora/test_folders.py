@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from avemo.data.cache import SPLITS, ClipCache
-from avemo.data.corpora import CORPORA, list_clips
 from avemo.data.corpora.listing import Listing, shared_speakers
+from avemo.data.corpora.registry import CORPORA, list_clips
 from avemo.data.prepare import prepare
 from avemo.data.reasons import category_of
 from tests.avemo.data.media_files import write_clip

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from avemo.data.corpora.listing import checked, locate, shared_speakers
-from avemo.data.corpora.manifest import read_manifest
+from avemo.data.manifest import read_manifest
 from avemo.data.media import WHOLE, Cut
 from avemo.data.reasons import category_of, reason
 

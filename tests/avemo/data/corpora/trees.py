@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avemo.data.cache import ClipCache, ClipInfo
-from avemo.data.corpora import CORPORA, list_clips
 from avemo.data.corpora.listing import Listing
+from avemo.data.corpora.registry import CORPORA, list_clips
 from avemo.data.prepare import prepare
 from avemo.data.reasons import category_of
 from tests.avemo.data.media_files import talking_head
