@@ -9,6 +9,7 @@ from avemo.data.augment import AugmentConfig
 from avemo.data.folds import FoldConfig
 from avemo.models.config import ModelConfig
 from avemo.storage import write
+from avemo.typed import build
 
 T = TypeVar("T")
 
@@ -168,14 +169,7 @@ def from_dict(cls: type[T], values: dict[str, Any]) -> T:
     Raises:
         ValueError: a field is unknown, is missing or has the wrong type; the message names it.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=cls)
-    try:
-        return parser.instantiate(parser.parse_object({"value": values})).value
-    except ArgumentError as error:
-        raise ValueError(str(error)) from error
+    return build(cls, values)
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
