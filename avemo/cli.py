@@ -49,6 +49,7 @@ COMMANDS = {
         "train the face encoder alone",
         configurable=True,
     ),
+    "export": Command("avemo.exporting:export", "write a model for programs without avemo"),
     "systems": Command(
         "avemo.systems:list_systems", "list the systems that can be trained by name"
     ),

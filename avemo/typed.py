@@ -20,9 +20,9 @@ _PLAIN: dict[Any, tuple[type, ...]] = {
 
 
 def build(cls: type[T], values: Any, name: str = "") -> T:
-    """A dataclass, nested ones included, of what `dataclasses.asdict` gave; what is left out is as by default.
+    """A dataclass, nested ones included, of what `asdict` gave; the rest is as by default.
 
-    In a hundredth of the time that a parser of command lines takes for it, which a program that answers at once has not.
+    In a hundredth of the time that a parser of command lines takes for it.
 
     Args:
         cls: a dataclass whose fields are plain values, paths, literals, tuples, dictionaries, dataclasses or unions of

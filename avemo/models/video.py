@@ -70,11 +70,19 @@ class VideoEncoder(nn.Module):
         mean = faces.sum(1) / seen.sum(1).clamp(min=1)[:, None, None]
         # Channels last from the start, as the first convolution wants them.
         pair = torch.stack([faces, faces - mean[:, None]], dim=-1)  # (B, T, S, S, 2)
-        x = self.stages(pair[seen].permute(0, 3, 1, 2))
-        x = self.project(self.dropout(x).flatten(1))
+        if (
+            torch.compiler.is_exporting()
+        ):  # how many frames are seen, no exported graph can depend on
+            every = self._encode(pair.flatten(0, 1)).unflatten(0, seen.shape)
+            return every.masked_fill(~seen[..., None], 0.0)
+        x = self._encode(pair[seen])
         encoded = x.new_zeros(*faces.shape[:2], x.shape[1])
         encoded[seen] = x
         return encoded
+
+    def _encode(self, pairs: Tensor) -> Tensor:
+        """Frames and their differences from the mean, (N, S, S, 2), to (N, D)."""
+        return self.project(self.dropout(self.stages(pairs.permute(0, 3, 1, 2))).flatten(1))
 
 
 def seen_frames(faces: Tensor, lengths: Tensor) -> Tensor:

@@ -1,0 +1,113 @@
+"""Exported models answer as PyTorch does, in programs that have no avemo."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+import avemo
+from avemo import exporting
+from avemo.data.features import FeatureConfig
+from avemo.exporting import INPUTS, TOLERANCE, drawn, export
+from avemo.training.config import DataConfig, TrainConfig
+from tests.avemo.models.tiny_model import BINS, FACE_SIZE, tiny_config, tiny_model
+
+CLASSES = ("angry", "happy", "neutral", "sad")
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / f"{request.param}.safetensors"
+    config = TrainConfig(data=DataConfig(Path("none")), model=tiny_config(request.param))
+    features = FeatureConfig(bins=BINS, face_size=FACE_SIZE)
+    avemo.save(path, tiny_model(request.param), config, CLASSES, features)
+    return path
+
+
+def example(name: str, *arguments: Path) -> list[list[str]]:
+    """What a sample program prints, where importing what it must not need fails."""
+    code = (
+        "import runpy, sys\n"
+        "for name in sys.argv[1].split(','): sys.modules[name] = None\n"
+        "sys.argv = sys.argv[2:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    missing = "avemo,fbp_kernels" + (",torch" if "onnx" in name else "")
+    words = [sys.executable, "-c", code, missing, str(EXAMPLES / name), *map(str, arguments)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+def check_example(rows: list[list[str]], batch: Path) -> None:
+    logits = torch.from_numpy(np.load(batch)["logits"])
+    expected = logits.softmax(1)
+    assert [row[1] for row in rows] == [CLASSES[i] for i in expected.argmax(1)]
+    shares = [[float(cell.split("=")[1]) for cell in row[2:]] for row in rows]
+    assert np.allclose(shares, expected, atol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint", ["am_fbp"], indirect=True)
+def test_onnx_in_onnxruntime(checkpoint: Path) -> None:
+    out = checkpoint.with_suffix(".onnx")
+    assert max(export(checkpoint, out=out).values()) <= TOLERANCE
+    model = onnx.load(out)
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}, "standard operators alone"
+    trained = avemo.load(checkpoint)
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    for clips, sound, faces in [(1, 21, 3), (2, 400, 50), (7, 33, 4)]:
+        batch = drawn(trained, clips, sound, faces)
+        given = dict(zip(INPUTS, (x.numpy() for x in batch), strict=True))
+        taken = {i.name: given[i.name] for i in session.get_inputs()}
+        with torch.no_grad():
+            answer = trained.model(*batch)
+        for name, found in zip(
+            (o.name for o in session.get_outputs()), session.run(None, taken), strict=True
+        ):
+            wanted = getattr(answer, name).numpy()
+            assert np.abs(found - wanted).max() <= TOLERANCE, (name, clips)
+    check_example(example("run_onnx.py", out, Path(f"{out}.npz")), Path(f"{out}.npz"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint", ["am_fbp", "video"], indirect=True)
+def test_a_program_of_torch_export(checkpoint: Path) -> None:
+    out = checkpoint.with_suffix(".pt2")
+    assert max(export(checkpoint, out=out, format="pt2").values()) <= TOLERANCE
+    extra = {"avemo": ""}
+    program = torch.export.load(out, extra_files=extra)
+    assert json.loads(extra["avemo"])["features"]["bins"] == BINS
+    kinds = {
+        str(node.target).split(".")[0] for node in program.graph.nodes if node.op == "call_function"
+    }
+    assert not [kind for kind in kinds if "fbp" in kind]
+    check_example(example("run_pt2.py", out, Path(f"{out}.npz")), Path(f"{out}.npz"))
+
+
+@pytest.mark.parametrize("checkpoint", ["video"], indirect=True)
+def test_what_does_not_answer_as_pytorch_does_is_an_error(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoilt(program: object, out: Path, names: list[str], described: str) -> exporting.Runner:
+        out.write_bytes(b"")
+        trained = avemo.load(checkpoint)
+
+        def run(batch: tuple) -> list:
+            with torch.no_grad():
+                answer = trained.model(*batch)
+                return [x.numpy() + 2e-4 for x in (answer.logits, answer.video_attention)]
+
+        return run
+
+    monkeypatch.setitem(exporting._WRITERS, "pt2", spoilt)
+    monkeypatch.setattr(exporting, "exported", lambda trained: None)
+    with pytest.raises(ValueError, match=r"differs from PyTorch by 2.0e-04, more than 0.0001"):
+        export(checkpoint, out=tmp_path / "a.pt2", format="pt2")
