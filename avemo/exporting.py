@@ -193,6 +193,6 @@ def _check(trained: Checkpoint, run: Runner, out: Path) -> dict[str, float]:
         present = {name: x.numpy() for name, x in wanted.items() if x is not None}
         for (name, value), found in zip(present.items(), run(batch), strict=True):
             worst[name] = max(worst.get(name, 0.0), float(np.abs(value - found).max()))
-    given = dict(zip(INPUTS, (x.numpy() for x in batch), strict=True))
-    np.savez(out.with_name(out.name + ".npz"), logits=present["logits"], **given)
+    arrays: dict[str, Any] = dict(zip(INPUTS, (x.numpy() for x in batch), strict=True))
+    np.savez(out.with_name(out.name + ".npz"), **arrays, logits=present["logits"])
     return worst

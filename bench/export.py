@@ -1,0 +1,99 @@
+"""Sizes and latencies of exported models: `python -m bench.export CHECKPOINT`.
+
+Contenders take turns in one process on the same batches: PyTorch with reference and with accelerated operators, the
+program of torch.export, and onnxruntime, each with as many threads.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .records import Spread
+
+SHAPES = {"one clip of 2.5 s": (1, 251, 31), "8 clips of 2.5 s": (8, 251, 31)}
+
+
+def main() -> None:
+    """Measures, prints and writes a JSON file."""
+    parser = argparse.ArgumentParser(prog="python -m bench.export", description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=41)
+    parser.add_argument(
+        "--out", type=Path, help="file or folder; there it is export-DEVICE-DATE.json"
+    )
+    options = parser.parse_args()
+    import torch
+
+    from . import machine
+
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        figures = _measure(options.checkpoint, Path(folder), options.threads, options.turns)
+    print(json.dumps(figures, indent=1))
+    if options.out is not None:
+        out = options.out
+        out = out / machine.result_name("cpu", "export") if out.is_dir() else out
+        values = {"machine": machine.describe("cpu"), "threads": options.threads, **figures}
+        out.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
+        print(f"written to {out}")
+
+
+def _measure(checkpoint: Path, folder: Path, threads: int, turns: int) -> dict[str, Any]:
+    import onnxruntime
+    import torch
+
+    from avemo.exporting import INPUTS, drawn, export
+    from avemo.models.backend import use_backend
+    from avemo.training.checkpoint import load
+
+    files = {kind: folder / f"model.{kind}" for kind in ("onnx", "pt2")}
+    differences = {kind: export(checkpoint, out=f, format=kind) for kind, f in files.items()}
+    trained, accelerated = load(checkpoint), load(checkpoint).model
+    use_backend(accelerated)
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(
+        str(files["onnx"]), settings, providers=["CPUExecutionProvider"]
+    )
+    program = torch.export.load(files["pt2"]).module()
+    latencies = {}
+    for label, shape in SHAPES.items():
+        batch = drawn(trained, *shape)
+        given = dict(zip(INPUTS, (x.numpy() for x in batch), strict=True))
+        calls: dict[str, Callable[[], object]] = {
+            "PyTorch, reference": lambda b=batch: trained.model(*b),
+            "PyTorch, accelerated": lambda b=batch: accelerated(*b),
+            "torch.export": lambda b=batch: program(*b),
+            "onnxruntime": lambda g=given: session.run(None, g),
+        }
+        latencies[label] = {name: s.__dict__ for name, s in _turns(calls, turns).items()}
+    sizes = {kind: file.stat().st_size for kind, file in files.items()}
+    return {
+        "bytes": {"safetensors": checkpoint.stat().st_size, **sizes},
+        "largest_difference": differences,
+        "seconds": latencies,
+    }
+
+
+def _turns(calls: dict[str, Callable[[], object]], turns: int) -> dict[str, Spread]:
+    """Seconds of a call of each, in turn."""
+    import torch
+
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    with torch.inference_mode():
+        for turn in range(turns + 3):
+            for name, call in calls.items():
+                start = time.perf_counter()
+                call()
+                if turn >= 3:
+                    samples[name].append(time.perf_counter() - start)
+    return {name: Spread.of(values) for name, values in samples.items()}
+
+
+if __name__ == "__main__":
+    main()
