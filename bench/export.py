@@ -57,6 +57,8 @@ def _measure(checkpoint: Path, folder: Path, threads: int, turns: int) -> dict[s
     use_backend(accelerated)
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
+    # Else its threads go on to wait in a loop after a call, and PyTorch's next one has half the processor.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(
         str(files["onnx"]), settings, providers=["CPUExecutionProvider"]
     )
