@@ -9,6 +9,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,10 @@ def _measure(checkpoint: Path, folder: Path, threads: int, turns: int) -> dict[s
     from avemo.training.checkpoint import load
 
     files = {kind: folder / f"model.{kind}" for kind in ("onnx", "pt2")}
-    differences = {kind: export(checkpoint, out=f, format=kind) for kind, f in files.items()}
+    differences = {
+        "onnx": export(checkpoint, out=files["onnx"], format="onnx"),
+        "pt2": export(checkpoint, out=files["pt2"], format="pt2"),
+    }
     trained, accelerated = load(checkpoint), load(checkpoint).model
     use_backend(accelerated)
     settings = onnxruntime.SessionOptions()
@@ -68,10 +72,10 @@ def _measure(checkpoint: Path, folder: Path, threads: int, turns: int) -> dict[s
         batch = drawn(trained, *shape)
         given = dict(zip(INPUTS, (x.numpy() for x in batch), strict=True))
         calls: dict[str, Callable[[], object]] = {
-            "PyTorch, reference": lambda b=batch: trained.model(*b),
-            "PyTorch, accelerated": lambda b=batch: accelerated(*b),
-            "torch.export": lambda b=batch: program(*b),
-            "onnxruntime": lambda g=given: session.run(None, g),
+            "PyTorch, reference": partial(trained.model, *batch),
+            "PyTorch, accelerated": partial(accelerated, *batch),
+            "torch.export": partial(program, *batch),
+            "onnxruntime": partial(session.run, None, given),
         }
         latencies[label] = {name: s.__dict__ for name, s in _turns(calls, turns).items()}
     sizes = {kind: file.stat().st_size for kind, file in files.items()}
