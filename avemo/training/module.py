@@ -72,9 +72,7 @@ class EmotionModule(pl.LightningModule):
         if self.trainer.world_size == 1:
             loss = self.loss(batch)
             return loss, loss
-        clips = len(batch.labels)
-        # Without clips there is no loss; but in the exchanges within the network, and after it, all take part.
-        loss = self.loss(batch) if clips else self.model(*batch[:4]).logits.sum()
+        loss, clips = self.loss(batch), len(batch.labels)
         sums = torch.stack([loss.detach() * clips, loss.new_tensor(float(clips))])
         total, of_all = self.trainer.strategy.reduce(sums, reduce_op="sum")
         return loss * (clips * self.trainer.world_size / of_all), total / of_all
@@ -88,7 +86,7 @@ class EmotionModule(pl.LightningModule):
     def validation_step(self, batch: Batch, index: int) -> None:
         logits = self.model(*batch[:4]).logits
         clips = len(batch.labels)
-        loss = F.cross_entropy(logits, batch.labels) if clips else logits.sum()
+        loss = F.cross_entropy(logits, batch.labels) if clips else logits.sum()  # zero
         self.val_confusion.update(logits.argmax(1), batch.labels)
         self.log("val/loss", loss, on_epoch=True, batch_size=clips, sync_dist=True)
 
@@ -109,6 +107,10 @@ class EmotionModule(pl.LightningModule):
 
     def criterion(self, logits: Tensor, labels: Tensor) -> Tensor:
         """What scores cost: logits (B, classes) and labels int64 (B,) to a scalar."""
+        if not len(labels):
+            return (
+                logits.sum()
+            )  # zero, by which a process without clips takes part in what all exchange
         smoothing = self.config.label_smoothing
         if self.class_weights is None:
             return F.cross_entropy(logits, labels, label_smoothing=smoothing)

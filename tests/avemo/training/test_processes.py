@@ -17,7 +17,9 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._pytree import tree_map_only
 
+from avemo.data.batch import no_clips
 from avemo.data.datamodule import EpochSampler, Share, SharedBatches
+from avemo.models import MODELS
 from avemo.training.config import (
     DataConfig,
     OptimizerConfig,
@@ -25,10 +27,11 @@ from avemo.training.config import (
     TrainerConfig,
     save_config,
 )
-from tests.avemo.models.tiny_model import tiny_config
+from avemo.training.module import EmotionModule
+from tests.avemo.models.tiny_model import BINS, CLASSES, FACE_SIZE, tiny_config, tiny_model
 from tests.avemo.tiny_cache import write_cache
 from tests.avemo.training import together
-from tests.avemo.training.together import CLIPS, EPOCHS, STEPS
+from tests.avemo.training.together import CLIPS, EPOCHS, OPTIONS, STEPS
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {
     "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
@@ -46,6 +49,8 @@ class Alone:
             self.unbroken = together.run(folder / "cache", folder / "alone")
         with together.watched((1, 1)), pytest.raises(SystemExit):
             together.run(folder / "cache", folder / "begun")
+        with together.watched() as self.seen_options:
+            self.options = together.run(folder / "cache", folder / "alone-options", **OPTIONS)
         for strategy in ("ddp", "fsdp"):
             shutil.copytree(folder / "begun", folder / f"{strategy}-resumed")
         command = [
@@ -104,6 +109,14 @@ def test_a_run_goes_on_with_another_number_of_processes(strategy: str, runs: Alo
     resumed = together.run(runs.folder / "cache", begun, resume=True)
     same(resumed.last, runs.unbroken.last)
     assert resumed.best_epoch == runs.unbroken.best_epoch
+
+
+@pytest.mark.slow
+def test_options_are_the_same_for_many(runs: Alone) -> None:
+    """Averaged weights, weights of classes, balanced batches, several batches to a step."""
+    first, second = (of["options"] for of in runs.of_two)
+    assert first["losses"] == second["losses"] == pytest.approx(runs.seen_options["losses"], rel=2e-5)  # fmt: skip
+    same(runs.folder / "options" / "last.safetensors", runs.options.last)
 
 
 def _outline(state: Any) -> Any:
@@ -174,6 +187,18 @@ def test_every_clip_comes_once_whatever_the_remainder(
     for share, batches in zip(shares, of_all, strict=True):
         share.skip = 1
         assert list(share) == batches[1:]
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "lbp_top_svm"])
+def test_a_process_without_clips_takes_part_in_every_exchange(name: str) -> None:
+    """Every weight has a gradient, of zero, or those that wait for it would wait for ever."""
+    module = EmotionModule(tiny_model(name).train(), CLASSES, OptimizerConfig(), 0)
+    loss = module.loss(no_clips(BINS, FACE_SIZE))
+    loss.backward()
+    assert loss == 0
+    for weight, parameter in module.named_parameters():
+        assert parameter.grad is not None, weight
+        assert not parameter.grad.any(), weight
 
 
 def test_what_does_not_go_together_is_refused() -> None:

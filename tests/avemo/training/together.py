@@ -29,13 +29,28 @@ CLIPS = {
 EPOCHS, STEPS = 3, 4
 
 
-def run(cache: Path, out: Path, *, resume: bool = False, **changes: Any) -> TrainResult:
+OPTIONS: dict[str, Any] = {
+    "data": {"balanced": True},
+    "optimizer": {"schedule": "cosine", "class_weights": True, "ema": 0.7},
+    "accumulate": 2,
+}
+
+
+def run(
+    cache: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    data: dict[str, Any] | None = None,
+    optimizer: dict[str, Any] | None = None,
+    **changes: Any,
+) -> TrainResult:
     """A run whose masks are none, since each process draws its own."""
     options: dict[str, Any] = {"epochs": EPOCHS, "accelerator": "cpu"}
     return train(
-        data=DataConfig(cache, batch_size=5, augment=AugmentConfig(flip=0.5)),
+        data=DataConfig(cache, batch_size=5, augment=AugmentConfig(flip=0.5), **data or {}),
         model=tiny_config(),
-        optimizer=OptimizerConfig(learning_rate=0.01),
+        optimizer=OptimizerConfig(learning_rate=0.01, **optimizer or {}),
         trainer=TrainerConfig(**options | changes),
         seed=3,
         out=out,
@@ -122,6 +137,8 @@ def main() -> None:
             except SystemExit as ended:
                 found[strategy]["status"] = ended.code
         run(cache, folder / f"{strategy}-resumed", strategy=strategy, resume=True)
+    with watched() as found["options"]:
+        run(cache, folder / "options", **OPTIONS)
     with watched() as found["apart"]:
         run(cache, folder / "apart", sync_batch_norm=False, epochs=1)
     (folder / f"{rank}.json").write_text(json.dumps(found))
