@@ -40,6 +40,7 @@ class Mutant:
 DESCRIPTOR, RING, TILES = "matrix_descriptor.h", "wgmma_ring.h", "wgmma_tiles.h"
 EPILOGUE, KERNEL = "wgmma_epilogue.h", "bilinear_forward_wgmma.cu"
 GRADIENT_TILES, GRADIENTS = "wgmma_gradient_tiles.h", "bilinear_backward_wgmma.cu"
+PASS = "bilinear_differentiate.cu"
 
 MUTANTS = (
     # Descriptors and layouts.
@@ -333,6 +334,21 @@ MUTANTS = (
         GRADIENTS,
         "target.stride % kVector<T> == 0",
         "true",
+        BACKWARD,
+    ),
+    Mutant("outputs do not advance with columns", PASS, "      ++o;\n", "", BACKWARD),
+    Mutant(
+        "elements of other rows are dropped",
+        PASS,
+        "~(1u << (kQuad * i + j))",
+        "~(1u << (kQuad * i + kQuad - 1 - j))",
+        BACKWARD,
+    ),
+    Mutant(
+        "du times the scale of the other side",
+        PASS,
+        "d[side] * scales[j].scale[side]",
+        "d[side] * scales[j].scale[1 - side]",
         BACKWARD,
     ),
     Mutant(

@@ -1,8 +1,9 @@
 // Gradients of the bilinear pooling, in two launches. With x an input, W its weights, u its
 // projection and w that of the other side:
 //
-//   1  du[b, n] = dz[b, n / K] * mask * w, from projections kept or computed again; and what the
-//      rows and columns of a tile add to the gradients of scales and biases
+//   1  du[b, n] = dz[b, n / K] * mask * w, from projections computed again, or kept
+//      (bilinear_differentiate.cu); and what the rows and columns of a tile add to the gradients of
+//      scales and biases
 //   2  dx = du W^T, dW = x^T du, and the sums over tiles for scales and biases
 //
 // An adaptive scale multiplies the rows of du, in place of those of dx and of x.
@@ -43,53 +44,14 @@ class ProjectionGradientsBlock {
     if (part_.adaptive)
       for (int i = threadIdx.x; i < kWarpsAcross * Tile::kRows; i += kThreads)
         memory_.difference[i / Tile::kRows][i % Tile::kRows] = 0;
-    const auto finish = [&](i64, i64 column, int columns) { differentiate(column, columns); };
-    if (part_.kept[0] == nullptr) {
-      project<Number, Tile>(tile_, h_, h_ + 1, memory_, finish);
-    } else {
-      if (part_.adaptive) measure();
-      for (i64 column = tile_.column; column < tile_.end(); column += Tile::kColumns) {
-        const int columns = static_cast<int>(smaller(Tile::kColumns, tile_.end() - column));
-        __syncthreads();
-        read_kept(column, columns);
-        __syncthreads();
-        finish(h_, column, columns);
-      }
-    }
+    project<Number, Tile>(tile_, h_, h_ + 1, memory_,
+                          [&](i64, i64 column, int columns) { differentiate(column, columns); });
     if (part_.adaptive) finish_rows();
   }
 
  private:
   __device__ i64 place(int r, i64 n) const {
     return (h_ * problem_.B + tile_.row + r) * part_.N + n;
-  }
-
-  __device__ void read_kept(i64 column, int columns) {
-    for (int i = threadIdx.x; i < Tile::kRows * Tile::kColumns; i += kThreads) {
-      const int r = i / Tile::kColumns, c = i % Tile::kColumns;
-      if (c >= columns || tile_.row + r >= problem_.B) continue;
-      for (int side = 0; side < 2; ++side)
-        memory_.tile[side][r * kStride + c] =
-            widen(static_cast<const T*>(part_.kept[side])[place(r, column + c)]);
-    }
-  }
-
-  // The rows' sums of squares, which the projections bring along where they are computed.
-  __device__ void measure() {
-    const int warp = static_cast<int>(threadIdx.x) / kWarp;
-    for (int r = warp; r < Tile::kRows; r += kThreads / kWarp)
-      for (int side = 0; side < 2; ++side) {
-        const View& input = part_.side[side].input;
-        const i64 width = tile_.row + r < problem_.B ? part_.side[side].width : 0;
-        float sum = 0;
-        for (i64 c = threadIdx.x % kWarp; c < width; c += kWarp) {
-          const float x = widen(static_cast<const T*>(
-              input.data)[(tile_.row + r) * input.stride[0] + c * input.stride[2]]);
-          sum = fmaf(x, x, sum);
-        }
-        sum = sum_over_lanes<kWarp>(sum);
-        if (threadIdx.x % kWarp == 0) memory_.squares[side][r] = sum;
-      }
   }
 
   __device__ Scales scales_of(int r) const {
@@ -130,7 +92,7 @@ class ProjectionGradientsBlock {
   }
 
   // Of one element; returns what it adds to d mu - d eta.
-  __device__ float differentiate(int r, int c, i64 n, i64 o, float factor, const float bias[2],
+  __device__ float differentiate(int r, int c, i64 n, i64 o, float factor, const float (&bias)[2],
                                  bool biased) {
     const i64 b = tile_.row + r;
     if (b >= problem_.B) {
@@ -139,18 +101,11 @@ class ProjectionGradientsBlock {
     }
     const Scales scales = scales_of(r);
     const float raw[2] = {memory_.tile[0][r * kStride + c], memory_.tile[1][r * kStride + c]};
-    const bool alive = tile_.alive(b, h_);
-    const View& dz = problem_.dz;
-    const float g =
-        alive ? widen(static_cast<const T*>(dz.data)[b * dz.stride[0] + o * dz.stride[1]]) * factor
-              : 0.0f;
     float d[2];
-    for (int side = 0; side < 2; ++side) {
-      const int other = 1 - side;
-      d[side] = alive ? g * fmaf(raw[other], scales.scale[other], bias[other]) : 0.0f;
+    differentiate_element<T>(problem_.dz, tile_.alive(b, h_), b, o, factor, raw, scales, bias, d);
+    for (int side = 0; side < 2; ++side)
       if (own_.d[side] != nullptr)
         static_cast<T*>(own_.d[side])[place(r, n)] = narrow<T>(d[side] * scales.scale[side]);
-    }
     if (biased)
       for (int side = 0; side < 2; ++side) memory_.tile[side][r * kStride + c] = d[side];
     return d[0] * raw[0] - d[1] * raw[1];
@@ -338,35 +293,19 @@ __global__ void __launch_bounds__(kThreads, InputTile::kResident)
 
 // ---- plans ----
 
-// `in_place`: du and dw take the place of the kept w and u.
 template <class Number, class Tile>
-ProjectionGradientsPlan differentiate(const BackwardProblem& problem, bool in_place,
-                                      const Context& context) {
-  using T = typename Number::Storage;
-  const i64 B = problem.B;
-  const auto floats = [&](i64 count) {
-    return static_cast<float*>(context.scratch(count * i64{sizeof(float)}));
-  };
+ProjectionGradientsPlan differentiate(const BackwardProblem& problem, const Context& context) {
   ProjectionGradientsPlan plan;
-  plan.down = ceil_div(B, Tile::kRows);
+  plan.down = ceil_div(problem.B, Tile::kRows);
   i64 blocks = 0;
   for (int i = 0; i < problem.parts; ++i) {
     const BackwardPart& part = problem.part[i];
     auto& own = plan.part[i];
-    static_cast<Tiles&>(own) = tiles_of<Number, Tile>(part, B);
+    static_cast<Tiles&>(own) = tiles_of<Number, Tile>(part, problem.B);
     own.blocks = plan.down * own.across * part.H;
     blocks += own.blocks;
-    for (int side = 0; side < 2; ++side) {
-      if (part.d_input[side] != nullptr || part.d_weight[side] != nullptr)
-        own.d[side] = in_place ? const_cast<void*>(part.kept[side])
-                               : context.scratch(part.H * B * part.N * i64{sizeof(T)});
-      if (part.d_bias[side] != nullptr) own.biases[side] = floats(plan.down * part.H * part.N);
-    }
-    if (part.adaptive) {
-      own.norms = floats(2 * B);
-      own.differences = floats(own.across * B);
-    }
   }
+  allocate(problem, false, context, plan);
   FBP_LAUNCH((projection_gradients_kernel<Number, Tile>), grid_of(blocks), kThreads,
              sizeof(typename ProjectionGradientsBlock<Number, Tile>::Memory), context.stream,
              problem, plan);
@@ -428,21 +367,24 @@ void multiply(const BackwardProblem& problem, const ProjectionGradientsPlan& fou
 }  // namespace
 
 void bilinear_backward(const BackwardProblem& problem, const Context& context) {
+  const bool kept = all_kept(problem);
+  if (wgmma_serves(problem, current_device())) {
+    const BackwardProblem projected = kept ? problem : project_by_wgmma(problem, context);
+    return multiply_by_wgmma(projected, differentiate_kept(projected, !kept, context), context);
+  }
   with_number(problem.dtype, context.tf32, [&](auto number) {
     using Number = decltype(number);
-    if constexpr (sizeof(typename Number::Storage) == 2)
-      if (wgmma_serves(problem, current_device())) {
-        const bool kept = all_kept(problem);
-        const BackwardProblem projected = kept ? problem : project_by_wgmma(problem, context);
-        return multiply_by_wgmma(
-            projected, differentiate<Number, LargeTile>(projected, !kept, context), context);
-      }
+    const auto run = [&](auto tile) {
+      using Tile = decltype(tile);
+      multiply<Number, Tile, LargeTile>(problem,
+                                        kept ? differentiate_kept(problem, false, context)
+                                             : differentiate<Number, Tile>(problem, context),
+                                        context);
+    };
     if (problem.B <= kSmallBatch) {
-      multiply<Number, SmallTile, LargeTile>(
-          problem, differentiate<Number, SmallTile>(problem, false, context), context);
+      run(SmallTile{});
     } else {
-      multiply<Number, LargeTile, LargeTile>(
-          problem, differentiate<Number, LargeTile>(problem, false, context), context);
+      run(LargeTile{});
     }
   });
 }

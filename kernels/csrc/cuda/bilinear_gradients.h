@@ -22,6 +22,50 @@ struct ProjectionGradientsPlan {
   } part[kMaxParts];
 };
 
+// du and dw of an element of an output's columns, before the scales of their own sides. What is not
+// alive is not seen.
+template <class T>
+__device__ inline void differentiate_element(const View& dz, bool alive, i64 b, i64 o, float factor,
+                                             const float (&raw)[2], const Scales& scales,
+                                             const float (&bias)[2], float (&d)[2]) {
+  const float g =
+      alive ? widen(static_cast<const T*>(dz.data)[b * dz.stride[0] + o * dz.stride[1]]) * factor
+            : 0.0f;
+#pragma unroll
+  for (int side = 0; side < 2; ++side) {
+    const int other = 1 - side;
+    d[side] = alive ? g * fmaf(raw[other], scales.scale[other], bias[other]) : 0.0f;
+  }
+}
+
+// What a launch writes, for tiles that the plan has already; `in_place`: du and dw take the place
+// of the kept w and u.
+inline void allocate(const BackwardProblem& problem, bool in_place, const Context& context,
+                     ProjectionGradientsPlan& plan) {
+  const auto floats = [&](i64 count) {
+    return static_cast<float*>(context.scratch(count * i64{sizeof(float)}));
+  };
+  const i64 B = problem.B, bytes = problem.dtype == Dtype::float32 ? 4 : 2;
+  for (int i = 0; i < problem.parts; ++i) {
+    const BackwardPart& part = problem.part[i];
+    auto& own = plan.part[i];
+    for (int side = 0; side < 2; ++side) {
+      if (part.d_input[side] != nullptr || part.d_weight[side] != nullptr)
+        own.d[side] = in_place ? const_cast<void*>(part.kept[side])
+                               : context.scratch(part.H * B * part.N * bytes);
+      if (part.d_bias[side] != nullptr) own.biases[side] = floats(plan.down * part.H * part.N);
+    }
+    if (part.adaptive) {
+      own.norms = floats(2 * B);
+      own.differences = floats(own.across * B);
+    }
+  }
+}
+
+// The first launch where projections are kept.
+ProjectionGradientsPlan differentiate_kept(const BackwardProblem& problem, bool in_place,
+                                           const Context& context);
+
 // ---- the second launch ----
 
 enum class Gradient { input, weight, bias };

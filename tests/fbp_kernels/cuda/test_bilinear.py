@@ -45,8 +45,12 @@ def test_trunks_match_float64(
     assert_parity(fk.trunk_fbp, inputs, arguments, "native")
 
 
+@pytest.mark.parametrize("multiprocessors", [1, MANY])
 @pytest.mark.parametrize("batch", [5, 130], ids=["small tiles", "large tiles"])
-def test_adaptive_with_many_factors_matches_float64(shim: Shim, batch: int) -> None:
+def test_adaptive_with_many_factors_matches_float64(
+    shim: Shim, multiprocessors: int, batch: int
+) -> None:
+    shim.multiprocessors(multiprocessors)
     inputs = draw(torch.float32, (batch, 17), (batch, 40), (17, 3 * 70), (40, 3 * 70))
     assert_parity(fk.fbp, inputs, {"factor": 70, "adaptive": True}, "native")
 
