@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.made
-SOURCES := $(foreach kind,h cpp cu,$(wildcard kernels/csrc/*.$(kind) kernels/csrc/*/*.$(kind)))
+SOURCES := $(foreach kind,h cpp cu,$(wildcard kernels/csrc/*.$(kind) kernels/csrc/*/*.$(kind))) $(wildcard avemo/data/csrc/*.cpp)
 SHIM := $(wildcard tests/cuda_shim/*.h tests/cuda_shim/*.cpp tests/cuda_shim/*/*.h tests/cuda_shim/*/*/*.h)
 
 .PHONY: help setup demo test lint bench results check resources ptxas mutants fuzz gpu-dry wheel-test docs torch-versions triton-versions vision prebuilt clean

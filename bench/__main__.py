@@ -1,4 +1,4 @@
-"""The command line: `run`, `parity`, `warm`, `merge`, `compare OLD NEW`, `goals`, `choice`, `host`, `report`."""
+"""The command line: `run`, `parity`, `warm`, `merge`, `compare`, `goals`, `choice`, `host`, `prepare`, `report`."""
 
 import argparse
 import sys
@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         "goals": _goals,
         "choice": _enter,
         "host": _host,
+        "prepare": _prepare,
         "report": _report,
     }
     if held := getattr(options, "hold", None):
@@ -122,6 +123,16 @@ def _parser() -> argparse.ArgumentParser:
     host.add_argument("--against", metavar="COMMIT", help="measured beside what is checked out")
     host.add_argument("--turns", type=int, default=41, help="groups of calls (%(default)s)")
     host.add_argument("--out", type=Path, help="file or folder; there it is host-DEVICE-DATE.json")
+
+    prepare = commands.add_parser("prepare", help="measure `avemo prepare` beside another commit")
+    prepare.add_argument("folder", type=Path, help="of the clips, made where it has none")
+    prepare.add_argument("--against", metavar="COMMIT", help="measured in turn; none: memory alone")
+    prepare.add_argument("--turns", type=int, default=5, help="of each side (%(default)s)")
+    prepare.add_argument("--clips", type=int, default=200, help="of a turn (%(default)s)")
+    prepare.add_argument("--memory", type=int, metavar="CLIPS", help="to watch the workers over")
+    prepare.add_argument(
+        "--out", type=Path, help="file or folder; there it is prepare-DEVICE-DATE.json"
+    )
 
     report = commands.add_parser("report", help="write docs/benchmarks.md and the README's figures")
     report.add_argument("--check", action="store_true", help="write nothing, exit 1 if they differ")
@@ -319,6 +330,21 @@ def _host(options: argparse.Namespace) -> int:
     if out is not None and out.is_dir():
         out = out / machine.result_name("cpu", "host")
     return run_host(options.patterns, options.against, options.turns, out)
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    from . import machine
+    from .prepare import run_memory, run_prepare
+
+    out = options.out
+    if out is not None and out.is_dir():
+        out = out / machine.result_name("cpu", "prepare")
+    status = 0
+    if options.against:
+        status = run_prepare(options.folder, options.against, options.turns, options.clips, out)
+    if options.memory and not status:
+        status = run_memory(options.folder, options.memory, out)
+    return status
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from avemo.data.cascade import Cascade, library_path
 from avemo.data.reasons import MediaError
 
 LOOK_SECONDS = 0.32
@@ -33,6 +35,9 @@ TURNED_LOOKS = 8
 
 SMOOTH_SECONDS = 0.24
 """Standard deviation of the Gaussian that takes the detector's jitter out of the boxes."""
+
+SCALE, NEIGHBORS = 1.15, 4
+"""The cascade's steps between sizes of faces, and how many times it has to find one."""
 
 PASSES = ((240, 0.2), (640, 0.08))
 """The detector looks for faces of at least this share of the shorter side, in frames scaled down to
@@ -76,14 +81,13 @@ class HaarDetector:
     def __init__(self) -> None:
         import cv2
 
-        self._cascade = _haar_cascade("haarcascade_frontalface_default.xml")
+        self._find = _haar_cascade("haarcascade_frontalface_default.xml")
         # The cascade misses faces in the dark: it drops windows of little contrast.
         self._equalize = cv2.createCLAHE(clipLimit=2.0, tileGridSize=(4, 4)).apply
 
     def __call__(self, frame: NDArray[np.uint8], smallest: int) -> list[Box]:
-        found = self._cascade.detectMultiScale(
-            self._equalize(frame), scaleFactor=1.15, minNeighbors=4, minSize=(smallest, smallest)
-        )
+        even: Any = self._equalize(frame)
+        found = self._find(even, smallest)
         return [
             Box(x + w / 2, y + h / 2, (w + h) / 2)
             for x, y, w, h in np.asarray(found, float).reshape(-1, 4).tolist()
@@ -317,7 +321,9 @@ def crop(frame: NDArray[np.uint8], box: Box, size: int, margin: float) -> NDArra
 
 
 @cache
-def _haar_cascade(name: str) -> Any:
+def _haar_cascade(name: str) -> Callable[[NDArray[np.uint8], int], Any]:
+    """Finds boxes, int (N, 4), of at least a side in a frame. Our own cascade's are those of OpenCV, which
+    is asked where ours was not built."""
     import cv2
 
     path = Path(cv2.__file__).parent / "data" / name
@@ -326,4 +332,12 @@ def _haar_cascade(name: str) -> Any:
             f"OpenCV {cv2.__version__} has no Haar cascades; install 4.10 or a later 4.x "
             "(pip install 'opencv-python-headless>=4.10,<5'), or give a YuNet model as the detector"
         )
-    return cv2.CascadeClassifier(str(path))
+    if library_path() is not None:
+        ours = Cascade(path)
+        return lambda frame, side: ours.detect(
+            frame, scale=SCALE, neighbors=NEIGHBORS, smallest=side
+        )
+    theirs = cv2.CascadeClassifier(str(path))
+    return lambda frame, side: theirs.detectMultiScale(
+        frame, scaleFactor=SCALE, minNeighbors=NEIGHBORS, minSize=(side, side)
+    )

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avemo.data.limits import LARGEST_PIXELS, SHORTEST_SECONDS
+from avemo.data.luma import grey_of
 from avemo.data.reasons import MediaError
 from avemo.data.survey import LONGEST_REST_SECONDS, Survey, Track, survey
 
@@ -535,12 +536,19 @@ class _Picture:
                 max(SMALLEST_SIDE, round(width * scale)),
                 max(SMALLEST_SIDE, round(height * scale)),
             )
-        grey = self.reformatter.reformat(
-            _one_field(frame), *self.size, format="gray" if self.levels is None else "gray16le"
-        ).to_ndarray()
-        if self.levels is not None:
-            grey = self.levels[grey]
+        frame = _one_field(frame)
+        whole = self.levels is None and (frame.width, frame.height) == self.size
+        grey = grey_of(frame, self._converted) if whole else self._converted(frame, *self.size)
         return np.ascontiguousarray(_half(np.rot90(grey, self.turns), self.half))
+
+    def _converted(
+        self, frame: Any, width: int | None = None, height: int | None = None
+    ) -> NDArray[np.uint8]:
+        kind = "gray" if self.levels is None else "gray16le"
+        grey: NDArray[Any] = self.reformatter.reformat(
+            frame, width, height, format=kind
+        ).to_ndarray()
+        return grey if self.levels is None else self.levels[grey]
 
 
 def _half(picture: NDArray[np.uint8], half: str) -> NDArray[np.uint8]:

@@ -498,8 +498,10 @@ def _worker_setup(
     import cv2
 
     from avemo.data.faces import load_detector
+    from avemo.training.memory import keep_freed_memory
 
     cv2.setNumThreads(1)  # the workers share the cores among themselves
+    keep_freed_memory()  # the next clip takes as much, and each new page costs more than a pixel's work
     return partial(
         _prepare_clip,
         root=root,
