@@ -1,8 +1,9 @@
 """Finds the face of a clip, follows it and cuts it out.
 
 A detector looks at every few frames only, and at each frame around the places where it lost the
-face. Its boxes are linked by overlap, the most persistent and largest chain is the face, and its
-boxes are interpolated and smoothed over all frames.
+face. Its boxes are linked by overlap into chains, one of which is the face: where there are several, the
+one whose mouth moves with the sound, or else the most persistent and largest. Its boxes are interpolated
+and smoothed over all frames.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -36,6 +37,17 @@ TURNED_LOOKS = 8
 SMOOTH_SECONDS = 0.24
 """Standard deviation of the Gaussian that takes the detector's jitter out of the boxes."""
 
+MOUTH_DOWN, MOUTH_SIDE = 0.3, 0.4
+"""Where the mouth is in a box: below its middle, and how large; shares of its side."""
+
+SYLLABLE_SECONDS = 0.2
+
+SPEAKS = 0.2
+"""Of several faces one speaks if its mouth's motion goes with the loudness by more than this (correlation),
+and by this much more than the mouth of the face that is there most and largest."""
+
+_MOUTH_PIXELS = 16
+
 SCALE, NEIGHBORS = 1.15, 4
 """The cascade's steps between sizes of faces, and how many times it has to find one."""
 
@@ -56,6 +68,10 @@ class Box(NamedTuple):
     x: float
     y: float
     side: float
+
+
+Chain = dict[int, Box]
+"""Boxes of one face, by frame."""
 
 
 class FaceDetector(Protocol):
@@ -145,7 +161,13 @@ def load_detector(model: Path | None) -> FaceDetector:
 
 
 def find_faces(
-    frames: NDArray[np.uint8], detector: FaceDetector, *, fps: float, size: int, margin: float
+    frames: NDArray[np.uint8],
+    detector: FaceDetector,
+    *,
+    fps: float,
+    size: int,
+    margin: float,
+    loudness: NDArray[np.float64] | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Cuts the face out of every frame.
 
@@ -155,6 +177,7 @@ def find_faces(
         fps: frames per second.
         size: S, side of the crops.
         margin: added to each side of the detector's box, as a share of its side.
+        loudness: of the sound during each frame, float (T,), to tell who speaks by; None for silence.
 
     Returns:
         The crops, uint8 (T, S, S), and whether the face was seen, bool (T,): detected in the frame
@@ -167,7 +190,7 @@ def find_faces(
     step = max(1, round(LOOK_SECONDS * fps))
     for side, share in PASSES:
         looks = _Looks(frames, detector, side, share)
-        track, seen = _follow(looks, len(frames), step)
+        track, seen = _follow(looks, len(frames), step, partial(_speaker, frames, loudness, fps))
         if track:
             break
     if seen.mean() < SEEN_SHARE:
@@ -225,17 +248,19 @@ class _Looks:
         return self.known[index]
 
 
-def _follow(look: _Looks, count: int, step: int) -> tuple[dict[int, Box], NDArray[np.bool_]]:
+def _follow(
+    look: _Looks, count: int, step: int, choose: Callable[[list[Chain]], Chain]
+) -> tuple[Chain, NDArray[np.bool_]]:
     """Detected boxes of the one face, by frame, and the frames that it is seen in."""
     looks = sorted({*range(0, count, step), count - 1})
-    track = link_boxes({i: look(i) for i in looks})
+    track = choose(chains_of({i: look(i) for i in looks}))
     seen = np.zeros(count, bool)
     if not track:
         return {}, seen
     lost = [(a, b) for a, b in itertools.pairwise(looks) if a not in track or b not in track]
     if lost:
         between = {i for a, b in lost for i in range(a + 1, b)}
-        track = link_boxes({i: look(i) for i in sorted({*looks, *between})})
+        track = choose(chains_of({i: look(i) for i in sorted({*looks, *between})}))
     seen[list(track)] = True
     for a, b in itertools.pairwise(looks):
         if a in track and b in track:
@@ -243,13 +268,59 @@ def _follow(look: _Looks, count: int, step: int) -> tuple[dict[int, Box], NDArra
     return track, seen
 
 
-def link_boxes(found: dict[int, list[Box]]) -> dict[int, Box]:
-    """Chains boxes of successive frames by overlap and gives the chain with the largest sum of
-    sides.
+def _speaker(
+    frames: NDArray[np.uint8],
+    loudness: NDArray[np.float64] | None,
+    fps: float,
+    chains: list[Chain],
+) -> Chain:
+    """The chain of the one who speaks, of chains by their weight; the first where that cannot be told.
+
+    Those count that are there for half as many looks as the first.
+    """
+    rivals = [chain for chain in chains if 2 * len(chain) >= len(chains[0])]
+    if loudness is None or len(rivals) < 2:
+        return chains[0] if chains else {}
+    scores = [_goes_with(mouth_motion(frames, chain, fps), loudness, fps) for chain in rivals]
+    best = int(np.argmax(scores))
+    speaks = scores[best] > SPEAKS + max(0.0, scores[0])
+    return rivals[best] if speaks else rivals[0]
+
+
+def mouth_motion(frames: NDArray[np.uint8], chain: Chain, fps: float) -> NDArray[np.float64]:
+    """How much the mouth of a face changes from frame to frame, float (T - 1,)."""
+    boxes = smooth_boxes(interpolate_boxes(chain, len(frames)), SMOOTH_SECONDS * fps)
+    mouths = [
+        crop(f, Box(x, y + MOUTH_DOWN * side, MOUTH_SIDE * side), _MOUTH_PIXELS, 0.0)
+        for f, (x, y, side) in zip(frames, boxes, strict=True)
+    ]
+    return np.asarray(np.abs(np.diff(np.stack(mouths).astype(float), axis=0)).mean(axis=(1, 2)))
+
+
+def _goes_with(motion: NDArray[np.float64], loudness: NDArray[np.float64], fps: float) -> float:
+    """Correlation of motion between frames with the loudness around them, both over the length of a
+    syllable; 0 where either stands still."""
+    from scipy.ndimage import uniform_filter1d
+
+    frames = max(1, round(SYLLABLE_SECONDS * fps))
+    around = np.maximum(loudness[1:], loudness[:-1])
+    moves, sounds = (uniform_filter1d(x, frames, mode="nearest") for x in (motion, around))
+    if len(motion) < 2 or min(moves.std(), sounds.std()) < 1e-9:
+        return 0.0
+    return float(np.corrcoef(moves, sounds)[0, 1])
+
+
+def link_boxes(found: dict[int, list[Box]]) -> Chain:
+    """The heaviest of :func:`chains_of`, or none."""
+    return next(iter(chains_of(found)), {})
+
+
+def chains_of(found: dict[int, list[Box]]) -> list[Chain]:
+    """Chains boxes of successive frames by overlap, those with the largest sum of sides first.
 
     A chain goes on over frames without a face: the same place later is the same person.
     """
-    chains: list[dict[int, Box]] = []
+    chains: list[Chain] = []
     for index in sorted(found):
         free = list(found[index])
         for chain in sorted(chains, key=_weight, reverse=True):
@@ -259,10 +330,10 @@ def link_boxes(found: dict[int, list[Box]]) -> dict[int, Box]:
                 chain[index] = best
                 free.remove(best)
         chains += [{index: box} for box in free]
-    return max(chains, key=_weight, default={})
+    return sorted(chains, key=_weight, reverse=True)
 
 
-def _weight(chain: dict[int, Box]) -> float:
+def _weight(chain: Chain) -> float:
     return sum(box.side for box in chain.values())
 
 
@@ -275,7 +346,7 @@ def overlap(a: Box, b: Box) -> float:
     return width * height / (a.side**2 + b.side**2 - width * height)
 
 
-def interpolate_boxes(track: dict[int, Box], count: int) -> NDArray[np.float64]:
+def interpolate_boxes(track: Chain, count: int) -> NDArray[np.float64]:
     """Boxes of all frames, float64 (count, 3), linear between the known ones and constant beyond
     them."""
     at = sorted(track)

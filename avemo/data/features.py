@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -66,7 +67,7 @@ class FeatureConfig:
     face_size: int = 64
     face_margin: float = 0.05
     detector: str = "haar"
-    version: int = 2
+    version: int = 3
     sound: Literal["spectrogram", "waveform"] = "spectrogram"
 
     def __post_init__(self) -> None:
@@ -257,7 +258,12 @@ def features_of(
                 clip = clip._replace(audio=store_sound(footage.waveform, config))
             else:
                 crops, valid = find_faces(
-                    footage.frames, detector, fps=config.fps, size=size, margin=config.face_margin
+                    footage.frames,
+                    detector,
+                    fps=config.fps,
+                    size=size,
+                    margin=config.face_margin,
+                    loudness=_loudness(footage),
                 )
                 clip = clip._replace(video=standardize(crops, valid), valid=valid)
         except MediaError as error:
@@ -267,6 +273,12 @@ def features_of(
     if not clip.streams:
         raise faults[0]
     return clip
+
+
+def _loudness(footage: Footage) -> NDArray[np.float64]:
+    """Level of the sound during each frame, float64 (T,): the root of its mean square."""
+    pieces = np.array_split(footage.waveform.astype(np.float64), len(footage.frames))
+    return np.array([math.sqrt((x @ x) / max(1, x.size)) for x in pieces])
 
 
 def fill_missing(clip: Clip, config: FeatureConfig) -> Clip:

@@ -104,7 +104,7 @@ def prepare(
     fps: float = FeatureConfig.fps,
     face_size: int = FeatureConfig.face_size,
     face_margin: float = FeatureConfig.face_margin,
-    detector: Path | None = None,
+    face_detector: Path | None = None,
     max_seconds: float = LONGEST_SECONDS,
     sound: Literal["spectrogram", "waveform"] = "spectrogram",
 ) -> PrepareReport | CheckReport:
@@ -132,7 +132,8 @@ def prepare(
         fps: face frames per second.
         face_size: side of the face crops, pixels.
         face_margin: added to each side of the detected face, as a share of its side.
-        detector: a YuNet model (.onnx) to find faces with; by default OpenCV's Haar cascade.
+        face_detector: a YuNet model (.onnx) to find faces with; by default OpenCV's Haar cascade. The cache
+            records which: its name and checksum.
         max_seconds: longer clips are errors; cut them up first.
         sound: keep a spectrogram of it, or the waveform, which speech models of transformers hear.
 
@@ -159,7 +160,7 @@ def prepare(
         fps=fps,
         face_size=face_size,
         face_margin=face_margin,
-        detector=load_detector(detector).name,
+        detector=load_detector(face_detector).name,
         sound=sound,
     )
     known, renamed, chosen = find_corpus(corpus), pairs("merge", merge), items(classes)
@@ -177,7 +178,7 @@ def prepare(
         print(f"warning: speakers in more than one split: {some}", file=sys.stderr)
     with one_writer(out, "avemo prepare"):
         work = _Work(out, listing, features, max_seconds)
-        resumed = work.run(root, detector, workers)
+        resumed = work.run(root, face_detector, workers)
         report = work.report(resumed, time.monotonic() - start)
     print(report)
     if not report.done:

@@ -20,6 +20,9 @@ from avemo.data.faces import (
 )
 from avemo.data.prepare import prepare
 from avemo.data.reasons import MediaError
+from avemo.synth.clip import Format, render_audio, render_video
+from avemo.synth.corpus import Parameters, plan
+from avemo.synth.face import FaceRenderer, Pose, Speech
 from tests.avemo.data.media_files import talking_head
 
 FPS = 12.5
@@ -177,3 +180,39 @@ def test_faces_that_take_turns_are_told() -> None:
     words = "^several faces: one in 100% of the frames looked at, the same in 2[0-9]%; no one"
     with pytest.raises(MediaError, match=words):
         find_faces(frames, Scripted(boxes), fps=FPS, size=16, margin=0.0)
+
+
+def two_heads(talker: int) -> tuple[np.ndarray, np.ndarray]:
+    """Grey frames (T, H, W) of a large head on the left that moves and says nothing and a small one on the
+    right that says something, and the sound's loudness by frame."""
+    media = Format(192, 25, 16000)
+    plans = plan(Parameters(24, 7, 1, 0.0, media.size, media.fps, media.sample_rate))
+    said, still = plans[talker], plans[talker - 1]
+    small = render_video(said, media)
+    sound = render_audio(said, media)
+    renderer = FaceRenderer(still.identity, still.scene, 288)
+    turns = 0.15 * np.sin(np.arange(len(small)) / 4)
+    frames = []
+    for picture, turn in zip(small, turns, strict=True):
+        large = renderer.render({}, Pose(turn, 0.5 * turn, 0.0, (0.0, 0.1 * turn)), Speech())
+        beside = cv2.copyMakeBorder(picture, 96, 0, 0, 0, cv2.BORDER_REPLICATE)
+        frames.append(cv2.cvtColor(np.hstack([large, beside]), cv2.COLOR_RGB2GRAY))
+    pieces = np.array_split(sound, len(frames))
+    return np.stack(frames), np.array([np.sqrt(np.mean(x.astype(float) ** 2)) for x in pieces])
+
+
+@pytest.mark.parametrize("talker", [4, 5, 7, 16, 19, 22])
+def test_of_two_faces_the_one_that_speaks_is_followed(talker: int) -> None:
+    frames, loudness = two_heads(talker)
+    options = {"fps": 25.0, "size": 64, "margin": 0.0}
+    large, _ = find_faces(frames, HaarDetector(), **options)
+    small, seen = find_faces(frames, HaarDetector(), loudness=loudness, **options)
+    alone, _ = find_faces(frames[:, :, 288:], HaarDetector(), **options)
+    assert seen.mean() > 0.5
+    away = [np.abs(x.astype(float) - alone).mean() for x in (small, large)]
+    assert away[0] < 15  # as the small head is seen by itself
+    assert away[1] > 2 * away[0]
+    # Where nothing is said, or by nobody who is seen, it is the larger one.
+    for silence in (np.zeros(len(frames)), np.random.default_rng(0).random(len(frames))):
+        found, _ = find_faces(frames, HaarDetector(), loudness=silence, **options)
+        np.testing.assert_array_equal(found, large)

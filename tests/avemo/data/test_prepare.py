@@ -213,7 +213,7 @@ def test_bad_arguments(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="root must be a folder"):
         prepare("manifest", tmp_path / "none", out=out)
     with pytest.raises(ValueError, match="YuNet"):
-        prepare("manifest", corpus, out=out, detector=tmp_path / "none.onnx")
+        prepare("manifest", corpus, out=out, face_detector=tmp_path / "none.onnx")
     assert not out.exists()
 
 
