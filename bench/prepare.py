@@ -3,6 +3,7 @@
 The clips are those of the synthetic corpus at 640 x 480, 3 s each, in H.264 with B-frames and AAC. Each turn prepares
 all of them by the other commit and then by what is checked out, into folders of their own, whose arrays have to be the
 same bytes.
+"""
 
 import io
 import json
