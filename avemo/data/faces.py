@@ -42,7 +42,7 @@ MOUTH_DOWN, MOUTH_SIDE = 0.3, 0.4
 
 SYLLABLE_SECONDS = 0.2
 
-SPEAKS = 0.2
+SPEAKS = 0.25
 """Of several faces one speaks if its mouth's motion goes with the loudness by more than this (correlation),
 and by this much more than the mouth of the face that is there most and largest."""
 
