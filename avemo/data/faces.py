@@ -151,6 +151,23 @@ class YuNetDetector:
         ]
 
 
+def check_detector(path: Path | None, name: str) -> None:
+    """Whether a detector is the one that a model was trained with: another one finds other faces.
+
+    Args:
+        path: of the YuNet model (.onnx), or None for the Haar cascade.
+        name: of the detector in training.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    given = HaarDetector.name if path is None else load_detector(path).name
+    if given != name:
+        raise ValueError(
+            f"face_detector must be {name}, which the model was trained with, got {given}"
+        )
+
+
 def load_detector(model: Path | None) -> FaceDetector:
     """The detector of a YuNet model file, or OpenCV's Haar cascade for None.
 

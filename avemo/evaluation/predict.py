@@ -70,7 +70,7 @@ def predict(
     camera: str | None = None,
     seconds: float | None = None,
     workers: int | None = None,
-    detector: Path | None = None,
+    face_detector: Path | None = None,
 ) -> Predictions:
     """Prints the class probabilities of media files and saves pictures of what decided.
 
@@ -93,14 +93,14 @@ def predict(
         camera: instead of clips, the number of a camera, or what else OpenCV can open; bars in the terminal, every hop.
         seconds: how long to look at the camera; by default until Ctrl-C.
         workers: processes that read; by default one for each processor.
-        detector: the YuNet model (.onnx) that the training cache was made with, if it was.
+        face_detector: the YuNet model (.onnx) that the training cache was made with, if it was.
 
     Returns:
         The predictions of the clips that could be used, and why the others could not.
 
     Raises:
         FileNotFoundError: there is no checkpoint, or none of the clips.
-        ValueError: it is no checkpoint, the detector is another one than in training, a setting is out of range,
+        ValueError: it is no checkpoint, the face detector is another one than in training, a setting is out of range,
             or no clip could be used.
     """
     if (camera is None) == (not clips):
@@ -109,17 +109,18 @@ def predict(
         raise ValueError(f"workers must be at least 1, got {workers}")
     found = find_clips(map(os.fspath, clips))
 
+    from avemo.data.faces import check_detector
     from avemo.evaluation.decoding import decoded, windows_of
     from avemo.training.description import wanted
 
     model = wanted(checkpoint)
-    _check_detector(model.features.detector, detector)
+    check_detector(face_detector, model.features.detector)
     windows = windows_of(model.seconds, window, hop)
     if camera is not None:
         with without_collection():
             from avemo.evaluation.camera import watch
 
-        watch(checkpoint, model, camera, windows, seconds, detector)
+        watch(checkpoint, model, camera, windows, seconds, face_detector)
         return Predictions()
 
     from tqdm import tqdm
@@ -129,7 +130,7 @@ def predict(
     writer = Writer(format, model.classes)
     places = [out / name for name in _names(found)]
     processes = workers or _processors()
-    with decoded(found, model.features, detector, windows, model.needs, processes) as pieces:
+    with decoded(found, model.features, face_detector, windows, model.needs, processes) as pieces:
         # From here on clips are read; what is slow to import is so meanwhile.
         with without_collection():
             from avemo.evaluation.clips import results
@@ -149,15 +150,6 @@ def predict(
     if not predictions:
         raise ValueError(f"none of the {len(found)} clips could be used")
     return predictions
-
-
-def _check_detector(name: str, detector: Path | None) -> None:
-    """Raises a `ValueError` if it is not the one that the model was trained with."""
-    from avemo.data.faces import HaarDetector, load_detector
-
-    given = HaarDetector.name if detector is None else load_detector(detector).name
-    if given != name:
-        raise ValueError(f"detector must be {name}, which the model was trained with, got {given}")
 
 
 def _processors() -> int:

@@ -21,7 +21,7 @@ def serve(
     workers: int = 2,
     waiting: int = 8,
     timeout: float = 60.0,
-    detector: Path | None = None,
+    face_detector: Path | None = None,
 ) -> None:
     """Serves a page on which clips can be dropped or recorded, and a JSON API (documented at /docs).
 
@@ -38,11 +38,11 @@ def serve(
         workers: clips that are decoded at once.
         waiting: clips that wait for that; further ones are refused with status 429.
         timeout: seconds that decoding a clip may take.
-        detector: the YuNet model (.onnx) that the training cache was made with, if it was.
+        face_detector: the YuNet model (.onnx) that the training cache was made with, if it was.
 
     Raises:
         FileNotFoundError: there is no checkpoint, or no root.
-        ValueError: it is no checkpoint, a limit is out of range, the host is not this machine and there is no token,
+        ValueError: it is no checkpoint, the face detector is another one than in training, a limit is out of range, the host is not this machine and there is no token,
             or the extra `serve` is not installed.
     """
     from avemo.serve.limits import Limits
@@ -68,7 +68,7 @@ def serve(
 
     # A page of somebody else's could have a name of its own point to this machine, and ask under that.
     hosts = ["localhost", "127.0.0.1", "[::1]", "::1", host] if local else ["*"]
-    service = Service(checkpoint, detector, limits)
+    service = Service(checkpoint, face_detector, limits)
     app = create_app(service, token=token, root=root, hosts=hosts, at_end=service.close)
     print(f"http://{host}:{port}  (Ctrl-C ends it)")
     uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)

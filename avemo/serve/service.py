@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from avemo.data.faces import check_detector
 from avemo.data.reasons import REASONS, MediaError
 from avemo.evaluation.clips import results
 from avemo.evaluation.decoding import Finished, Piece, windows_of
@@ -35,11 +36,12 @@ class Service:
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: it is none.
+        ValueError: it is none, or the detector is another one than in training.
     """
 
     def __init__(self, checkpoint: Path, detector: Path | None, limits: Limits) -> None:
         model = wanted(checkpoint)
+        check_detector(detector, model.features.detector)
         self._windows = windows_of(model.seconds, None, None)
         self._trained = load(checkpoint)
         self.classes, self.streams = model.classes, needed_streams(self._trained.model)

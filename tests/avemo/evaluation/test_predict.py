@@ -129,7 +129,7 @@ def test_errors(make_checkpoint: MakeCheckpoint, clip: Path, tmp_path: Path) -> 
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         predict(tmp_path / "none.safetensors", [clip], out=tmp_path)
     other = make_checkpoint(features=FeatureConfig(bins=20, face_size=16, detector="yunet:0123"))
-    with pytest.raises(ValueError, match="detector must be yunet:0123"):
+    with pytest.raises(ValueError, match="face_detector must be yunet:0123"):
         predict(other, [clip], out=tmp_path)
 
 

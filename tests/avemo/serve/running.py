@@ -24,13 +24,13 @@ CLASSES = ("angry", "happy", "neutral", "sad")
 HOSTS = ["127.0.0.1", "testserver"]
 
 
-def make_checkpoint(path: Path) -> Path:
+def make_checkpoint(path: Path, detector: str = "haar") -> Path:
     """Of an untrained model."""
     torch.manual_seed(0)
     config = TrainConfig(
         data=DataConfig(cache=Path("none"), max_seconds=10.0), model=tiny_config("am_fbp")
     )
-    features = FeatureConfig(bins=20, face_size=16)
+    features = FeatureConfig(bins=20, face_size=16, detector=detector)
     model = build_model(config.model, bins=20, face_size=16, classes=len(CLASSES))
     checkpoints.save(path, model, config, CLASSES, features)
     return path

@@ -241,6 +241,12 @@ def test_limits(name: str, value: float) -> None:
         Limits(**{name: value})
 
 
+def test_another_detector_than_in_training(tmp_path: Path) -> None:
+    other = running.make_checkpoint(tmp_path / "model.safetensors", "yunet:0123")
+    with pytest.raises(ValueError, match="face_detector must be yunet:0123"):
+        Service(other, None, Limits())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_leaves_no_process_behind(checkpoint: Path, clip: Path, sent: int) -> None:
