@@ -42,8 +42,8 @@ def serve(
 
     Raises:
         FileNotFoundError: there is no checkpoint, or no root.
-        ValueError: it is no checkpoint, the face detector is another one than in training, a limit is out of range, the host is not this machine and there is no token,
-            or the extra `serve` is not installed.
+        ValueError: it is no checkpoint, the face detector is another one than in training, a limit is out of range,
+            the host is not this machine and there is no token, or the extra `serve` is not installed.
     """
     from avemo.serve.limits import Limits
 
