@@ -1,16 +1,17 @@
 """What the face encoder is trained by alone: the emotion of each crop, whatever comes before and after it."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from avemo.models.config import ModelConfig
 from avemo.models.head import linear_head
 from avemo.models.output import Output
+from avemo.models.pretrained import Pretrained
 from avemo.models.ragged import mask
 from avemo.models.stream import VideoStream
 
 
-class Faces(nn.Module):
+class Faces(Pretrained):
     """Names the emotion of each face by the clip's label; of a clip by the mean of what its faces say.
 
     Called like every model, blind to `audio`. Clips of a batch count alike: where one is shorter than the longest, its

@@ -20,6 +20,7 @@ from avemo.data.batch import Batch
 from avemo.data.features import FACE_MEAN, FACE_STD
 from avemo.models.config import ModelConfig
 from avemo.models.output import Output
+from avemo.models.pretrained import Pretrained
 from avemo.models.video import seen_frames
 
 _BLOCKS = 4  # in each direction
@@ -28,7 +29,7 @@ _PLANES = ((0, 1, 2), (1, 0, 2), (2, 0, 1))  # of (T, Y, X): what the plane is c
 _GROWING = ("clips", "coefficients")  # as many as there are support vectors
 
 
-class LBPTopSVM(nn.Module):
+class LBPTopSVM(Pretrained):
     """Knows faces by their texture in space and time. Nothing of it is trained by gradients: `learn` sets it.
 
     Args:

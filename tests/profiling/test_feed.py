@@ -1,5 +1,6 @@
 """`python -m profiling.feed`: it counts what comes, sees memory that is kept, and epochs keep none."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def test_ten_epochs_keep_no_memory(noise: Path, monkeypatch: pytest.MonkeyPatch)
     read = ClipCache.__getitem__
 
     def keeping(self: ClipCache, index: int) -> Any:
-        kept.append(read(self, index))
+        kept.append(copy.deepcopy(read(self, index)))
         return kept[-1]
 
     monkeypatch.setattr(ClipCache, "__getitem__", keeping)

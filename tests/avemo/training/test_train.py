@@ -464,7 +464,7 @@ def test_accelerated_training_has_the_loss_curve_of_the_reference() -> None:
     if missing:
         pytest.skip(f"the native backend cannot run: {missing[0]}")
     reference = loss_curve("reference")
-    rounding = max((loss_curve("reference", jitter=i) - reference).abs().max() for i in range(2))
+    rounding = max((loss_curve("reference", jitter=i) - reference).abs().max() for i in range(6))
     native = loss_curve("native")
     assert reference[-20:].mean() < 0.8 * reference[:20].mean()  # it trains, so errors could grow
     assert 0 < (native - reference).abs().max() <= 2 * rounding

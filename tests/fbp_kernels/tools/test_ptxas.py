@@ -172,7 +172,7 @@ WARPGROUP = """
       for (int i = 0; i < kWgmmaSums; ++i) d[i] = out[i];
       wgmma_fence();
       for (int i = 0; i < n; ++i) {{
-        wgmma<__half>(d, a, b, true);
+        wgmma<__half, Along::depth, Along::depth>(d, a, b, true);
         {between}
       }}
       wgmma_commit();
