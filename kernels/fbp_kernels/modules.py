@@ -429,7 +429,8 @@ class BatchNorm(_Leaf, nn.BatchNorm2d):
     running ones; parameters, buffers and what they mean are those of `torch.nn.BatchNorm2d`.
 
     A ReLU that follows can be had in the same pass. It is never hidden in here, since whoever takes this for a batch
-    norm, as PyTorch's own converters do, would lose it: a caller asks for it in the call, or takes a `BatchNormReLU`.
+    norm, as PyTorch's own converters do, would lose it: a caller asks for it in the call, or `relu` makes a
+    `BatchNormReLU` of it.
 
     Args:
         num_features: C.
@@ -437,10 +438,18 @@ class BatchNorm(_Leaf, nn.BatchNorm2d):
         momentum: how far the running statistics move towards those of a batch; None averages over all batches.
         affine: have a weight and a bias.
         track_running_stats: have running statistics; without them it uses the batch's in evaluation, too.
+        relu: give a `BatchNormReLU` with these arguments instead.
         backend: which kernels run it; with the running statistics it is PyTorch's own.
         device: of the parameters.
         dtype: of the parameters.
     """
+
+    def __new__(cls, *arguments: Any, relu: bool = False, **options: Any) -> Any:
+        if not relu:
+            return super().__new__(cls)
+        if cls is not BatchNorm:
+            raise TypeError(f"{cls.__name__}: relu is True, expected False in a subclass")
+        return BatchNormReLU(*arguments, **options)
 
     def __init__(
         self,
@@ -450,6 +459,7 @@ class BatchNorm(_Leaf, nn.BatchNorm2d):
         affine: bool = True,
         track_running_stats: bool = True,
         *,
+        relu: bool = False,
         backend: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,

@@ -228,8 +228,7 @@ def test_the_module_is_the_one_of_pytorch(
     momentum: float | None, relu: bool, affine: bool, tracking: bool, backend: str
 ) -> None:
     options = {"momentum": momentum, "affine": affine, "track_running_stats": tracking}
-    kind = fk.BatchNormReLU if relu else fk.BatchNorm
-    ours = kind(4, **options, backend=backend).double()
+    ours = fk.BatchNorm(4, **options, relu=relu, backend=backend).double()
     norm = nn.BatchNorm2d(4, **options).double()
     for p in norm.parameters():
         nn.init.normal_(p)
@@ -264,7 +263,8 @@ def test_the_module_without_statistics_takes_those_of_the_frames_in_evaluation_t
 def test_a_relu_is_asked_for_in_the_call_or_is_a_child(backend: str) -> None:
     lengths = torch.tensor([6, 2])
     norm = fk.BatchNorm(3, backend=backend).double()
-    both = fk.BatchNormReLU(3, backend=backend).double()
+    both = fk.BatchNorm(3, relu=True, backend=backend).double()
+    assert type(both) is fk.BatchNormReLU
     assert [type(m) for m in both.children()] == [nn.BatchNorm2d, nn.ReLU]
     x = torch.randn(2, 3, 4, 6).double()
     called = copy.deepcopy(norm)
@@ -273,6 +273,12 @@ def test_a_relu_is_asked_for_in_the_call_or_is_a_child(backend: str) -> None:
         got = called.train(mode)(x, lengths, relu=True), both.train(mode)(x, lengths)
         for one in got:
             torch.testing.assert_close(one, want, rtol=1e-12, atol=1e-12)
+
+    class Mine(fk.BatchNorm):
+        pass
+
+    with pytest.raises(TypeError, match="Mine: relu is True, expected False in a subclass"):
+        Mine(3, relu=True)
 
 
 def observe(module: nn.Module) -> Any:
