@@ -323,28 +323,23 @@ def _enter(options: argparse.Namespace) -> int:
 
 
 def _host(options: argparse.Namespace) -> int:
-    from . import machine
     from .host import run_host
 
-    out = options.out
-    if out is not None and out.is_dir():
-        out = out / machine.result_name("cpu", "host")
-    return run_host(options.patterns, options.against, options.turns, out)
+    return run_host(options.patterns, options.against, options.turns, options.out)
 
 
 def _prepare(options: argparse.Namespace) -> int:
     from . import machine
     from .prepare import run_memory, run_prepare
 
-    out = options.out
-    if out is not None and out.is_dir():
-        out = out / machine.result_name("cpu", "prepare")
-    status = 0
+    figures = {}
     if options.against:
-        status = run_prepare(options.folder, options.against, options.turns, options.clips, out)
-    if options.memory and not status:
-        status = run_memory(options.folder, options.memory, out)
-    return status
+        figures = run_prepare(options.folder, options.against, options.turns, options.clips)
+    if options.memory:
+        figures["memory"] = run_memory(options.folder, options.memory)
+    if options.out is not None:
+        machine.save_result(options.out, "cpu", "prepare", figures)
+    return 0
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -37,11 +37,7 @@ def main() -> None:
         figures = _measure(options.checkpoint, Path(folder), options.threads, options.turns)
     print(json.dumps(figures, indent=1))
     if options.out is not None:
-        out = options.out
-        out = out / machine.result_name("cpu", "export") if out.is_dir() else out
-        values = {"machine": machine.describe("cpu"), "threads": options.threads, **figures}
-        out.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
-        print(f"written to {out}")
+        machine.save_result(options.out, "cpu", "export", {"threads": options.threads, **figures})
 
 
 def _measure(checkpoint: Path, folder: Path, threads: int, turns: int) -> dict[str, Any]:

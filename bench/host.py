@@ -5,12 +5,10 @@ results allocated) and of the public operators ("call", and "training" with auto
 what is checked out, in turn, by a process of its own.
 """
 
-import io
 import json
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,9 +17,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from .checkout import ROOT, exported
 from .records import Spread
 
-ROOT = Path(__file__).parents[1]
 VERSION = 1
 _MODES = ("forward", "backward", "call", "training")
 _SECONDS = 0.004  # of a group of calls, which is one sample
@@ -72,21 +70,16 @@ def run_host(patterns: list[str], against: str | None, turns: int, out: Path | N
     if out is not None:
         values = {
             "version": VERSION,
-            "machine": machine.describe("cpu"),
             "before": against or "",
             "costs": [asdict(cost) for cost in costs],
         }
-        out.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
-        print(f"written to {out}")
+        machine.save_result(out, "cpu", "host", values)
     return 0
 
 
 def _exported(commit: str, folder: Path) -> Path:
     """The kernels of a commit and what calls them, in a folder; measured as here, whatever it had for that."""
-    command = ["git", "-C", str(ROOT), "archive", commit, "kernels", "bench"]
-    archive = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
-    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-        files.extractall(folder, filter="data")
+    exported(commit, folder, "kernels", "bench")
     for name in ("host.py", "stub.py"):
         shutil.copy(ROOT / "bench" / name, folder / "bench" / name)
     return folder

@@ -1,7 +1,8 @@
-"""What timings depend on."""
+"""What timings depend on, and where a result goes that was measured on it."""
 
 import importlib
 import importlib.util
+import json
 import platform
 import subprocess
 from datetime import date
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from avemo import storage
 from avemo.machine import processor, slug, slugged
 from fbp_kernels import native
 
@@ -67,6 +69,20 @@ def result_name(device: str, kind: str = "bench") -> str:
     """Name of a run's file among the committed results; of `python -m bench goals`, where `kind` is "goals"."""
     machine = describe(device)
     return f"{kind}-{machine['device']}-{machine['date']}.json"
+
+
+def save_result(out: Path, device: str, kind: str, values: dict[str, Any]) -> None:
+    """Writes a result with the machine that it is of, and says where.
+
+    Args:
+        out: a JSON file, or a folder, in which it is called as `result_name` has it.
+        device: "cpu" or "cuda".
+        kind: what was measured.
+        values: the rest of the file.
+    """
+    out = out / result_name(device, kind) if out.is_dir() else out
+    storage.write(out, json.dumps({"machine": describe(device)} | values, indent=1) + "\n")
+    print(f"written to {out}")
 
 
 def commit() -> str:

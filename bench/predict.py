@@ -5,20 +5,21 @@ of whole processes, from the shell and back; that the probabilities are the same
 """
 
 import argparse
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from .checkout import ROOT, exported
+from .records import Spread
+
 CLIPS = 100
 
 _CHECKPOINT = """
@@ -60,7 +61,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.predict", description=__doc__)
     parser.add_argument("--against", metavar="COMMIT", required=True)
     parser.add_argument("--corpus", type=Path, default=ROOT / "runs/bench-predict/corpus")
-    parser.add_argument("--turns", type=int, default=5, help="of one clip (%(default)s)")
+    parser.add_argument("--turns", type=int, default=5, help="of each (%(default)s)")
     parser.add_argument(
         "--out", type=Path, help="file or folder; there it is predict-DEVICE-DATE.json"
     )
@@ -75,11 +76,7 @@ def main() -> int:
     if options.out is not None:
         from . import machine
 
-        out = options.out
-        out = out / machine.result_name("cpu", "predict") if out.is_dir() else out
-        values = {"machine": machine.describe("cpu"), "before": options.against, **figures}
-        out.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
-        print(f"written to {out}")
+        machine.save_result(options.out, "cpu", "predict", {"before": options.against, **figures})
     return 0
 
 
@@ -89,43 +86,45 @@ def _measure(commit: str, folder: Path, clips: list[str], turns: int) -> dict[st
     _run(where["before"], folder, ["-c", _CHECKPOINT, str(model)])
     many = folder / "many.py"
     many.write_text(_MANY)
-    one: dict[str, list[float]] = {"before": [], "now": []}
-    for _ in range(turns):
-        for name, root in where.items():
-            words = ["-m", "avemo", "predict", str(model), clips[0], "--out", str(folder / "out")]
-            one[name].append(_run(root, folder, words))
-    all_clips, answers = {}, {}
-    kinds = {
+    kinds: dict[str, tuple[str, dict[str, str]]] = {
         "before": ("before", {}),
         "now": ("now", {}),
         "now, no pictures": ("now", {"pictures": "none"}),
     }
-    for kind, (name, given) in kinds.items():
-        found = folder / "found.json"
-        words = [str(many), str(model), str(folder / kind), str(found), json.dumps(given), *clips]
-        all_clips[kind] = _run(where[name], folder, words)
-        answers[kind] = json.loads(found.read_text())
-    least = {name: min(times) for name, times in one.items()}
+    one: dict[str, list[float]] = {name: [] for name in where}
+    all_clips: dict[str, list[float]] = {kind: [] for kind in kinds}
+    answers = {}
+    for _ in range(turns):
+        for name, root in where.items():
+            words = ["-m", "avemo", "predict", str(model), clips[0], "--out", str(folder / "out")]
+            one[name].append(_run(root, folder, words))
+        for kind, (name, given) in kinds.items():
+            found = folder / "found.json"
+            words = [str(many), str(model), str(folder / kind), str(found), json.dumps(given)]
+            all_clips[kind].append(_run(where[name], folder, [*words, *clips]))
+            answers[kind] = json.loads(found.read_text())
     equal = sum(a == b for a, b in zip(answers["before"], answers["now"], strict=True))
     wrong = [["predict"], ["predict", str(model), "no such file"]]
     return {
         "one_clip_seconds": one,
-        "one_clip_ratio": least["now"] / least["before"],
+        "one_clip_ratio": _ratio(one["now"], one["before"]),
         "clips": len(clips),
         "clips_seconds": all_clips,
-        "times_faster": {k: all_clips["before"] / all_clips[k] for k in all_clips},
+        "times_faster": {k: _ratio(all_clips["before"], s) for k, s in all_clips.items()},
         "clips_of_equal_bits": equal,
         "the_same_without_pictures": answers["now"] == answers["now, no pictures"],
         "error_seconds": [_run(ROOT, folder, ["-m", "avemo", *w], status=2) for w in wrong],
     }
 
 
+def _ratio(one: list[float], other: list[float]) -> dict[str, float]:
+    """Turn by turn."""
+    return asdict(Spread.of([a / b for a, b in zip(one, other, strict=True)]))
+
+
 def _exported(commit: str, folder: Path) -> Path:
     """The packages of a commit in a folder, with the native library that is installed."""
-    command = ["git", "-C", str(ROOT), "archive", commit, "avemo", "kernels"]
-    archive = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
-    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-        files.extractall(folder, filter="data")
+    exported(commit, folder, "avemo", "kernels")
     (folder / "sitecustomize.py").write_text(_SITE)
     native = Path(sysconfig.get_path("purelib"), "fbp_kernels", "_native.so")
     if native.is_file():

@@ -5,13 +5,12 @@ all of them by the other commit and then by what is checked out, into folders of
 same bytes.
 """
 
-import io
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import tempfile
 import threading
 import time
@@ -21,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from .checkout import exported
 from .records import Spread
 
-ROOT = Path(__file__).parents[1]
 VERSION = 1
 WORKERS = 2
 _WIDTH, _HEIGHT, _FPS, _SECONDS, _RATE = 640, 480, 25, 3, 16000
@@ -41,22 +40,22 @@ print(json.dumps([report.seconds, report.done]))
 """
 
 
-def run_prepare(folder: Path, against: str, turns: int, clips: int, out: Path | None) -> int:
-    """Measures, prints and, where `out` is given, writes a JSON file.
+def run_prepare(folder: Path, against: str, turns: int, clips: int) -> dict[str, Any]:
+    """Measures and prints clips a second, and gives the figures.
 
     Args:
         folder: of the clips; they are made where it has none.
         against: a commit.
         turns: of each side.
         clips: how many.
-        out: a file.
-    """
-    from . import machine
 
+    Raises:
+        RuntimeError: not all clips were prepared, or the caches differ.
+    """
     make_clips(folder, clips)
     seconds: dict[str, list[float]] = {"before": [], "now": []}
     with tempfile.TemporaryDirectory() as temporary:
-        checkout = _exported(against, Path(temporary, "checkout"))
+        checkout = exported(against, Path(temporary, "checkout"), "avemo")
         for turn in range(turns):
             caches = {name: Path(temporary, f"{name}-{turn}") for name in seconds}
             for name, cache in caches.items():
@@ -64,40 +63,33 @@ def run_prepare(folder: Path, against: str, turns: int, clips: int, out: Path | 
                 if done != clips:
                     raise RuntimeError(f"{done} of {clips} clips were prepared by what is {name}")
                 seconds[name].append(took)
-            same = _arrays(caches["before"]) == _arrays(caches["now"])
             print(
                 ", ".join(f"{name} {took[-1]:.1f} s" for name, took in seconds.items()), flush=True
             )
-            if not same:
-                print("the caches differ", file=sys.stderr)
-                return 1
+            if _arrays(caches["before"]) != _arrays(caches["now"]):
+                raise RuntimeError("the caches differ")
     ratio = Spread.of([a / b for a, b in zip(seconds["before"], seconds["now"], strict=True)])
     rates = {name: Spread.of([clips / s for s in took]) for name, took in seconds.items()}
     for name, rate in rates.items():
         print(f"{name}: {rate.median:.1f} clips/s")
     print(f"ratio {ratio.median:.2f} ({ratio.lower:.2f} to {ratio.upper:.2f}), the same bytes")
-    if out is not None:
-        values = {
-            "version": VERSION,
-            "machine": machine.describe("cpu"),
-            "before": against,
-            "clips": clips,
-            "workers": WORKERS,
-            "clips_per_second": {name: asdict(rate) for name, rate in rates.items()},
-            "ratio": asdict(ratio),
-            "same_bytes": True,
-        }
-        _write(out, values)
-    return 0
+    return {
+        "version": VERSION,
+        "before": against,
+        "clips": clips,
+        "workers": WORKERS,
+        "clips_per_second": {name: asdict(rate) for name, rate in rates.items()},
+        "ratio": asdict(ratio),
+        "same_bytes": True,
+    }
 
 
-def run_memory(folder: Path, clips: int, out: Path | None) -> int:
-    """Prepares many clips, and prints what memory the workers hold meanwhile.
+def run_memory(folder: Path, clips: int) -> dict[str, Any]:
+    """Prepares many clips, prints what memory the workers hold meanwhile, and gives the figures.
 
     Args:
         folder: of clips; each is taken as often as it takes, under other names.
         clips: how many.
-        out: the file of `run_prepare`, to which the figures are added.
     """
     with tempfile.TemporaryDirectory() as temporary:
         root, cache = Path(temporary, "clips"), Path(temporary, "cache")
@@ -126,10 +118,7 @@ def run_memory(folder: Path, clips: int, out: Path | None) -> int:
         f"{prepared} clips in {took:.0f} s; MiB of the largest worker after each tenth of the time:"
     )
     print(" ".join(f"{size:.0f}" for size in tenths))
-    if out is not None:
-        values = json.loads(out.read_text("utf-8"))
-        _write(out, values | {"memory": {"clips": prepared, "worker_mib_by_tenths": tenths}})
-    return 0
+    return {"clips": prepared, "worker_mib_by_tenths": tenths}
 
 
 def make_clips(folder: Path, count: int) -> None:
@@ -201,41 +190,14 @@ def _watch(parent: int, done: threading.Event, held: list[tuple[float, float]]) 
 
     Workers are the processes below this one that have none below themselves.
     """
+    import psutil
+
     while not done.wait(0.5):
-        children: dict[int, list[int]] = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                stat = (folder / "stat").read_text().rsplit(")", 1)[1].split()
-            except OSError:  # it has just ended
-                continue
-            children.setdefault(int(stat[1]), []).append(int(folder.name))
-        below, todo = [], [parent]
-        while todo:
-            process = todo.pop()
-            todo += children.get(process, [])
-            below.append(process)
-        sizes = [_resident(process) for process in below if process not in children]
+        sizes = []
+        for process in psutil.Process(parent).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                if not process.children():
+                    held_now = process.memory_info()
+                    sizes.append(float(held_now.rss - held_now.shared))
         if sizes:
             held.append((time.monotonic(), max(sizes)))
-
-
-def _resident(process: int) -> float:
-    """Bytes that a process holds of its own."""
-    try:
-        pages = Path(f"/proc/{process}/statm").read_text().split()
-    except OSError:
-        return 0.0
-    return float((int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE"))
-
-
-def _exported(commit: str, folder: Path) -> Path:
-    command = ["git", "-C", str(ROOT), "archive", commit, "avemo"]
-    archive = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
-    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-        files.extractall(folder, filter="data")
-    return folder
-
-
-def _write(out: Path, values: dict[str, Any]) -> None:
-    out.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
-    print(f"written to {out}")

@@ -5,7 +5,7 @@ Nothing may be lost: every request is answered, by a prediction or by status 429
 
 import argparse
 import asyncio
-import json
+import contextlib
 import socket
 import subprocess
 import sys
@@ -130,24 +130,13 @@ async def _started(client: object) -> None:
 
 
 def _memory(pid: int) -> int:
-    """Bytes that a process and those below it hold alone or share, each shared page counted in parts."""
-    below: dict[int, list[int]] = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            text = status.read_text()
-        except OSError:  # it has ended
-            continue
-        parent = int(text.rpartition(")")[2].split()[1])
-        below.setdefault(parent, []).append(int(status.parent.name))
-    total, waiting = 0, [pid]
-    while waiting:
-        one = waiting.pop()
-        waiting += below.get(one, [])
-        try:
-            lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
-        except OSError:
-            continue
-        total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    """Bytes that a process and those below it hold, what they share counted in parts."""
+    import psutil
+
+    total = 0
+    for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+        with contextlib.suppress(psutil.Error):  # it has ended
+            total += process.memory_full_info().pss
     return total
 
 
@@ -158,7 +147,9 @@ def main() -> int:
     parser.add_argument("clip", type=Path)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--out", type=Path, help="a JSON file")
+    parser.add_argument(
+        "--out", type=Path, help="file or folder; there it is serve-DEVICE-DATE.json"
+    )
     given = parser.parse_args()
     load = run_load(given.checkpoint, given.clip, given.clients, given.seconds)
     answered = ", ".join(f"{status}: {count}" for status, count in load.statuses.items())
@@ -175,8 +166,7 @@ def main() -> int:
             )
         )
     if given.out:
-        values = {"version": VERSION, "machine": machine.describe("cpu"), "load": asdict(load)}
-        given.out.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
+        machine.save_result(given.out, "cpu", "serve", {"version": VERSION, "load": asdict(load)})
     return int(load.different > 0 or "lost" in load.statuses)
 
 
