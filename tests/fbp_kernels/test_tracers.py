@@ -222,3 +222,19 @@ def table() -> str:
 def test_the_documentation_lists_what_is_tested() -> None:
     page = Path(__file__).parents[2] / "docs" / "kernels.md"
     assert f"| kind | right |\n|---|---|\n{table()}\n\n" in page.read_text()
+
+
+@pytest.mark.parametrize("due", [False, True])
+def test_a_compiled_call_keeps_projections_where_a_gradient_is_due_alone(due: bool) -> None:
+    keeps = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> torch.fx.GraphModule:
+        target = torch.ops.fbp_kernels.fbp.default
+        keeps.extend(node.args[-2] for node in graph.graph.nodes if node.target is target)
+        return graph
+
+    shapes = ((2, 3), (2, 4), (3, 6), (4, 6))
+    tensors = [torch.randn(*shape, requires_grad=due) for shape in shapes]
+    call = torch.compile(lambda *t: fk.fbp(*t, 2, backend="native"), backend=backend)
+    call(*tensors)
+    assert keeps == [due]

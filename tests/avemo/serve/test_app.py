@@ -18,7 +18,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from avemo.cli import main
-from avemo.data.reasons import REASONS
+from avemo.data.reasons import REASONS, MediaError
+from avemo.evaluation.decoding import Finished
 from avemo.evaluation.predict import predict
 from avemo.serve import app, decoding
 from avemo.serve.limits import Limits
@@ -77,6 +78,18 @@ def test_no_path_of_the_server_is_told(client: TestClient, content: bytes) -> No
     assert tempfile.gettempdir() not in answer.text
     assert "avemo-" not in answer.text
     assert ".upload" not in answer.text
+
+
+def test_a_message_that_has_the_place_of_a_file(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "_read", _telling)
+    answer = client.post("/api/predictions", params={"name": "mine.mp4"}, content=b"x").json()
+    assert (answer["reason"], answer["details"]) == ("unexpected error", "OSError: mine.mp4 in ")
+
+
+def _telling(path: Path, *_: object) -> list[Finished]:
+    return [Finished(MediaError("unexpected error", f"OSError: {path} in {path.parent}"))]
 
 
 def test_uploads_are_deleted(
