@@ -1,10 +1,12 @@
 """The command line `avemo`. A command is a typed function and one line in `COMMANDS`."""
 
 import atexit
+import contextlib
 import importlib
 import inspect
 import io
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -67,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process by default.
 
     Returns:
-        The exit status: 0, or what the command's result has as its `status`, or 2 after an error of usage.
+        The exit status: 0, or what the command's result has as its `status`, or 2 after an error of usage, or 141
+        where nobody reads on.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(
@@ -79,6 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [a for a in arguments if a != "--debug"]
     try:
         result = run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has enough, as `head` has
+        with contextlib.suppress(OSError, ValueError):  # what is still to be flushed goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (OSError, ValueError, ArithmeticError) as error:
         if debug:
             raise

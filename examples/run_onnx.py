@@ -10,6 +10,9 @@ import sys
 import numpy as np
 import onnxruntime
 
+if len(sys.argv) != 3:
+    sys.exit(f"usage: python {sys.argv[0]} MODEL INPUTS.npz")
+
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 classes = json.loads(session.get_modelmeta().custom_metadata_map["avemo"])["classes"]
 given = np.load(sys.argv[2])

@@ -10,6 +10,9 @@ import sys
 import numpy as np
 import torch
 
+if len(sys.argv) != 3:
+    sys.exit(f"usage: python {sys.argv[0]} MODEL INPUTS.npz")
+
 extra = {"avemo": ""}
 model = torch.export.load(sys.argv[1], extra_files=extra).module()
 classes = json.loads(extra["avemo"])["classes"]

@@ -168,8 +168,10 @@ def find_predictions(folder: Path, split: str) -> list[Path]:
     """The files of predictions of a run, or of all runs in a folder, sorted.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: there are none, or no such folder.
     """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}")
     wanted = evaluation_folder(folder, split) / FILE
     own = [file for file in (folder / FILE, wanted) if file.is_file()]
     files = own[:1] or sorted(folder.rglob(str(wanted.relative_to(folder))))

@@ -161,6 +161,18 @@ def test_errors_of_the_user_take_one_line(
     assert re.search(message.replace("(", r"\(").replace(")", r"\)"), line)
 
 
+@pytest.mark.parametrize("words", [["systems"], ["--version"]])
+def test_whoever_reads_may_go(words: list[str]) -> None:
+    """Nothing is said of it, whether little is printed or more than a pipe holds."""
+    command = [sys.executable, "-c", "from avemo.cli import console; raise SystemExit(console())"]
+    process = subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
+
+
 def test_debug_lets_the_error_through(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError):
         cli.main(["evaluate", "no.safetensors", "cache", "--debug"])

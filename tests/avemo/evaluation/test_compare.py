@@ -183,6 +183,8 @@ def test_what_does_not_fit_is_said_in_one_sentence(
     other = Predictions(("glad", "calm", "odd"), predictions("rrr").clips)
     with pytest.raises(ValueError, match=r"label of 0\.mp4 is 'calm' for a, but 'glad' for b"):
         compare_systems({"a": [predictions("rrr")], "b": [other]})
+    with pytest.raises(FileNotFoundError, match="no such folder: nowhere"):
+        find_predictions(Path("nowhere"), "val")
     with pytest.raises(FileNotFoundError, match="no predictions of the split 'val'"):
         find_predictions(tmp_path / "a", "val")
     nameless = Predictions(CLASSES, [c._replace(speaker="") for c in predictions("rr").clips])
