@@ -103,7 +103,9 @@ def _measure(commit: str, folder: Path, clips: list[str], turns: int) -> dict[st
             words = [str(many), str(model), str(folder / kind), str(found), json.dumps(given)]
             all_clips[kind].append(_run(where[name], folder, [*words, *clips]))
             answers[kind] = json.loads(found.read_text())
-    equal = sum(a == b for a, b in zip(answers["before"], answers["now"], strict=True))
+    pairs = list(zip(answers["before"], answers["now"], strict=True))
+    equal = sum(a == b for a, b in pairs)
+    apart = [max(abs(a[name] - b[name]) for name in a) for (_, a), (_, b) in pairs]
     wrong = [["predict"], ["predict", str(model), "no such file"]]
     return {
         "one_clip_seconds": one,
@@ -112,6 +114,7 @@ def _measure(commit: str, folder: Path, clips: list[str], turns: int) -> dict[st
         "clips_seconds": all_clips,
         "times_faster": {k: _ratio(all_clips["before"], s) for k, s in all_clips.items()},
         "clips_of_equal_bits": equal,
+        "probabilities_apart": asdict(Spread.of(apart)) | {"most": max(apart)},
         "the_same_without_pictures": answers["now"] == answers["now, no pictures"],
         "error_seconds": [_run(ROOT, folder, ["-m", "avemo", *w], status=2) for w in wrong],
     }

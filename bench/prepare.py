@@ -168,11 +168,10 @@ def _prepared(folder: Path, cache: Path, checkout: Path | None) -> tuple[float, 
         # Without site: an editable install would come before the path.
         command.append("-S")
         environment["PYTHONPATH"] = os.pathsep.join([str(checkout), sysconfig.get_path("purelib")])
-    command += ["-c", _CODE, str(folder), str(cache), str(WORKERS)]
-    done = subprocess.run(
-        command, check=True, env=environment, cwd=folder, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
+    command += ["-c", _CODE, str(folder.resolve()), str(cache), str(WORKERS)]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"status {done.returncode}: {done.stderr.strip().splitlines()[-1]}")
     seconds, count = json.loads(done.stdout.splitlines()[-1])
     return float(seconds), int(count)
 

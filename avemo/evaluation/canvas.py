@@ -92,8 +92,6 @@ class Svg:
         title: what it shows, for those who hear it.
     """
 
-    suffix = ".svg"
-
     def __init__(self, size: Point, title: str) -> None:
         width, height = size
         self._parts = [
@@ -160,7 +158,6 @@ class Png:
         theme: "light" or "dark".
     """
 
-    suffix = ".png"
     _FINE = 2
 
     def __init__(self, size: Point, title: str, theme: str = "light") -> None:
