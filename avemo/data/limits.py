@@ -16,6 +16,10 @@ file of any length takes the memory of one such window."""
 LARGEST_PIXELS = 8192 * 4320
 """Of one picture. A decoder holds up to seventeen of them."""
 
+KEPT_BYTES = 16 << 20
+"""Of a file's packets that are kept from the first look until they are decoded; a file with more is opened
+and read again for each stream."""
+
 MOST_MEMORY = 2 << 30
 """Bytes that a worker may take on top of what it takes when it starts (on Linux; elsewhere a process
 cannot be held to that)."""

@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avemo.data.limits import LARGEST_PIXELS, SHORTEST_SECONDS
+from avemo.data.limits import KEPT_BYTES, LARGEST_PIXELS, SHORTEST_SECONDS
 from avemo.data.luma import grey_of
 from avemo.data.reasons import MediaError
-from avemo.data.survey import LONGEST_REST_SECONDS, Survey, Track, survey
+from avemo.data.survey import LONGEST_REST_SECONDS, Survey, Track, seconds_of, survey
 
 BOTH = ("audio", "video")
 
@@ -39,6 +38,14 @@ DAMAGED_SHARE = 0.2
 """A file is damaged if more than this share of a stream's packets cannot be decoded."""
 
 SMALLEST_SIDE = 16
+
+GRACE_SECONDS = 1e-3
+"""A picture may come this much late: containers that count in milliseconds round either way."""
+
+SKIPPING = ("h264", "hevc")
+"""Codecs whose decoders leave out, when told to, what no other picture is made from."""
+
+KNOWN_FILES = 4
 
 MISSING_SECONDS = 0.5
 """A cut may end this much after its file: times in lists are rounded, and of one of the two streams."""
@@ -118,25 +125,25 @@ def read_footage(
             damaged, lacks a stream, is too short, too long or too large, or ends before the cut.
             Damage shows at the end only, after the windows before it.
     """
-    found, places = _look(path, needs)
-    there = zip(BOTH, reversed(places), strict=True)
-    streams = tuple(name for name, place in there if place is not None)
-    length = cut_seconds(found.seconds, cut)
-    if max_seconds is not None and length > max_seconds:
-        raise MediaError("too long", f"{length:.1f} s of at most {max_seconds:g} s")
-    window = _window_frames(fps, window_seconds, length)
-    shifts: list[float] = []
     with ExitStack() as stack:
+        found, places, kept = _look(path, needs, stack)
+        there = zip(BOTH, reversed(places), strict=True)
+        streams = tuple(name for name, place in there if place is not None)
+        length = cut_seconds(found.seconds, cut)
+        if max_seconds is not None and length > max_seconds:
+            raise MediaError("too long", f"{length:.1f} s of at most {max_seconds:g} s")
+        window = _window_frames(fps, window_seconds, length)
+        shifts: list[float] = []
         picture: _Picture | _NoPicture = _NoPicture(found, fps, cut)
         sound: _Sound | _NoSound = _NoSound()
         if found.picture is not None and places[0] is not None:
             resume = found.picture.resume(found.first + cut.start)
-            pictures = stack.enter_context(closing(_Packets(path, places[0], "video", resume)))
+            pictures = _Packets(*_packets_of(path, places[0], kept, stack), "video", resume)
             clock = _Clock(found.picture, found.sound, shifts)
             picture = _Picture(pictures, found, clock, fps, largest_side, cut)
         if found.sound is not None and places[1] is not None:
             resume = found.sound.resume(found.first + cut.start)
-            sounds = stack.enter_context(closing(_Packets(path, places[1], "audio", resume)))
+            sounds = _Packets(*_packets_of(path, places[1], kept, stack), "audio", resume)
             sound = _Sound(sounds, found, _Clock(found.sound, found.picture, shifts), sample_rate)
         given = 0
         while picture.read(window, max_seconds):
@@ -153,7 +160,8 @@ def file_seconds(path: Path, needs: Collection[str] = ()) -> float:
     Raises:
         MediaError: the file cannot be used, as far as that can be told without decoding it.
     """
-    return _look(path, needs)[0].seconds
+    with ExitStack() as stack:
+        return _look(path, needs, stack).found.seconds
 
 
 def cut_seconds(seconds: float, cut: Cut) -> float:
@@ -174,22 +182,71 @@ def cut_seconds(seconds: float, cut: Cut) -> float:
     return min(end, seconds) - cut.start
 
 
-def _look(path: Path, needs: Collection[str]) -> tuple[Survey, list[int | None]]:
-    """What a file's packets say, and which are its streams of pictures and of sound."""
+class _Kept(NamedTuple):
+    """An open file and all packets that were read of it, in order."""
+
+    container: Any
+    packets: list[Any]
+
+
+class _Look(NamedTuple):
+    """What a file's packets say, which are its streams of pictures and of sound, and the packets if they were
+    kept."""
+
+    found: Survey
+    places: tuple[int | None, int | None]
+    kept: _Kept | None
+
+
+_looks: dict[tuple[Any, ...], _Look] = {}
+"""Of the last files, in one state each: a film's clips come one after the other."""
+
+
+def _look(path: Path, needs: Collection[str], stack: ExitStack) -> _Look:
+    """Reads a file's packets, and keeps them as long as the stack is open where they are few."""
     _check_file(path)
     status = path.stat()
-    return _surveyed(path, tuple(needs), (status.st_mtime_ns, status.st_size))
+    key = (path, tuple(needs), status.st_mtime_ns, status.st_size)
+    if key in _looks:
+        return _looks[key]
+    with ExitStack() as own:
+        container = own.enter_context(_open(path))
+        streams = _streams(container, needs)
+        packets: list[Any] = []
+        found = survey(container, *streams, _keep(container.demux(*filter(None, streams)), packets))
+        video, audio = (None if stream is None else stream.index for stream in streams)
+        while len(_looks) >= KNOWN_FILES:
+            del _looks[next(iter(_looks))]
+        _looks[key] = _Look(found, (video, audio), None)
+        if not packets:
+            return _looks[key]
+        stack.push(own.pop_all())
+        return _looks[key]._replace(kept=_Kept(container, packets))
 
 
-@lru_cache(maxsize=4)
-def _surveyed(
-    path: Path, needs: tuple[str, ...], state: tuple[int, int]
-) -> tuple[Survey, list[int | None]]:
-    """The same, read once of a file in one state: its clips come one after the other."""
-    with _open(path) as container:
-        video, audio = _streams(container, needs)
-        found = survey(container, video, audio)
-        return found, [None if stream is None else stream.index for stream in (video, audio)]
+def _keep(packets: Iterable[Any], kept: list[Any]) -> Iterator[Any]:
+    """Passes packets on, and puts them into a list, which is empty in the end if they were too many to keep."""
+    size = 0
+    for packet in packets:
+        size += packet.size
+        if size <= KEPT_BYTES:
+            kept.append(packet)
+        else:
+            kept.clear()
+        yield packet
+
+
+def _packets_of(
+    path: Path, index: int, kept: _Kept | None, stack: ExitStack
+) -> tuple[Any, Iterator[Any]]:
+    """A stream and its packets: those that were kept, or by a reader of its own, so that no stream waits in
+    memory for the other."""
+    if kept is not None:
+        ours = (packet for packet in kept.packets if packet.stream.index == index)
+        return kept.container.streams[index], ours
+    container = stack.enter_context(_open(path))
+    stream = container.streams[index]
+    return stream, container.demux(stream)
 
 
 def _check_file(path: Path) -> None:
@@ -284,34 +341,30 @@ def _window_frames(fps: float, window_seconds: float | None, length: float) -> i
 
 
 class _Packets:
-    """Decodes one stream. Each has its own reader, so none waits in memory for the other.
+    """Decodes one stream.
 
     Args:
-        path: the file.
-        index: of the stream.
-        name: of it, for errors.
+        stream: PyAV's.
+        packets: all of it.
+        name: of the stream, for errors.
         resume: number of the packet from which on it is decoded; before it only the first picture is,
             whose time all others are told from.
 
     Attributes:
-        stream: PyAV's.
         jumped: the last frame is the first one after packets that were not decoded.
+        unshown: times, seconds, of frames that need not be given.
     """
 
-    def __init__(self, path: Path, index: int, name: str, resume: int = 0) -> None:
-        self._opened = _open(path)
-        self._container = self._opened.__enter__()
-        self.stream = self._container.streams[index]
+    def __init__(self, stream: Any, packets: Iterator[Any], name: str, resume: int = 0) -> None:
+        self.stream, self._packets = stream, packets
         # One thread: the cores belong to the workers, and the order of errors stays the same every
         # time.
         self.stream.codec_context.thread_count = 1
         self._name, self._resume = name, resume
         self.jumped = False
+        self.unshown: frozenset[float] = frozenset()
         self._total = self._bad = self._frames = 0
         self._decoded = self._decode()
-
-    def close(self) -> None:
-        self._opened.__exit__(None, None, None)
 
     def next(self) -> Any:
         """The next frame in order of display, or None at the end."""
@@ -325,14 +378,17 @@ class _Packets:
     def _decode(self) -> Iterator[Any]:
         import av
 
-        skipped = False
-        for number, packet in enumerate(self._container.demux(self.stream)):
+        context, skipped = self.stream.codec_context, False
+        for number, packet in enumerate(self._packets):
             if number < self._resume and (self._frames or self._name == "audio"):
                 skipped = True
                 continue
             if skipped:
-                self.stream.codec_context.flush_buffers()
+                context.flush_buffers()
                 skipped, self.jumped = False, True
+            if self.unshown:
+                unshown = seconds_of(packet.pts, packet) in self.unshown
+                context.skip_frame = "NONREF" if unshown else "DEFAULT"
             self._total += 1
             try:
                 frames = packet.decode()
@@ -467,6 +523,7 @@ class _Picture:
         time = self.clock.place(self.last_raw, self.period)
         if not self.seen:
             self.zero, self.seen = time + self.start, True
+            self.packets.unshown = self._unshown()
         time -= self.zero
         if time >= self.length:
             self._finish()
@@ -474,6 +531,25 @@ class _Picture:
         self._show_until(time)
         self.last = frame
         self.end = max(self.end, time + self.period)
+
+    def _unshown(self) -> frozenset[float]:
+        """Times of pictures in whose place later ones are shown, so that a decoder need not give them.
+
+        None where the clock has faults or is not the container's: then only frames tell the times. And none
+        that bears on where the clip ends.
+        """
+        found, codec = self.found, self.packets.stream.codec_context.name
+        picture = found.picture
+        assert picture is not None
+        if codec not in SKIPPING or not picture.keys.size or found.counted or found.steady:
+            return frozenset()
+        times = np.unique(picture.times)
+        after = times - self.zero
+        # Numbers of the clip's frames are rounded outwards: what may be shown is decoded.
+        places = (after - GRACE_SECONDS) * self.fps
+        first, end = (np.maximum(np.ceil(places + x), 0) for x in (-1e-6, 1e-6))
+        unshown = (end[1:] <= first[:-1]) & (after[1:] < self.length)
+        return frozenset(times[:-1][unshown].tolist())
 
     def _stamped(self, frame: Any) -> float | None:
         pts = frame.pts if frame.pts is not None else frame.dts
@@ -511,9 +587,8 @@ class _Picture:
         return min(picture.end - float(picture.times[-1]), sound.end - self.last_raw)
 
     def _show_until(self, time: float) -> None:
-        # A millisecond of grace: containers that count in milliseconds round either way.
         grey: NDArray[np.uint8] | None = None
-        while self.last is not None and self.count / self.fps < time - 1e-3:
+        while self.last is not None and self.count / self.fps < time - GRACE_SECONDS:
             if grey is None:
                 grey = self._grey(self.last)
             self.waiting.append(grey)

@@ -41,7 +41,7 @@ from avemo.data.corpora.registry import find_corpus, list_clips
 from avemo.data.features import Clip, FeatureConfig, extract
 from avemo.data.limits import LONGEST_SECONDS, LONGEST_WORK_SECONDS, MOST_MEMORY
 from avemo.data.reasons import category_of, reason, refusal
-from avemo.data.worker import WorkerDeath, ended, process_all
+from avemo.data.worker import WorkerDeath, ended, process_all, warm_up
 from avemo.storage import WriteError, one_writer, write
 from avemo.text import items, pairs
 
@@ -155,6 +155,7 @@ def prepare(
         raise ValueError(f"workers must be at least 1, got {workers}")
     if max_seconds <= 0:
         raise ValueError(f"max_seconds must be positive, got {max_seconds}")
+    warm_up()
     features = FeatureConfig(
         bins=bins,
         fps=fps,

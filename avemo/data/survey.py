@@ -122,32 +122,31 @@ class Survey:
         return self.picture.seconds - float(sum(faults))
 
 
-def survey(container: Any, video: Any, audio: Any) -> Survey:
+def survey(container: Any, video: Any, audio: Any, packets: Iterable[Any]) -> Survey:
     """Reads the packets of an open container to its end.
 
     Args:
         container: PyAV's.
         video: its stream of pictures, or None.
         audio: its stream of sound, or None.
+        packets: all of these streams, in order.
 
     Raises:
         MediaError: the file is shorter than it declares.
     """
     counted = container.format.name in COUNTED
     streams = [s for s in (video, audio) if s is not None]
-    packets: dict[int, list[tuple[float, ...]]] = {s.index: [] for s in streams}
-    seen = dict.fromkeys(packets, 0)
-    for packet in container.demux(*streams):
+    rows: dict[int, list[tuple[float, ...]]] = {s.index: [] for s in streams}
+    seen = dict.fromkeys(rows, 0)
+    for packet in packets:
         index = packet.stream.index
         if packet.size and not packet.is_discard:
-            time = packet.dts if counted or packet.pts is None else packet.pts
-            base = float(packet.time_base or 0)
-            start = math.nan if time is None else time * base
-            end = start + (packet.duration or 0) * base
-            packets[index].append((start, end, seen[index], packet.is_keyframe))
+            start = seconds_of(packet.dts if counted or packet.pts is None else packet.pts, packet)
+            end = start + seconds_of(packet.duration or 0, packet)
+            rows[index].append((start, end, seen[index], packet.is_keyframe))
         seen[index] += 1
     tracks = [
-        None if s is None else _track(packets[s.index], _declared(container, s))
+        None if s is None else _track(rows[s.index], _declared(container, s))
         for s in (video, audio)
     ]
     _check_whole(container, dict(zip(("video", "audio"), tracks, strict=True)))
@@ -159,6 +158,11 @@ def survey(container: Any, video: Any, audio: Any) -> Survey:
     if picture is not None and lead_in:
         allowance = _allowance(picture, _rate(video), lead_in)
     return Survey(picture, sound, counted, steady, lead_in, allowance)
+
+
+def seconds_of(time: int | None, packet: Any) -> float:
+    """A time of a packet, which counts in a unit of its own; NaN if there is none."""
+    return math.nan if time is None else time * float(packet.time_base or 0)
 
 
 def _track(packets: Iterable[tuple[float, ...]], declared: float | None) -> Track:

@@ -20,7 +20,7 @@ from avemo.data.reasons import MediaError
 
 Task = Callable[[Any], Any]
 
-PRELOAD = ["av", "cv2", "numpy", "safetensors.numpy"]
+PRELOAD = ["av", "cv2", "numpy", "safetensors.numpy", "scipy.ndimage"]
 """Libraries that workers need and that are slow to import."""
 
 
@@ -98,6 +98,14 @@ def context() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     return context
+
+
+def warm_up() -> None:
+    """Begins with the imports of workers to come, and does not wait for them."""
+    if context().get_start_method() == "forkserver":
+        from multiprocessing.forkserver import ensure_running
+
+        ensure_running()
 
 
 def _serve(

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 
 
@@ -47,6 +48,11 @@ def streaming(seconds=0.0):
             os.kill(os.getpid(), signal.SIGSEGV)
 
     return task
+
+
+def imported():
+    """Gives the names of all that is imported."""
+    return lambda item: sorted(sys.modules)
 
 
 def broken_setup():

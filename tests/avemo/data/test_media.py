@@ -135,12 +135,80 @@ def test_cuts_are_what_the_whole_has_there(tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(rest.frames, whole.frames[70:])
 
 
+REORDERED = {"bf": "3", "preset": "fast", "b-adapt": "0"}
+UNEVEN = np.cumsum(np.random.default_rng(1).choice([0.004, 0.02, 0.04, 0.13], 90)).tolist()
+
+
+@pytest.mark.parametrize("fps", [12.5, 30.0])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("even.mp4", {"video_options": REORDERED}),
+        ("uneven.mkv", {"video_options": REORDERED, "times": UNEVEN}),
+        ("open_gop.ts", {"video_options": {**REORDERED, "g": "12", "x264-params": "open-gop=1"}}),
+        ("even.mov", {"video_codec": "libx265", "pixel_format": "yuv420p10le"}),
+        ("uneven.mp4", {"video_codec": "libx265", "times": UNEVEN}),
+    ],
+)
+def test_what_is_not_shown_need_not_be_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict, fps: float
+) -> None:
+    if options.get("video_codec") == "libx265":
+        settings = {"x265-params": "log-level=none:bframes=4", "preset": "ultrafast"}
+        options = {**options, "video_options": settings}
+    picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    picture = picture.repeat(12, 0).repeat(12, 1)
+    frames = np.stack([np.roll(picture, n, axis=1) for n in range(90)])
+    path = write_media(tmp_path / name, frames, tone(3.6), **options)
+    cuts = [Cut(0.5, 2.71), *(Cut(0.0, end) for end in UNEVEN[15:60:5])]
+    ways = [{}, {"window_seconds": 0.7}, *({"cut": cut} for cut in cuts)]
+    added: list[object] = []
+    add = media._Picture._add
+    monkeypatch.setattr(
+        media._Picture, "_add", lambda self, frame: added.append(1) or add(self, frame)
+    )
+
+    def every_way() -> tuple[list[np.ndarray], int]:
+        added.clear()
+        settings = {"sample_rate": RATE, "fps": fps}
+        found = [window for way in ways for window in read_footage(path, **settings, **way)]
+        return [window.frames for window in found], len(added)
+
+    some, decoded = every_way()
+    monkeypatch.setattr(media, "SKIPPING", ())
+    whole, number = every_way()
+    assert len(some) == len(whole)
+    for ours, theirs in zip(some, whole, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert decoded <= number
+    assert decoded < 0.8 * number or fps > 12.5
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.ts", "clip.avi", "clip.flv"])
+def test_packets_that_were_not_kept_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The file is opened once where they are kept, and once more for each stream where they are too many."""
+    path = write_clip(tmp_path / name, seconds=2.0, rate=44100)
+    opened = []
+    open_file = media._open
+    monkeypatch.setattr(media, "_open", lambda path: opened.append(1) or open_file(path))
+    kept = read(path)
+    assert len(opened) == 1
+    monkeypatch.setattr(media, "_looks", {})
+    monkeypatch.setattr(media, "KEPT_BYTES", path.stat().st_size // 2)
+    again = read(path)
+    assert len(opened) == 4
+    np.testing.assert_array_equal(kept.frames, again.frames)
+    np.testing.assert_array_equal(kept.waveform, again.waveform)
+
+
 def test_a_film_of_many_clips_is_surveyed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And anew as soon as it is another one."""
     surveys = []
-    monkeypatch.setattr(media, "survey", lambda *streams: surveys.append(1) or survey(*streams))
+    monkeypatch.setattr(media, "survey", lambda *given: surveys.append(1) or survey(*given))
     path = write_clip(tmp_path / "a.mp4", seconds=2.0)
     for start in (0.0, 0.5, 1.0):
         read(path, cut=Cut(start, start + 0.5))

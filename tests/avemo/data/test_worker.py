@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from avemo.data.worker import WorkerDeath, process_all
+from avemo.data.worker import PRELOAD, WorkerDeath, process_all
 from tests.avemo.data import crashing
 
 
@@ -84,3 +84,22 @@ def test_a_script_without_a_guard_can_use_it(tmp_path: Path) -> None:
         check=False,
     )
     assert done.stdout == "[(1, 11)]\n", done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is no fork server")
+def test_slow_libraries_are_imported_before_there_are_workers() -> None:
+    script = """
+from avemo.data.worker import process_all, warm_up
+from tests.avemo.data import crashing
+warm_up()
+print(list(process_all(["name"], crashing.imported, (), workers=1, timeout=60.0)))
+"""
+    root = str(Path(__file__).parents[3])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert all(repr(name) in done.stdout for name in PRELOAD)
