@@ -55,7 +55,10 @@ def _parser() -> argparse.ArgumentParser:
     parity = commands.add_parser("parity", help="compare results and gradients with float64")
     labels = [*shapes.ALL, *shapes.MAPS]
     peers = [*PEERS, COPY]
-    _add_choice(run, [*labels, *shapes.STEPS], list(shapes.USUAL), [*OPERATORS, "training_step"])
+    timed = [*OPERATORS, "training_step"]
+    _add_choice(
+        run, [*labels, *shapes.STEPS], list(shapes.USUAL), [*SUBJECTS, "training_step"], timed
+    )
     _add_hold(run)
     _add_choice(parity, labels, ["clip", "batch", *shapes.MAPS], list(SUBJECTS))
     parity.add_argument("--out", type=Path, help="file or folder of the verdicts, default none")
@@ -150,9 +153,13 @@ def _add_hold(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_choice(
-    parser: argparse.ArgumentParser, labels: list[str], default: list[str], operators: list[str]
+    parser: argparse.ArgumentParser,
+    labels: list[str],
+    default: list[str],
+    operators: list[str],
+    usual: list[str] | None = None,
 ) -> None:
-    """What is run, where."""
+    """What is run, where; all operators, where there are no usual ones."""
     from .contenders import KERNELS
     from .operators.call import DTYPES
     from .suite import MODES
@@ -164,7 +171,7 @@ def _add_choice(
         default=default,
         help="rows of the tables of shapes; an operator takes those that it has",
     )
-    parser.add_argument("--operators", nargs="+", choices=operators, default=operators)
+    parser.add_argument("--operators", nargs="+", choices=operators, default=usual or operators)
     parser.add_argument("--backends", nargs="+", choices=KERNELS, default=list(KERNELS))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32"])
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))

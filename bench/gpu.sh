@@ -111,6 +111,8 @@ if [[ $mode == dry ]]; then
   prefix=$scratch/install # not into the checkout, where it would hide what is installed
   right=(--shapes tiny --dtypes float32 bfloat16 --processes 2)
   right_large=() right_wgmma=()
+  small=(--shapes tiny --operators am_fbp am_fbp_tiles --dtypes bfloat16 --modes forward --backends native --peers
+    products)
   goals=(--shapes tiny --operators am_fbp fbp_biased --dtypes bfloat16)
   goal_peers=(eager products) timed=(--seconds 0.05)
   warmed=(--shapes tiny --operators fbp_biased --modes forward --peers eager --processes 1)
@@ -128,9 +130,12 @@ else
   right_large=(--shapes web --dtypes bfloat16 float16 tf32 float32 --backends native triton --processes 3
     --operators "${bilinear[@]}" power_normalize)
   # Sizes that the bilinear kernels by wgmma serve, forward and backward, which no GPU has run yet.
-  right_wgmma=(--shapes vqa web batch --dtypes bfloat16 float16 --backends native --operators "${bilinear[@]}"
+  right_wgmma=(--shapes clip vqa web batch --dtypes bfloat16 float16 --backends native --operators "${bilinear[@]}"
     --processes 3)
   goals=(--shapes clip web vqa --operators am_fbp fbp_biased fbp --dtypes bfloat16)
+  # The forward of small batches beside the kernels by tiles, in whose place it stands.
+  small=(--shapes clip batch --operators am_fbp am_fbp_tiles --dtypes bfloat16 --modes forward --backends native
+    --peers products)
   goal_peers=(eager compile max-autotune products) timed=(--seconds 0.3)
   warmed=("${goals[@]}" --peers compile max-autotune --processes 10)
   others=(--shapes clip vqa web batch conv1 one full --dtypes bfloat16 tf32 float16 float32
@@ -251,6 +256,7 @@ if ((${#right_large[@]})); then
   step "parity (large)" 60 "$python" -m bench parity --device $device "${right_large[@]}" --out "$out" --resume
 fi
 await_warming
+step "goals (small)" 25 "$python" -m bench run --device $device "${small[@]}" --seconds 0.2 --out "$out" --resume
 # Written after every case: a run that is cut off leaves what it has measured.
 step goals 160 "$python" -m bench run --device $device "${goals[@]}" --peers "${goal_peers[@]}" "${timed[@]}" \
   --out "$out" --resume

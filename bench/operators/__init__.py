@@ -86,6 +86,7 @@ SUBJECTS = OPERATORS | {
     "fbp_adaptive": Subject(variants.fbp_adaptive, _GLOBAL),
     "trunk_fbp_ragged": Subject(variants.trunk_fbp_ragged, _TRUNKS),
     "am_fbp_ragged": Subject(variants.am_fbp_ragged, _BOTH),
+    "am_fbp_tiles": Subject(variants.am_fbp_tiles, _BOTH),
     "attention_pool_ragged": Subject(variants.attention_pool_ragged, _FRAMES),
     "local_response_norm_apart": Subject(variants.local_response_norm_apart, _MAPS),
 }

@@ -1,4 +1,4 @@
-"""What users may ask of the operators beside what is timed: compared with float64, not timed."""
+"""What users may ask of the operators beside what is timed: compared with float64, and timed where asked for."""
 
 from dataclasses import replace
 from functools import partial
@@ -41,6 +41,16 @@ def am_fbp_ragged(sizes: dict[str, int], draw: Draw) -> Call:
     call = am_fbp.make(sizes, draw)
     lengths = _lengths(sizes["B"], sizes["H"], draw)
     return _compared(call, _seeded(call.function, lengths=lengths, **_DROPOUT), call.tensors)
+
+
+def am_fbp_tiles(sizes: dict[str, int], draw: Draw) -> Call:
+    """`am_fbp` of the same sizes and weights, which no native kernel but that by tiles serves, whatever the device.
+
+    One row stands for all, at a stride of 0, of which no tensor map can tell.
+    """
+    call = am_fbp.make(sizes, draw)
+    inputs = [x[:1].expand_as(x) for x in call.tensors[:4]]
+    return _compared(call, call.function, (*inputs, *call.tensors[4:]))
 
 
 def attention_pool_ragged(sizes: dict[str, int], draw: Draw) -> Call:

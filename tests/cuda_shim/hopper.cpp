@@ -68,6 +68,9 @@ struct Block {
   std::vector<Warp> warps;
   std::vector<std::vector<std::pair<std::uint64_t, std::uint64_t>>> products;  // by warpgroup
   int copies = 0;                                                              // in flight
+  // Shared memory as copies and products see it: what copies have brought, and what threads have
+  // written before one of them called proxy_fence().
+  std::vector<unsigned char> seen;
   unsigned pool = 0;
 };
 
@@ -93,11 +96,11 @@ T* of_block(T* own, unsigned rank) {
                               (reinterpret_cast<const unsigned char*>(own) - begin));
 }
 
-unsigned char* pointer_to(std::uint32_t address) {
+const unsigned char* pointer_to(std::uint32_t address) {
   const std::size_t at = address - kFirstAddress;
   if (address < kFirstAddress || at >= shared_size())
     fail("an operand of a product is outside of shared memory");
-  return shared_memory() + at;
+  return own_block().seen.data() + at;
 }
 
 std::uint32_t swizzled(std::uint32_t address, std::uint32_t chunks) {
@@ -259,6 +262,8 @@ void mbarrier_init_fence() {
   for (auto& [address, barrier] : own_block().barriers) barrier.fenced = true;
 }
 
+void proxy_fence() { std::memcpy(own_block().seen.data(), shared_memory(), shared_size()); }
+
 void mbarrier_arrive(std::uint64_t* barrier, unsigned bytes, Place place) {
   Mbarrier& own = own_block().barriers[no_barrier_fails(barrier, "mbarrier_arrive", place)];
   if (own.left == 0)
@@ -292,7 +297,9 @@ void bulk_copy(void* to, const TensorMap& map, std::uint64_t* barrier, const int
     if (found == block.barriers.end()) fail(what + "the barrier is not initialised");
     if (!found->second.fenced) fail(what + "there was no fence since the barrier was initialised");
     unsigned char* const target = static_cast<unsigned char*>(of_block(to, rank));
+    unsigned char* const seen = block.seen.data() + (target - shared_memory_of(rank));
     std::memset(target, kPoison, bytes);
+    std::memset(seen, kPoison, bytes);
     ++block.copies;
     const std::uint32_t address = shared_address(to);
     const std::array<int, kMapRank> from{at[0], at[1], at[2]};
@@ -309,7 +316,8 @@ void bulk_copy(void* to, const TensorMap& map, std::uint64_t* barrier, const int
                                            std::int64_t{from[2]} + z};
             const std::uint32_t plain = address + lines * line + x * map.element;
             const std::uint32_t chunks = map.swizzle == 0 ? 1 : map.swizzle / 16;
-            unsigned char* const cell = target + (swizzled(plain, chunks) - address);
+            const std::uint32_t at = swizzled(plain, chunks) - address;
+            unsigned char* const cell = target + at;
             if (inside(0, place[0]) && inside(1, place[1]) && inside(2, place[2])) {
               const unsigned char* source = map.data + place[0] * map.element;
               for (int i = 1; i < kMapRank; ++i)
@@ -318,6 +326,7 @@ void bulk_copy(void* to, const TensorMap& map, std::uint64_t* barrier, const int
             } else {
               std::memset(cell, 0, map.element);
             }
+            std::memcpy(seen + at, cell, map.element);
           }
       --block.copies;
       full->bytes -= bytes;
@@ -413,6 +422,7 @@ void begin_hopper(unsigned rank, unsigned threads) {
   block = {};
   block.warps.resize((threads + kLanes - 1) / kLanes);
   block.products.resize(block.warps.size() / kGroupWarps + 1);
+  block.seen.assign(shared_size(), kPoison);
   const unsigned each = std::min(255u, kRegisters / std::max(threads, 1u)) / 8 * 8;
   for (Warp& warp : block.warps) warp.registers = each;
   block.pool = each * kLanes * static_cast<unsigned>(block.warps.size());

@@ -27,6 +27,11 @@ void mbarrier_init_fence();
 void mbarrier_arrive(std::uint64_t* barrier, unsigned bytes, Place place);
 void mbarrier_wait(std::uint64_t* barrier, unsigned parity, Place place);
 
+// Shows copies and products what threads of the block have written to shared memory so far: until
+// then they see what was there before. Of all threads that ran, though a device shows what the
+// calling one has written alone.
+void proxy_fence();
+
 // ---- bulk copies ----
 
 constexpr int kMapRank = 3;

@@ -154,6 +154,30 @@ __global__ void a_bulk_copy_read_too_early(int* out, Maps maps) {
   out[lane] = right ? lane : -1;
 }
 
+// A product of what threads have written, with ones on the diagonal of b.
+template <bool kFence>
+__global__ void written_by_threads(int* out, Maps) {
+  HopperMemory& memory = hopper_memory();
+  const int t = static_cast<int>(threadIdx.x);
+  for (int i = t; i < static_cast<int>(sizeof memory.a + sizeof memory.b) / 2; i += 128)
+    reinterpret_cast<__nv_bfloat16*>(memory.a)[i] = 0.0f;
+  __syncthreads();
+  // Row r of a has r at depth 0, which row 0 of b brings to column 0.
+  if (t < 64) reinterpret_cast<__nv_bfloat16*>(memory.a + t * 128 + t % 8 * 16)[0] = float(t);
+  if (t == 0) reinterpret_cast<__nv_bfloat16*>(memory.b)[0] = 1.0f;
+  if (kFence) proxy_fence();
+  __syncthreads();
+  WgmmaSums sums = {};
+  wgmma_fence();
+  wgmma<__nv_bfloat16, Along::depth, Along::other>(sums, descriptor(memory.a, 0, 1024, 1),
+                                                   descriptor(memory.b, 8192, 1024, 1), false);
+  wgmma_commit();
+  wgmma_wait_for_all(sums);
+  const int row = 16 * (t / 32) + t % 32 / 4;
+  const bool right = t % 4 > 0 || (sums[0] == float(row) && sums[2] == float(row + 8));
+  out[t] = right ? t : -1;
+}
+
 // ---- without one: out[i] = i ----
 
 // Lines and numbers that there are not are 0.

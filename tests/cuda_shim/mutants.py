@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 TESTS = "tests/fbp_kernels/cuda"
 FORWARD, BACKWARD = "test_hopper.py", "test_hopper_backward.py"
+SMALL = "test_hopper_split.py"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Mutant:
 DESCRIPTOR, RING, TILES = "matrix_descriptor.h", "wgmma_ring.h", "wgmma_tiles.h"
 EPILOGUE, KERNEL = "wgmma_epilogue.h", "bilinear_forward_wgmma.cu"
 GRADIENT_TILES, GRADIENTS = "wgmma_gradient_tiles.h", "bilinear_backward_wgmma.cu"
-PASS = "bilinear_differentiate.cu"
+PASS, SPLIT = "bilinear_differentiate.cu", "bilinear_forward_split.cu"
 
 MUTANTS = (
     # Descriptors and layouts.
@@ -53,8 +54,8 @@ MUTANTS = (
     Mutant(
         "descriptor: next pattern",
         DESCRIPTOR,
-        "beside, kPatternBytes}",
-        "beside, kLineBytes}",
+        "beside, kPatternLines * kLine,",
+        "beside, kLine,",
     ),
     Mutant("descriptor: swizzle of 64 bytes", DESCRIPTOR, "kSwizzle128 = 1", "kSwizzle128 = 2"),
     Mutant(
@@ -66,8 +67,8 @@ MUTANTS = (
     Mutant(
         "descriptor: step across lines",
         RING,
-        "kAcrossStep = kWgmmaDepth * kLineBytes;",
-        "kAcrossStep = kWgmmaDepth * kLineBytes / 2;",
+        "kWgmmaDepth * Stage::kColumnLine;",
+        "kWgmmaDepth * Stage::kColumnLine / 2;",
     ),
     Mutant(
         "descriptor: both warpgroups take the same rows",
@@ -122,14 +123,14 @@ MUTANTS = (
     Mutant(
         "too few bytes are expected",
         RING,
-        "mbarrier_arrive_expecting(full, sizeof(RingStage))",
-        "mbarrier_arrive_expecting(full, sizeof(RingStage) - kBoxBytes)",
+        "sizeof(typename Ring::Stage));",
+        "sizeof(typename Ring::Stage) - kBoxBytes);",
     ),
     Mutant(
         "too many bytes are expected",
         RING,
-        "mbarrier_arrive_expecting(full, sizeof(RingStage))",
-        "mbarrier_arrive_expecting(full, sizeof(RingStage) + kBoxBytes)",
+        "sizeof(typename Ring::Stage));",
+        "sizeof(typename Ring::Stage) + kBoxBytes);",
     ),
     Mutant(
         "one reader is not waited for",
@@ -141,8 +142,8 @@ MUTANTS = (
     Mutant(
         "a ring of one stage too many",
         RING,
-        "if (++stage < kRingStages) return;",
-        "if (++stage <= kRingStages) return;",
+        "if (++stage < kStages) return;",
+        "if (++stage <= kStages) return;",
     ),
     # What is copied and multiplied.
     Mutant(
@@ -177,7 +178,7 @@ MUTANTS = (
     # Products and sums.
     Mutant(
         "sums of squares of one half of a row, twice",
-        KERNEL,
+        TILES,
         "(thread % 2 * (kChunks / 2) + i)",
         "i",
     ),
@@ -336,6 +337,13 @@ MUTANTS = (
         "true",
         BACKWARD,
     ),
+    Mutant(
+        "products may see what was before rows are cleared",
+        GRADIENT_TILES,
+        "        proxy_fence();\n",
+        "",
+        BACKWARD,
+    ),
     Mutant("outputs do not advance with columns", PASS, "      ++o;\n", "", BACKWARD),
     Mutant(
         "elements of other rows are dropped",
@@ -357,6 +365,126 @@ MUTANTS = (
         "(projected, !kept, context)",
         "(projected, true, context)",
         BACKWARD,
+    ),
+    # The forward of small batches.
+    Mutant(
+        "few columns: swizzle of 128 bytes",
+        DESCRIPTOR,
+        "kLine == kLineBytes ? kSwizzle128 : kSwizzle64",
+        "kSwizzle128",
+        SMALL,
+    ),
+    Mutant(
+        "few columns: steps as of long lines",
+        RING,
+        "kWgmmaDepth * Stage::kColumnLine;",
+        "kWgmmaDepth * kLineBytes;",
+        SMALL,
+    ),
+    Mutant(
+        "a share reads its own sums for all",
+        SPLIT,
+        "rank_in_cluster() - static_cast<unsigned>(share_ - share)",
+        "rank_in_cluster()",
+        SMALL,
+    ),
+    Mutant(
+        "sums are read before all shares have them",
+        SPLIT,
+        "  wait_for_cluster();\n  if (block.is_there()) block.combine();",
+        "  if (block.is_there()) block.combine();",
+        SMALL,
+    ),
+    Mutant(
+        "a block ends while others read its sums",
+        SPLIT,
+        "  wait_for_cluster();  // a block's memory is there until all have read it\n",
+        "",
+        SMALL,
+    ),
+    Mutant(
+        "all parts of projections begin where the first does",
+        SPLIT,
+        "      begin = 0;\n",
+        "",
+        SMALL,
+    ),
+    Mutant(
+        "copies begin where projections do",
+        SPLIT,
+        "                  depth += begin * kRingDepth;\n",
+        "",
+        SMALL,
+    ),
+    Mutant(
+        "shares of another size are read than are written",
+        SPLIT,
+        "    int end = own_.begin(1, part_.H);\n",
+        "    int end = own_.begin(1, part_.H) + 1;\n",
+        SMALL,
+    ),
+    Mutant(
+        "the order of sums goes on from share to share",
+        SPLIT,
+        "          ++share;\n          place = 0;\n",
+        "          ++share;\n",
+        SMALL,
+    ),
+    Mutant(
+        "sums of squares of each chunk",
+        SPLIT,
+        "part_.adaptive && product == 0",
+        "part_.adaptive",
+        SMALL,
+    ),
+    Mutant(
+        "no sums of squares of what a share has nothing of",
+        SPLIT,
+        "      put_squares(1, 0);\n",
+        "",
+        SMALL,
+    ),
+    Mutant("sums of rows that a tile has not", SPLIT, "        if (r < Tile::kRows)\n", "", SMALL),
+    Mutant(
+        "outputs are written before all warps have added",
+        SPLIT,
+        "[lane()] = sums[i];\n      __syncthreads();\n",
+        "[lane()] = sums[i];\n",
+        SMALL,
+    ),
+    Mutant(
+        "products are written before all outputs are",
+        SPLIT,
+        "store(quad + warp());\n      __syncthreads();\n",
+        "store(quad + warp());\n",
+        SMALL,
+    ),
+    Mutant(
+        "rows of a small batch that do not count",
+        SPLIT,
+        "alive ? x * factors[i] : 0.0f",
+        "x * factors[i]",
+        SMALL,
+    ),
+    Mutant(
+        "kept projections of rows that do not count", SPLIT, "alive ? w[i] : 0.0f", "w[i]", SMALL
+    ),
+    Mutant(
+        "random words of the first tile", SPLIT, "(tile_.row + quad) / kQuad", "quad / kQuad", SMALL
+    ),
+    Mutant(
+        "one reader of a small batch is not waited for",
+        SPLIT,
+        "init_ring(memory.ring, kWarpgroup / kWarp)",
+        "init_ring(memory.ring, kWarpgroup / kWarp - 1)",
+        SMALL,
+    ),
+    Mutant(
+        "the last share of a tile in a cluster of several reads another tile's",
+        SPLIT,
+        "index & ((1 << own.shift) - 1)",
+        "index % 8 >> (3 - own.shift)",
+        SMALL,
     ),
 )
 

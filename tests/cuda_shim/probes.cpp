@@ -304,6 +304,8 @@ const Probe kProbes[] = {
     HOPPER(an_operand_outside_of_shared_memory),
     HOPPER(warps_that_multiply_different_things),
     HOPPER(a_bulk_copy_read_too_early),
+    {"written_without_a_proxy_fence", start_mapped<written_by_threads<false>>, 128},
+    {"written_before_a_proxy_fence", start_mapped<written_by_threads<true>>, 128},
     HOPPER(boxes),
     {"multicast", start_mapped<multicast>, 32, 1, 2},
     LAYOUTS(1),

@@ -115,10 +115,7 @@ template <class T>
 __device__ inline void multiply_gradient_tiles(const BackwardProblem& problem,
                                                const WgmmaGradientsPlan& plan,
                                                GradientMemory& memory) {
-  // The same for all lanes, and known to be.
-  const int warp =
-      __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarp, 0) - kWarpgroup / kWarp;
-  GradientConsumer own{memory, warp};
+  GradientConsumer own{memory, consumer_warp()};
   GradientTiles tiles(problem, plan);
   while (tiles.more()) {
     tiles.while_meant([](Gradient of) { return of == Gradient::weight; },
@@ -195,7 +192,7 @@ bool wgmma_serves(const BackwardProblem& problem, const DeviceLimits& device) {
   // Projections are contiguous, and their memory may be given from outside.
   for (int i = 0; i < problem.parts; ++i)
     if (problem.part[i].N % kMapChunk != 0) return false;
-  return can_be_multiplied_by_wgmma(problem, device);
+  return problem.B > kSmallBatch && wgmma_can_multiply(problem, device);
 }
 
 BackwardProblem project_by_wgmma(const BackwardProblem& problem, const Context& context) {

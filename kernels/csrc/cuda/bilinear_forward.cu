@@ -6,17 +6,15 @@
 // trunks add their sums in the order of the trunks: within a cluster, each block a part of the
 // tile, from the shared memory of all; without clusters, in the block that comes last.
 
-#include <cooperative_groups.h>
-
+#include "bilinear_forward_split.h"
 #include "bilinear_forward_wgmma.h"
 #include "bilinear_tiles.h"
+#include "cluster.h"
 #include "cuda/kernels.h"
 
 namespace fbp::cuda {
 
 namespace {
-
-constexpr int kMostSplits = 8;  // what every device with clusters can hold in one
 
 struct ForwardPlan {
   i64 down = 0;  // tiles of rows
@@ -152,25 +150,20 @@ class ForwardBlock {
   }
 
   __device__ void add_in_cluster() {
-#if __CUDA_ARCH__ >= 900
-    const auto cluster = cooperative_groups::this_cluster();
     // In place of the stages, which nobody reads after the barrier within the last pool().
     float* const own = reinterpret_cast<float*>(&memory_.ring);
     const int count = static_cast<int>(own_.outputs) * Tile::kRows;
 #pragma unroll
     for (int i = 0; i < kCells<Tile>; ++i)
       if (cell(i) < count) own[cell(i)] = pooled_[i];
-    cluster.sync();
+    wait_for_cluster();
     for (int c = split_ + own_.splits * static_cast<int>(threadIdx.x); c < count;
          c += own_.splits * kThreads) {
       float sum = 0;
-      for (int s = 0; s < own_.splits; ++s) sum += cluster.map_shared_rank(own, s)[c];
+      for (int s = 0; s < own_.splits; ++s) sum += of_rank(own, s)[c];
       store(c, sum);
     }
-    cluster.sync();  // a block's memory is there until all have read it
-#else
-    __trap();  // built for older devices alone: better no result than a wrong one
-#endif
+    wait_for_cluster();  // a block's memory is there until all have read it
   }
 
   const ForwardProblem& problem_;
@@ -198,15 +191,6 @@ __global__ void __launch_bounds__(kThreads, Tile::kResident)
     }
     index -= plan.part[i].blocks;
   }
-}
-
-// How many blocks share a tile of H trunks: follows from this part alone, so that its results are
-// the same bits whatever else is in the launch.
-int splits_of(i64 tiles, i64 H, int resident) {
-  const i64 wanted = smaller(smaller(resident / tiles, H), kMostSplits);
-  int splits = 1;
-  while (2 * splits <= wanted) splits *= 2;
-  return splits;
 }
 
 template <class Number, class Tile>
@@ -244,7 +228,9 @@ void forward(const ForwardProblem& problem, const Context& context) {
 }  // namespace
 
 void bilinear_forward(const ForwardProblem& problem, const Context& context) {
-  if (wgmma_serves(problem, current_device())) return bilinear_forward_wgmma(problem, context);
+  const DeviceLimits& device = current_device();
+  if (wgmma_serves(problem, device)) return bilinear_forward_wgmma(problem, context);
+  if (split_serves(problem, device)) return bilinear_forward_split(problem, context);
   with_number(problem.dtype, context.tf32, [&](auto number) {
     using Number = decltype(number);
     if (problem.B <= kSmallBatch) {

@@ -1,14 +1,16 @@
 // z = sum over trunks and over K of (a p) * (v q), in one launch, on Hopper: half precision, large
 // batches, tensors that maps can tell.
 //
-// One block for each multiprocessor goes through tiles of 128 rows of the batch by whole outputs. A
-// warp of the first warpgroup has the operands copied, the other two warpgroups multiply, 64 rows
-// each: u, which is rounded and put aside, then w; then they make products and sums of them, while
-// the copies of what comes next are on their way.
+// Where tiles are few, blocks share the trunks of one, and add their sums in the order of the
+// trunks, from the shared memory of their cluster. Else one block for each multiprocessor goes
+// through tiles of 128 rows of the batch by whole outputs. A warp of the first warpgroup has the
+// operands copied, the other two warpgroups multiply, 64 rows each: u, which is rounded and put
+// aside, then w; then they make products and sums of them, while the copies of what comes next are
+// on their way.
 
 #include "bilinear_forward_wgmma.h"
+#include "cluster.h"
 #include "cuda/kernels.h"
-#include "cuda/vectors.h"
 #include "cuda/warpgroup.h"
 #include "wgmma_epilogue.h"
 
@@ -23,36 +25,15 @@ struct WgmmaMemory {
   float sums[kConsumerWarps][PooledSums::kSize];
 };
 
-// The sum of squares of half of a row's part in one step: two neighbouring threads have a row.
-template <class T>
-__device__ float squares_of(const unsigned char* rows) {
-  constexpr int kChunks = kLineBytes / kChunkBytes;
-  const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, row = thread / 2;
-  float sum = 0;
-  // Not unrolled: between products, there are few registers left.
-#pragma unroll 1
-  for (int i = 0; i < kChunks / 2; ++i) {
-    // By the swizzle: columns in their order, and rows beside each other in banks of their own.
-    const int chunk = (thread % 2 * (kChunks / 2) + i) ^ row % kPatternLines;
-    const auto of = load_vector(
-        reinterpret_cast<const T*>(rows + row * kLineBytes + chunk * kChunkBytes), kAll<T>, true);
-#pragma unroll
-    for (int j = 0; j < kVector<T>; ++j) sum = fmaf(widen(of.of[j]), widen(of.of[j]), sum);
-  }
-  return sum;
-}
-
 template <class T>
 __device__ void consume(const ForwardProblem& problem, const WgmmaPlan& plan, WgmmaMemory& memory) {
-  // The same for all lanes, and known to be.
-  const int warp =
-      __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarp, 0) - kWarpgroup / kWarp;
+  const int warp = consumer_warp();
   RingTurn turn;
   for_tiles(problem, plan, [&](const WgmmaTile& tile) {
     WgmmaEpilogue<T> epilogue(problem, tile, warp, memory.sums[warp]);
-    const int trunks = tile.trunks();
+    const int last = tile.last_trunk();
 #pragma unroll 1
-    for (int h = 0; h < trunks; ++h)
+    for (int h = tile.first_trunk(); h < last; ++h)
 #pragma unroll 1
       for (int chunk = 0; chunk < tile.own.chunks; ++chunk) {
         WgmmaSums sums;
@@ -74,7 +55,26 @@ __device__ void consume(const ForwardProblem& problem, const WgmmaPlan& plan, Wg
         project(1);
         epilogue.add(h, chunk, u, sums, squares, counted);
       }
-    epilogue.store();
+    if (plan.cluster > 1) return;  // what others have is still to come
+    const float* const sums = memory.sums[warp];
+    WgmmaEpilogue<T>::store(problem, tile, warp, 0, 1, [&](int place) { return sums[place]; });
+  });
+}
+
+// The outputs of some rows, from the sums of all blocks that share a tile, which are there.
+template <class T>
+__device__ void add_shares(const ForwardProblem& problem, const WgmmaPlan& plan,
+                           WgmmaMemory& memory) {
+  const int warp = consumer_warp();
+  float* const own = memory.sums[warp];
+  for_tiles(problem, plan, [&](const WgmmaTile& tile) {
+    const unsigned first = rank_in_cluster() - static_cast<unsigned>(tile.split);
+    const int splits = tile.own.splits;
+    WgmmaEpilogue<T>::store(problem, tile, warp, tile.split, splits, [&](int place) {
+      float sum = 0;
+      for (int i = 0; i < splits; ++i) sum += of_rank(own, first + static_cast<unsigned>(i))[place];
+      return sum;
+    });
   });
 }
 
@@ -93,9 +93,16 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
   if (threadIdx.x < kWarpgroup) {
     give_registers<40>();
     if (threadIdx.x < kWarp) copy_tiles(problem, plan, memory.ring);
+    if (plan.cluster == 1) return;
+    wait_for_cluster();
+    wait_for_cluster();
   } else {
     take_registers<232>();
     consume<T>(problem, plan, memory);
+    if (plan.cluster == 1) return;
+    wait_for_cluster();
+    add_shares<T>(problem, plan, memory);
+    wait_for_cluster();  // a block's memory is there until all have read it
   }
 #else
   __trap();  // wgmma is Hopper's alone, and built for sm_90a alone
@@ -110,10 +117,11 @@ bool wgmma_serves(const ForwardProblem& problem, const DeviceLimits& device) {
   for (int i = 0; i < problem.parts; ++i)
     for (const Side& side : problem.part[i].side)
       if (side.bias && !biases) return false;
-  return can_be_multiplied_by_wgmma(problem, device);
+  return problem.B > kSmallBatch && wgmma_can_multiply(problem, device);
 }
 
 void bilinear_forward_wgmma(const ForwardProblem& problem, const Context& context) {
+  const int multiprocessors = current_device().multiprocessors;
   WgmmaPlan plan;
   plan.down = ceil_div(problem.B, kRingRows);
   for (int i = 0; i < problem.parts; ++i) {
@@ -124,19 +132,23 @@ void bilinear_forward_wgmma(const ForwardProblem& problem, const Context& contex
     own.across = ceil_div(own.all, own.outputs);
     own.chunks = static_cast<int>(ceil_div(part.K, kBoxColumns));
     own.tiles = plan.down * own.across;
-    plan.tiles += own.tiles;
+    // Only the part whose tiles come first: its clusters begin at multiples of their size.
+    if (i == problem.parts - 1)
+      own.splits = plan.cluster = splits_of(own.tiles, part.H, multiprocessors);
+    plan.shares += own.tiles * own.splits;
     for (int side = 0; side < 2; ++side) {
       own.input[side] =
           tensor_map(problem.dtype, mapped_input(part, side, problem.B), 2, kRingRows);
       own.weight[side] = tensor_map(problem.dtype, mapped_weight(part, side), 1, kRingDepth);
     }
   }
-  const dim3 grid = grid_of(smaller(plan.tiles, current_device().multiprocessors));
+  const dim3 grid = grid_of(plan.cluster == 1 ? smaller(plan.shares, multiprocessors)
+                                              : ceil_div(plan.shares, plan.cluster) * plan.cluster);
   with_type(problem.dtype, [&](auto type) {
     using T = decltype(type);
     if constexpr (sizeof(T) == 2)
-      FBP_LAUNCH(forward_wgmma_kernel<T>, grid, kWgmmaThreads, sizeof(WgmmaMemory), context.stream,
-                 problem, plan);
+      FBP_LAUNCH_CLUSTERS(plan.cluster, forward_wgmma_kernel<T>, grid, kWgmmaThreads,
+                          sizeof(WgmmaMemory), context.stream, problem, plan);
   });
 }
 

@@ -45,6 +45,17 @@ Tiles tiles_of(const Part& part, i64 B) {
   return tiles;
 }
 
+constexpr int kMostSplits = 8;  // what every device with clusters can hold in one
+
+// How many blocks share a tile of H trunks where `resident` are there at a time: follows from one
+// part alone, so that its results are the same bits whatever else is in the launch.
+inline int splits_of(i64 tiles, i64 H, int resident) {
+  const i64 wanted = smaller(smaller(resident / tiles, H), kMostSplits);
+  int splits = 1;
+  while (2 * splits <= wanted) splits *= 2;
+  return splits;
+}
+
 struct Position {
   i64 row, column;
 };

@@ -1,6 +1,7 @@
 // How wgmma is told where in shared memory an operand lies, in the layout that bulk copies with a
 // swizzle of 128 bytes leave: lines of 128 bytes, in patterns of eight lines, within which 16 bytes
-// number c of line r are at number c ^ r % 8.
+// number c of line r are at number c ^ r % 8. With a swizzle of 64 bytes lines are half as long,
+// and c is at c ^ r / 2 % 4.
 
 #pragma once
 
@@ -18,9 +19,11 @@ class MatrixDescriptor {
  public:
   // Of lines along the depth, patterns of which follow one another; or of lines across it, one for
   // each number of the depth, where the numbers beside a line's are `beside` bytes on.
-  template <Along kAlong>
+  template <Along kAlong, int kLine = kLineBytes>
   __device__ static MatrixDescriptor of(const void* lines, int beside) {
-    return {lines, kAlong == Along::depth ? 0 : beside, kPatternBytes};
+    static_assert(kLine == kLineBytes || kLine == kLineBytes / 2, "a swizzle of whole lines");
+    return {lines, kAlong == Along::depth ? 0 : beside, kPatternLines * kLine,
+            kLine == kLineBytes ? kSwizzle128 : kSwizzle64};
   }
 
   // That of what begins so many bytes later. The address alone changes, and never carries: shared
@@ -30,13 +33,14 @@ class MatrixDescriptor {
   }
 
  private:
-  __device__ MatrixDescriptor(const void* begin, int leading, int pattern) {
-    constexpr std::uint64_t kSwizzle128 = 1;
+  static constexpr std::uint64_t kSwizzle128 = 1, kSwizzle64 = 2;
+
+  __device__ MatrixDescriptor(const void* begin, int leading, int pattern, std::uint64_t swizzle) {
     // In a cluster the bits above tell whose memory it is.
     constexpr std::uint32_t kAddress = (1u << 18) - 1;
     bits_ = (shared_address(begin) & kAddress) / kUnit |
             static_cast<std::uint64_t>(leading / kUnit) << 16 |
-            static_cast<std::uint64_t>(pattern / kUnit) << 32 | kSwizzle128 << 62;
+            static_cast<std::uint64_t>(pattern / kUnit) << 32 | swizzle << 62;
   }
 
   std::uint64_t bits_;

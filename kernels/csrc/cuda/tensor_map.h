@@ -12,7 +12,7 @@
 
 namespace fbp::cuda {
 
-// Lines of a box are as wide as the swizzle's pattern, 128 bytes.
+// The widest lines of a box, as wide as the widest swizzle, 128 bytes.
 constexpr int kMapLine = 64;  // numbers of two bytes
 constexpr int kMapChunk = 8;  // to which addresses and strides are aligned, 16 bytes
 
@@ -67,9 +67,10 @@ inline decltype(&cuTensorMapEncodeTiled) tensor_map_encoder() {
   return encoder;
 }
 
-// Boxes of `lines` lines along dimension `along`, 1 or 2, of kMapLine numbers each, as a swizzle of
-// 128 bytes lays them.
-inline CUtensorMap tensor_map(Dtype dtype, const MappedTensor& tensor, int along, int lines) {
+// Boxes of `lines` lines along dimension `along`, 1 or 2, of `line` numbers each, kMapLine or half
+// of it, as a swizzle of so many bytes lays them.
+inline CUtensorMap tensor_map(Dtype dtype, const MappedTensor& tensor, int along, int lines,
+                              int line = kMapLine) {
   const auto type =
       dtype == Dtype::bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   constexpr cuuint64_t kBytes = 2;
@@ -78,13 +79,14 @@ inline CUtensorMap tensor_map(Dtype dtype, const MappedTensor& tensor, int along
                                static_cast<cuuint64_t>(tensor.size[2])};
   const cuuint64_t strides[2] = {static_cast<cuuint64_t>(tensor.stride[1]) * kBytes,
                                  static_cast<cuuint64_t>(tensor.stride[2]) * kBytes};
-  cuuint32_t box[3] = {kMapLine, 1, 1};
+  cuuint32_t box[3] = {static_cast<cuuint32_t>(line), 1, 1};
   box[along] = static_cast<cuuint32_t>(lines);
   const cuuint32_t every[3] = {1, 1, 1};
+  const auto swizzle = line == kMapLine ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
   CUtensorMap map;
   const CUresult result =
       tensor_map_encoder()(&map, type, 3, const_cast<void*>(tensor.data), sizes, strides, box,
-                           every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                           every, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
                            CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS)
     throw std::runtime_error("cuTensorMapEncodeTiled: error " + std::to_string(result));

@@ -1,6 +1,6 @@
 // Products of the tensor cores that a warpgroup, 128 threads, asks for and waits for: 64 rows by
-// 256 columns by 16, operands in shared memory, sums in registers. Tests put a header of the same
-// path before this one.
+// 256 or 32 columns by 16, operands in shared memory, sums in registers. Tests put a header of the
+// same path before this one.
 //
 // Thread t of a warpgroup has, of the sums, the rows r = 16 * (t / 32) + t % 32 / 4 and r + 8, and
 // the columns c = 8 * j + 2 * (t % 4) and c + 1: d[4 * j + i] is (r + 8 * (i / 2), c + i % 2).
@@ -15,10 +15,16 @@
 namespace fbp::cuda {
 
 constexpr int kWgmmaRows = 64, kWgmmaColumns = 256, kWgmmaDepth = 16;
+constexpr int kWgmmaFewColumns = 32;
 constexpr int kWarpgroup = 128;  // threads
-constexpr int kWgmmaSums = kWgmmaRows * kWgmmaColumns / kWarpgroup;
+
+// Of a thread, for so many columns.
+template <int kColumns>
+constexpr int kSumsOf = kWgmmaRows * kColumns / kWarpgroup;
+constexpr int kWgmmaSums = kSumsOf<kWgmmaColumns>;
 
 using WgmmaSums = float[kWgmmaSums];
+using WgmmaFewSums = float[kSumsOf<kWgmmaFewColumns>];
 
 // Before the first product after a wait: registers are as the thread has left them.
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -34,10 +40,11 @@ __device__ inline void wgmma_wait_for_earlier() {
 }
 
 // Until all groups are done; the sums are only then to be touched.
-__device__ inline void wgmma_wait_for_all(WgmmaSums& d) {
+template <int kSums>
+__device__ inline void wgmma_wait_for_all(float (&d)[kSums]) {
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 #pragma unroll
-  for (int i = 0; i < kWgmmaSums; ++i) asm volatile("" : "+f"(d[i])::"memory");
+  for (int i = 0; i < kSums; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
 #define FBP_TEN(t)                                                                       \
@@ -71,6 +78,26 @@ __device__ inline void wgmma(WgmmaSums& d, std::uint64_t a, std::uint64_t b, boo
   }
 }
 
+#define FBP_WGMMA_FEW(type)                                                           \
+  asm volatile(                                                                       \
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"                                    \
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type                     \
+      " {" FBP_TEN() "%10, %11, %12, %13, %14, %15}, %16, %17, p, 1, 1, %19, %20;\n}" \
+      : FBP_SIXTEEN(0)                                                                \
+      : "l"(a), "l"(b), "r"(static_cast<int>(more)), "n"(A == Along::other),          \
+        "n"(B == Along::other))
+
+// The same, b (16, 32).
+template <class T, Along A, Along B>
+__device__ inline void wgmma(WgmmaFewSums& d, std::uint64_t a, std::uint64_t b, bool more) {
+  if constexpr (std::is_same_v<T, __half>) {
+    FBP_WGMMA_FEW("f16");
+  } else {
+    FBP_WGMMA_FEW("bf16");
+  }
+}
+
+#undef FBP_WGMMA_FEW
 #undef FBP_WGMMA
 #undef FBP_SIXTEEN
 #undef FBP_FOUR

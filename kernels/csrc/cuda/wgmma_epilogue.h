@@ -76,9 +76,9 @@ class PooledSums {
     sums_[(2 * output + half) * kPitch + lane()] += sum;
   }
 
-  // That of any row and box, after a __syncwarp().
-  __device__ float of(int row, int box, int output) const {
-    return sums_[(2 * output + row / 8) * kPitch + row % 8 * kBoxes + box];
+  // Where that of any row and box is, after a __syncwarp().
+  __device__ static int place(int row, int box, int output) {
+    return (2 * output + row / 8) * kPitch + row % 8 * kBoxes + box;
   }
 
  private:
@@ -102,10 +102,7 @@ class WgmmaEpilogue {
 
   __device__ WgmmaEpilogue(const ForwardProblem& problem, const WgmmaTile& tile, int warp,
                            float* sums)
-      : problem_(problem),
-        tile_(tile),
-        row_(static_cast<int>(tile.of.row) + kWarp / 2 * warp),
-        sums_(sums) {
+      : problem_(problem), tile_(tile), row_(first_row_of(tile, warp)), sums_(sums) {
     sums_.clear(tile.per_box());
   }
 
@@ -181,23 +178,31 @@ class WgmmaEpilogue {
     }
   }
 
-  // Writes the tile's outputs, where they are wanted.
-  __device__ void store() const {
-    if (problem_.z == nullptr) return;
+  // Writes the tile's outputs of rows `first`, `first + every` ... of the warp, where they are
+  // wanted: sum(place) of where each is in PooledSums. For all lanes, which may change the sums
+  // then.
+  template <class Sum>
+  __device__ static void store(const ForwardProblem& problem, const WgmmaTile& tile, int warp,
+                               int first_row, int every, const Sum& sum) {
+    if (problem.z == nullptr) return;
+    const int row = first_row_of(tile, warp);
     __syncwarp();
-    const int per_box = tile_.per_box();
-    const i64 first = tile_.first_output();
-    const int outputs = static_cast<int>(smaller(kBoxes * per_box, tile_.own.all - first));
-    T* const z = static_cast<T*>(problem_.z) + tile_.part.o_offset + first;
+    const int per_box = tile.per_box();
+    const i64 first = tile.first_output();
+    const int outputs = static_cast<int>(smaller(kBoxes * per_box, tile.own.all - first));
+    T* const z = static_cast<T*>(problem.z) + tile.part.o_offset + first;
     // Two at a time where all rows allow it.
-    const bool pairs = problem_.z_stride % 2 == 0 && reinterpret_cast<std::uintptr_t>(z) % 4 == 0;
-    for (int r = 0; r < kWarp / 2; ++r) {
-      if (row_ + r >= problem_.B) break;
-      T* const to = z + (row_ + r) * problem_.z_stride;
+    const bool pairs = problem.z_stride % 2 == 0 && reinterpret_cast<std::uintptr_t>(z) % 4 == 0;
+    const auto of = [&](int r, int o) {
+      return sum(PooledSums::place(r, o / per_box, o % per_box));
+    };
+    for (int r = first_row; r < kWarp / 2; r += every) {
+      if (row + r >= problem.B) break;
+      T* const to = z + (row + r) * problem.z_stride;
       for (int o = 2 * lane(); o < outputs; o += 2 * kWarp) {
-        const float low = sums_.of(r, o / per_box, o % per_box);
+        const float low = of(r, o);
         const bool both = o + 1 < outputs;
-        const float high = both ? sums_.of(r, (o + 1) / per_box, (o + 1) % per_box) : 0.0f;
+        const float high = both ? of(r, o + 1) : 0.0f;
         store_two(to + o, pack<T>(low, high), true, both, pairs);
       }
     }
@@ -206,6 +211,10 @@ class WgmmaEpilogue {
 
  private:
   __device__ static int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
+
+  __device__ static int first_row_of(const WgmmaTile& tile, int warp) {
+    return static_cast<int>(tile.of.row) + kWarp / 2 * warp;
+  }
 
   // The thread's two rows, and where its columns begin within eight.
   __device__ int row(int half) const { return row_ + lane() / kBoxes + 8 * half; }

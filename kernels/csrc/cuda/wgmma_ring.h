@@ -1,6 +1,6 @@
-// The products of a block on Hopper: one warp asks for copies that fill a ring of stages, two
-// warpgroups of consumers multiply what is in them. Products follow one another without the ring
-// running empty; a stage is filled again when all warps that read it have said so.
+// The products of a block on Hopper: one warp asks for copies that fill a ring of stages, one or
+// two warpgroups of consumers multiply what is in them. Products follow one another without the
+// ring running empty; a stage is filled again when all warps that read it have said so.
 
 #pragma once
 
@@ -24,55 +24,75 @@ constexpr int kRingStages = 4;
 constexpr int kBoxBytes = kRingDepth * kLineBytes;
 
 // The operands of one step, as bulk copies lay them: boxes of 64 lines, along the depth or across
-// it.
+// it. `kColumnLine` is the bytes of a line of columns.
 struct alignas(kPatternBytes) RingStage {
+  static constexpr int kColumnLine = kLineBytes;
+
   unsigned char rows[kConsumers][kBoxBytes];  // those of each warpgroup
   unsigned char columns[kBoxes][kBoxBytes];
 };
 
-struct WgmmaRing {
-  RingStage stage[kRingStages];
-  Mbarrier full[kRingStages];   // its copies have come
-  Mbarrier empty[kRingStages];  // its readers are done
+template <class StageOf, int kCount>
+struct RingOf {
+  using Stage = StageOf;
+  static constexpr int kStages = kCount;
+
+  Stage stage[kStages];
+  Mbarrier full[kStages];   // its copies have come
+  Mbarrier empty[kStages];  // its readers are done
 };
+
+using WgmmaRing = RingOf<RingStage, kRingStages>;
 
 // For one thread; others may use the ring after a mbarrier_init_fence() and a __syncthreads().
 // `readers` are the warps that read a stage.
-__device__ inline void init_ring(WgmmaRing& ring, int readers) {
-  for (int i = 0; i < kRingStages; ++i) {
+template <class Ring>
+__device__ inline void init_ring(Ring& ring, int readers) {
+  for (int i = 0; i < Ring::kStages; ++i) {
     mbarrier_init(&ring.full[i], 1);
     mbarrier_init(&ring.empty[i], readers);
   }
 }
 
 // A place in the sequence of all steps, which both sides go through alike.
-struct RingTurn {
+template <int kStages>
+struct TurnOf {
   int stage = 0;
   unsigned parity = 0;  // of the phase in which the stage is full
 
   __device__ void next() {
-    if (++stage < kRingStages) return;
+    if (++stage < kStages) return;
     stage = 0;
     parity ^= 1;
   }
 };
 
+using RingTurn = TurnOf<kRingStages>;
+
 // Asks for the copies of a product, as far ahead as there are stages: copy(stage, full, depth) for
 // those of a step, a whole stage. For one thread.
-template <class Copy>
-__device__ inline void fill_ring(WgmmaRing& ring, RingTurn& turn, int steps, const Copy& copy) {
+template <class Ring, class Copy>
+__device__ inline void fill_ring(Ring& ring, TurnOf<Ring::kStages>& turn, int steps,
+                                 const Copy& copy) {
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
     Mbarrier* const full = &ring.full[turn.stage];
     mbarrier_wait(&ring.empty[turn.stage], turn.parity ^ 1);
-    mbarrier_arrive_expecting(full, sizeof(RingStage));
+    mbarrier_arrive_expecting(full, sizeof(typename Ring::Stage));
     copy(ring.stage[turn.stage], full, step * kRingDepth);
     turn.next();
   }
 }
 
+// The number of a warp of consumers, where a warpgroup of others is before them. The same for all
+// lanes, and known to be.
+__device__ inline int consumer_warp() {
+  return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarp, 0) - kWarpgroup / kWarp;
+}
+
 // Says that a warp no longer reads a stage. For all of its lanes.
-__device__ inline void release_stage(WgmmaRing& ring, int stage) {
+template <class Ring>
+__device__ inline void release_stage(Ring& ring, int stage) {
   __syncwarp();
   if (threadIdx.x % kWarp == 0) mbarrier_arrive(&ring.empty[stage]);
 }
@@ -80,23 +100,25 @@ __device__ inline void release_stage(WgmmaRing& ring, int stage) {
 // Multiplies what fill_ring() asks for: the sums of the rows of a warpgroup, number 0 or 1. For all
 // of its threads. `A` and `B` are how rows and columns lie in a stage. A stage that is full is
 // multiplied after await(turn); look(rows) may read the warpgroup's rows of it.
-template <class T, Along A, Along B, class Await, class Look>
-__device__ inline void multiply_ring(WgmmaRing& ring, RingTurn& turn, int steps, int warpgroup,
-                                     WgmmaSums& sums, const Await& await, const Look& look) {
+template <class T, Along A, Along B, class Ring, class Sums, class Await, class Look>
+__device__ inline void multiply_ring(Ring& ring, TurnOf<Ring::kStages>& turn, int steps,
+                                     int warpgroup, Sums& sums, const Await& await,
+                                     const Look& look) {
+  using Stage = typename Ring::Stage;
   // From product to product: along a line, or some lines on.
   constexpr int kAlongStep = kWgmmaDepth * 2;
-  constexpr int kAcrossStep = kWgmmaDepth * kLineBytes;
-  constexpr int kRowsStep = A == Along::depth ? kAlongStep : kAcrossStep;
-  constexpr int kColumnsStep = B == Along::depth ? kAlongStep : kAcrossStep;
+  constexpr int kRowsStep = A == Along::depth ? kAlongStep : kWgmmaDepth * kLineBytes;
+  constexpr int kColumnsStep = B == Along::depth ? kAlongStep : kWgmmaDepth * Stage::kColumnLine;
   const auto rows = MatrixDescriptor::of<A>(ring.stage[0].rows[warpgroup], kBoxBytes);
-  const auto columns = MatrixDescriptor::of<B>(ring.stage[0].columns, kBoxBytes);
+  const auto columns =
+      MatrixDescriptor::of<B, Stage::kColumnLine>(ring.stage[0].columns, kBoxBytes);
   int before = -1;  // the stage of the step before, which may still be read
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
     mbarrier_wait(&ring.full[turn.stage], turn.parity);
     await(turn);
     __syncwarp();
-    const int stage = turn.stage * static_cast<int>(sizeof(RingStage));
+    const int stage = turn.stage * static_cast<int>(sizeof(Stage));
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < kRingDepth / kWgmmaDepth; ++i)

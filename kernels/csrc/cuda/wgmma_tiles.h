@@ -5,6 +5,7 @@
 #pragma once
 
 #include "bilinear_tiles.h"
+#include "cuda/vectors.h"
 #include "wgmma_ring.h"
 
 namespace fbp::cuda {
@@ -30,10 +31,10 @@ inline MappedTensor mapped_weight(const Part& part, int side) {
           {view.stride[2], view.stride[1], view.stride[0]}};
 }
 
-// What is asked of a problem's device, type, size, inputs and weights.
+// What is asked of a problem's device, type, inputs and weights.
 template <class Problem>
-bool can_be_multiplied_by_wgmma(const Problem& problem, const DeviceLimits& device) {
-  if (device.major != 9 || problem.B <= kSmallBatch) return false;
+bool wgmma_can_multiply(const Problem& problem, const DeviceLimits& device) {
+  if (device.major != 9) return false;
   if (problem.dtype != Dtype::bfloat16 && problem.dtype != Dtype::float16) return false;
   for (int i = 0; i < problem.parts; ++i)
     for (int side = 0; side < 2; ++side)
@@ -48,11 +49,14 @@ bool can_be_multiplied_by_wgmma(const Problem& problem, const DeviceLimits& devi
 struct alignas(alignof(CUtensorMap)) WgmmaPart : Tiles {
   CUtensorMap input[2], weight[2];
   i64 tiles = 0;
+  int splits = 1;  // blocks that share the trunks of a tile, neighbours in a cluster
 };
 
 struct WgmmaPlan {
   WgmmaPart part[kMaxParts];
-  i64 down = 0, tiles = 0;
+  i64 down = 0;
+  i64 shares = 0;   // of all tiles, in the order of for_tiles()
+  int cluster = 1;  // where that is more, no block has more than one share
 };
 
 // The trunks that count for some row of a tile that begins at `row`. For all lanes of a warp.
@@ -68,17 +72,38 @@ __device__ inline int trunks_of_rows(const Part& part, i64 row, i64 B) {
   return __shfl_sync(0xffffffffu, static_cast<int>(smaller(most, part.H)), 0);
 }
 
+// The sum of squares of half of a row's part in one step: two neighbouring threads have a row.
+template <class T>
+__device__ inline float squares_of(const unsigned char* rows) {
+  constexpr int kChunks = kLineBytes / kChunkBytes;
+  const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, row = thread / 2;
+  float sum = 0;
+  // Not unrolled: between products, there are few registers left.
+#pragma unroll 1
+  for (int i = 0; i < kChunks / 2; ++i) {
+    // By the swizzle: columns in their order, and rows beside each other in banks of their own.
+    const int chunk = (thread % 2 * (kChunks / 2) + i) ^ row % kPatternLines;
+    const auto of = load_vector(
+        reinterpret_cast<const T*>(rows + row * kLineBytes + chunk * kChunkBytes), kAll<T>, true);
+#pragma unroll
+    for (int j = 0; j < kVector<T>; ++j) sum = fmaf(widen(of.of[j]), widen(of.of[j]), sum);
+  }
+  return sum;
+}
+
 // One tile of one part, as a warp sees it.
 class WgmmaTile {
  public:
-  __device__ WgmmaTile(const ForwardProblem& problem, const WgmmaPlan& plan, int index, i64 tile)
+  __device__ WgmmaTile(const ForwardProblem& problem, const WgmmaPlan& plan, int index, i64 share)
       : part(problem.part[index]),
         own(plan.part[index]),
-        position_(tile_position(tile, plan.down, own.across)),
+        split(static_cast<int>(share % own.splits)),
+        position_(tile_position(share / own.splits, plan.down, own.across)),
         of(part, own, problem.B, position_.row * kRingRows, position_.column * own.outputs) {}
 
   const ForwardPart& part;
   const WgmmaPart& own;
+  const int split;
 
  private:
   const Position position_;
@@ -104,11 +129,12 @@ class WgmmaTile {
     return static_cast<int>(smaller(part.K - chunk * kBoxColumns, kBoxColumns));
   }
 
-  // The trunks beyond those of the longest row need no work, unless their projections are kept.
-  // For all lanes of a warp.
-  __device__ int trunks() const {
-    if (part.kept[0] != nullptr) return static_cast<int>(part.H);
-    return trunks_of_rows(part, of.row, of.B);
+  // The trunks of the block, up to last_trunk(). Those beyond the longest row's need no work,
+  // unless their projections are kept. The latter for all lanes of a warp.
+  __device__ int first_trunk() const { return static_cast<int>(part.H) * split / own.splits; }
+  __device__ int last_trunk() const {
+    const int last = static_cast<int>(part.H) * (split + 1) / own.splits;
+    return part.kept[0] != nullptr ? last : min(last, trunks_of_rows(part, of.row, of.B));
   }
 
   __device__ int steps(int side) const {
@@ -125,15 +151,18 @@ class WgmmaTile {
   }
 };
 
-// Calls f with each tile of a block, those of the last part first: those of the trunks take
-// longest.
+// Calls f with each tile that a block has a share of, those of the last part first: those of the
+// trunks take longest.
 template <class F>
 __device__ inline void for_tiles(const ForwardProblem& problem, const WgmmaPlan& plan, const F& f) {
 #pragma unroll 1
-  for (i64 tile = blockIdx.x; tile < plan.tiles; tile += gridDim.x) {
+  for (i64 share = blockIdx.x; share < plan.shares; share += gridDim.x) {
     int index = problem.parts - 1;
-    i64 own = tile;
-    while (own >= plan.part[index].tiles) own -= plan.part[index--].tiles;
+    i64 own = share;
+    while (own >= plan.part[index].tiles * plan.part[index].splits) {
+      own -= plan.part[index].tiles * plan.part[index].splits;
+      --index;
+    }
     f(WgmmaTile(problem, plan, index, own));
   }
 }
@@ -143,10 +172,10 @@ __device__ inline void copy_tiles(const ForwardProblem& problem, const WgmmaPlan
                                   WgmmaRing& ring) {
   RingTurn turn;
   for_tiles(problem, plan, [&](const WgmmaTile& tile) {
-    const int trunks = tile.trunks();
+    const int last = tile.last_trunk();
     if (threadIdx.x == 0) {
 #pragma unroll 1
-      for (int h = 0; h < trunks; ++h)
+      for (int h = tile.first_trunk(); h < last; ++h)
 #pragma unroll 1
         for (int chunk = 0; chunk < tile.own.chunks; ++chunk)
 #pragma unroll 1

@@ -1,5 +1,6 @@
 """The bilinear forward by wgmma: every option against float64, what it serves, and equal bits in any order."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -118,6 +119,27 @@ def test_results_are_right_and_their_bits_do_not_follow_the_order(shim: Shim, ca
         assert_right(results[0], case, inputs)
         for other in results[1:]:
             assert torch.equal(results[0], other)
+
+
+def test_blocks_share_the_trunks_of_a_tile(shim: Shim) -> None:
+    """Of two tiles four blocks each, in any order; and beside another part, with one block for each tile."""
+    shim.fixed_capability = 9
+    shim.multiprocessors(8)
+    one, many = fbp(72, 64, 8, 4), trunks(5, 72, 64, 24, 5, lengths=2 * LENGTHS % 6, **DROPOUT)
+    a, v, p, q = one.draw(torch.bfloat16)
+    a_trunks, v_trunks, p_trunks, q_trunks = inputs = many.draw(torch.bfloat16)
+    results: list[Tensor] = []
+    for shim.fixed_order in (("forward", 0), ("reverse", 0), *(("shuffled", s) for s in SEEDS)):
+        assert shim.blocks(lambda: results.append(many.run(inputs, "native"))) == 8
+        assert torch.equal(results[-1], results[0])
+    assert_right(results[0], many, inputs)
+    torch.manual_seed(5)
+    both = (a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks, 4, 5)
+    call = functools.partial(
+        fk.am_fbp, *both, adaptive=False, lengths=many.arguments["lengths"], **DROPOUT
+    )
+    assert shim.blocks(lambda: results.append(call(backend="native"))) == 8 + 4
+    assert torch.equal(results[-1][:, 8:], results[0])
 
 
 def test_rows_that_do_not_count_are_not_seen(shim: Shim) -> None:

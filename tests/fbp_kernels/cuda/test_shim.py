@@ -83,6 +83,7 @@ def test_operands_of_products_lie_as_descriptors_say(
     "kernel",
     [
         "a_bulk_copy_read_too_early",
+        "written_without_a_proxy_fence",
         "no_barrier",
         "not_written",
         "not_waited_for",
@@ -107,8 +108,8 @@ def test_results_that_depend_on_the_order_of_blocks_differ(library: Shim) -> Non
 @pytest.mark.parametrize(
     "kernel",
     [
-        "barriers", "boxes", "multicast", "handed_registers", "clusters", "warps", "half_product",
-        "bfloat16_product", "tf32_product", "rounding",
+        "barriers", "boxes", "multicast", "handed_registers", "written_before_a_proxy_fence", "clusters",
+        "warps", "half_product", "bfloat16_product", "tf32_product", "rounding",
     ],
 )  # fmt: skip
 def test_right_kernels_have_right_results(library: Shim, kernel: str) -> None:

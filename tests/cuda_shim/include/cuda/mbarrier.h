@@ -18,7 +18,7 @@ inline void mbarrier_arrive(Mbarrier* barrier, FBP_SHIM_PLACE) {
 inline void mbarrier_arrive_expecting(Mbarrier* barrier, unsigned bytes, FBP_SHIM_PLACE) {
   shim::mbarrier_arrive(barrier, bytes, {file, line});
 }
-inline void proxy_fence() {}
+inline void proxy_fence() { shim::proxy_fence(); }
 inline void mbarrier_wait(Mbarrier* barrier, unsigned parity, FBP_SHIM_PLACE) {
   shim::mbarrier_wait(barrier, parity, {file, line});
 }

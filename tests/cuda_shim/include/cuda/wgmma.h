@@ -8,21 +8,29 @@
 namespace fbp::cuda {
 
 constexpr int kWgmmaRows = 64, kWgmmaColumns = 256, kWgmmaDepth = 16;
+constexpr int kWgmmaFewColumns = 32;
 constexpr int kWarpgroup = 128;
-constexpr int kWgmmaSums = kWgmmaRows * kWgmmaColumns / kWarpgroup;
+template <int kColumns>
+constexpr int kSumsOf = kWgmmaRows * kColumns / kWarpgroup;
+constexpr int kWgmmaSums = kSumsOf<kWgmmaColumns>;
 
 using WgmmaSums = float[kWgmmaSums];
+using WgmmaFewSums = float[kSumsOf<kWgmmaFewColumns>];
 
 inline void wgmma_fence(FBP_SHIM_PLACE) { shim::wgmma_fence({file, line}); }
 inline void wgmma_commit(FBP_SHIM_PLACE) { shim::wgmma_commit({file, line}); }
 inline void wgmma_wait_for_earlier(FBP_SHIM_PLACE) { shim::wgmma_wait(1, {file, line}); }
-inline void wgmma_wait_for_all(WgmmaSums&, FBP_SHIM_PLACE) { shim::wgmma_wait(0, {file, line}); }
+template <int kSums>
+void wgmma_wait_for_all(float (&)[kSums], FBP_SHIM_PLACE) {
+  shim::wgmma_wait(0, {file, line});
+}
 
-template <class T, Along A, Along B>
-void wgmma(WgmmaSums& d, std::uint64_t a, std::uint64_t b, bool more, FBP_SHIM_PLACE) {
+template <class T, Along A, Along B, int kSums>
+void wgmma(float (&d)[kSums], std::uint64_t a, std::uint64_t b, bool more, FBP_SHIM_PLACE) {
   constexpr auto number =
       std::is_same_v<T, __half> ? shim::Number::float16 : shim::Number::bfloat16;
-  shim::wgmma({number, kWgmmaColumns, d, nullptr, a, b, A == Along::depth, B == Along::depth, more},
+  constexpr int kColumns = kSums * kWarpgroup / kWgmmaRows;
+  shim::wgmma({number, kColumns, d, nullptr, a, b, A == Along::depth, B == Along::depth, more},
               {file, line});
 }
 
