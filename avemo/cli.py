@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
 
-from avemo.imports import without_collection
+from avemo.imports import in_a_process_of_its_own, without_collection
 
 _USAGE_ERROR = 2
 _MAIN = threading.main_thread()
@@ -101,6 +101,7 @@ def console() -> int:
     To take PyTorch apart at the end, object by object, takes a tenth of a short run and is for nothing:
     what is registered to be done at the exit is done, and the process ends.
     """
+    in_a_process_of_its_own()
     status = main()
     if all(thread.daemon for thread in threading.enumerate() if thread is not _MAIN):
         atexit._run_exitfuncs()

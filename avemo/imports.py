@@ -6,6 +6,18 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_own_process = False
+
+
+def in_a_process_of_its_own() -> None:
+    """Says that the process is a command's alone: what is there after imports is never looked through for cycles.
+
+    The first collection after PyTorch's import takes a tenth of a short run, and finds nothing. In the process of
+    somebody else, things may be there that become garbage later.
+    """
+    global _own_process
+    _own_process = True
+
 
 @contextmanager
 def without_collection() -> Iterator[None]:
@@ -21,4 +33,6 @@ def without_collection() -> Iterator[None]:
     try:
         yield
     finally:
+        if _own_process:
+            gc.freeze()
         gc.enable()
