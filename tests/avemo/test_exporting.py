@@ -1,6 +1,8 @@
 """Exported models answer as PyTorch does, in programs that have no avemo."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +33,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return path
 
 
-def example(name: str, *arguments: Path) -> list[list[str]]:
+def example(name: str, *arguments: Path, env: dict[str, str] | None = None) -> list[list[str]]:
     """What a sample program prints, where importing what it must not need fails."""
     code = (
         "import runpy, sys\n"
@@ -41,7 +43,9 @@ def example(name: str, *arguments: Path) -> list[list[str]]:
     )
     missing = "avemo,fbp_kernels" + (",torch" if "onnx" in name else "")
     words = [sys.executable, "-c", code, missing, str(EXAMPLES / name), *map(str, arguments)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        words, capture_output=True, text=True, check=False, env=os.environ | (env or {})
+    )
     assert done.returncode == 0, done.stderr
     return [line.split() for line in done.stdout.splitlines()]
 
@@ -90,6 +94,17 @@ def test_a_program_of_torch_export(checkpoint: Path) -> None:
     }
     assert not [kind for kind in kinds if "fbp" in kind]
     check_example(example("run_pt2.py", out, Path(f"{out}.npz")), Path(f"{out}.npz"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="AOTInductor needs a C++ compiler")
+@pytest.mark.parametrize("checkpoint", ["video"], indirect=True)
+def test_a_compiled_program(checkpoint: Path) -> None:
+    """In a process without a compiler, too: it was needed to write the file."""
+    out = checkpoint.with_suffix(".aot.pt2")
+    assert max(export(checkpoint, out=out, format="aot").values()) <= TOLERANCE
+    rows = example("run_pt2.py", out, Path(f"{out}.npz"), env={"PATH": "", "CXX": "none"})
+    check_example(rows, Path(f"{out}.npz"))
 
 
 @pytest.mark.parametrize("checkpoint", ["video"], indirect=True)
