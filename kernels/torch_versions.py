@@ -20,7 +20,7 @@ import sys
 import tempfile
 import venv
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -233,6 +233,19 @@ def asked_symbols(library: Path) -> dict[str, tuple[int, ...]]:
     return newest
 
 
+def check_symbols(library: Path, most: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """What `asked_symbols` says, where none is newer than the newest that may be asked for.
+
+    Raises:
+        RuntimeError: one is.
+    """
+    symbols = asked_symbols(library)
+    for name, version in symbols.items():
+        if version > most[name]:
+            raise RuntimeError(f"{library.name} asks for {name} {version}, over {most[name]}")
+    return symbols
+
+
 def prebuild(folder: Path, architectures: str | None) -> str:
     """Builds both libraries into FOLDER/kernels/fbp_kernels; says how to use them.
 
@@ -250,12 +263,7 @@ def prebuild(folder: Path, architectures: str | None) -> str:
     asked = []
     for library in LIBRARIES:
         path = folder / "kernels" / "fbp_kernels" / library
-        symbols = asked_symbols(path)
-        for name, version in symbols.items():
-            if version > NEWEST_SYMBOLS[name]:
-                raise RuntimeError(
-                    f"{library} asks for {name} {version}, over {NEWEST_SYMBOLS[name]}"
-                )
+        symbols = check_symbols(path, NEWEST_SYMBOLS)
         wanted = (f"{n}_{'.'.join(map(str, v))}" for n, v in sorted(symbols.items()))
         asked.append(f"{path} ({path.stat().st_size >> 10} KB) asks for {', '.join(wanted)}")
     commit = run("git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=12").strip()

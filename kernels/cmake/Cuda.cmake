@@ -51,7 +51,7 @@ add_library(
   $<TARGET_OBJECTS:kernels_cuda> ${sources}/binding/cuda.cpp
   ${sources}/binding/bilinear.cpp ${sources}/binding/attention_pool.cpp
   ${sources}/binding/local_response_norm.cpp ${sources}/binding/batch_norm.cpp
-  ${sources}/binding/power_normalize.cpp)
+  ${sources}/binding/power_normalize.cpp ${sources}/binding/older_systems.cpp)
 target_compile_definitions(_native_cuda PRIVATE FBP_KEY=CUDA)
 # One file serves every driver that is new enough, whatever else of CUDA is or is not installed.
 set_target_properties(_native_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static)

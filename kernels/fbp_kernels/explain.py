@@ -12,7 +12,8 @@ from torch import Tensor
 # The public alternative, torch.overrides.TorchFunctionMode, sees no call that PyTorch makes itself; no call pays.
 from torch.utils._python_dispatch import TorchDispatchMode  # isort: skip
 
-from . import backends, ops
+from . import backends, native, ops
+from .libraries import OPERATORS
 from .ops._operator import KEEP_LIMIT
 
 
@@ -128,7 +129,7 @@ class _StoppedError(Exception):
 
 
 # What checks of arguments do with tensors: they look at lengths, and convert.
-_CHECKS = {"fbp_kernels::check_lengths", "aten::_to_copy"}
+_CHECKS = {f"{OPERATORS}::check_lengths", "aten::_to_copy"}
 _COPIES = {"aten::_to_copy", "aten::clone"}
 
 
@@ -146,7 +147,7 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.namespace == "fbp_kernels" and func.name() not in _CHECKS:
+        if func.namespace == OPERATORS and func.name() not in _CHECKS:
             first = next(a for a in args if isinstance(a, Tensor))
             raise _StoppedError(args[-1], first.device, first.dtype, args)
         if func is torch.ops.aten.randint.default:  # a seed: to draw one would change the next
@@ -206,7 +207,7 @@ def _kernel(operator: str, call: _StoppedError) -> str:
     if call.backend == "native":
         if gpu:
             return f"CUDA C++ on {gpu}"
-        isa = torch.ops.fbp_native.cpu_isa()
+        isa = native.operation("cpu_isa")()
         forced = " (the environment variable FBP_CPU_ISA)" if os.environ.get("FBP_CPU_ISA") else ""
         return f"C++ for {isa}{forced}"
     return f"Triton{' on ' + gpu if gpu else ', interpreted'}: {_configurations(operator, call)}"

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from . import tf32
+from .libraries import NATIVE
 
+_LIBRARY = getattr(torch.ops, NATIVE)
 _CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -46,7 +48,7 @@ CUDA_MISSING = MISSING or _load("_native_cuda")
 def instruction_set() -> str:
     """The one that the CPU kernels use, "" where there are none, or FBP_CPU_ISA names one that does not run here."""
     try:
-        return "" if MISSING else str(torch.ops.fbp_native.cpu_isa())
+        return "" if MISSING else str(_LIBRARY.cpu_isa())
     except RuntimeError:  # a call of a kernel will say so
         return ""
 
@@ -79,7 +81,7 @@ def _hand_on_tf32() -> None:
     global _tf32
     allowed = tf32.allowed()
     if allowed != _tf32:
-        torch.ops.fbp_native.allow_tf32(allowed)
+        _LIBRARY.allow_tf32(allowed)
         _tf32 = allowed
 
 
@@ -102,5 +104,5 @@ def raw(name: str, without: int = 0) -> Callable[..., Any]:
 @functools.cache
 def operation(name: str) -> Callable[..., Any]:
     """The raw kernel `fbp_native::name`."""
-    found: Callable[..., Any] = getattr(torch.ops.fbp_native, name).default
+    found: Callable[..., Any] = getattr(_LIBRARY, name).default
     return found

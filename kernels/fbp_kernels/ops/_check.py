@@ -5,7 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-LIBRARY = torch.library.Library("fbp_kernels", "FRAGMENT")
+from ..libraries import OPERATORS
+
+LIBRARY = torch.library.Library(OPERATORS, "FRAGMENT")
+_OPS = getattr(torch.ops, OPERATORS)
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -91,7 +94,7 @@ def lengths(
     if value.device != device:
         raise ValueError(f"{operator}: lengths is on {value.device}, expected {device}")
     if device.type == "cpu" and not torch.compiler.is_compiling() and rows:
-        torch.ops.fbp_kernels.check_lengths(value, most, operator)
+        _OPS.check_lengths(value, most, operator)
     return value.to(torch.int64)
 
 
@@ -102,11 +105,11 @@ def _check_lengths(value: Tensor, most: int, operator: str) -> None:
 
 
 def _check_lengths_of_all(_: Any, dims: Any, *arguments: Any) -> Any:
-    return torch.ops.fbp_kernels.check_lengths(*arguments), None
+    return _OPS.check_lengths(*arguments), None
 
 
 # An operator, since the values are seen neither under torch.vmap nor where tensors are fake.
 LIBRARY.define("check_lengths(Tensor lengths, SymInt most, str operator) -> ()")
 LIBRARY.impl("check_lengths", _check_lengths, "CompositeExplicitAutograd")
-torch.library.register_fake("fbp_kernels::check_lengths", lambda *_: None, lib=LIBRARY)
-torch.library.register_vmap("fbp_kernels::check_lengths", _check_lengths_of_all, lib=LIBRARY)
+torch.library.register_fake(f"{OPERATORS}::check_lengths", lambda *_: None, lib=LIBRARY)
+torch.library.register_vmap(f"{OPERATORS}::check_lengths", _check_lengths_of_all, lib=LIBRARY)

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
 
 from .. import backends
+from ..libraries import OPERATORS
 from . import _layout
 from ._derivatives import pull_back, push_forward
 
-LIBRARY = torch.library.Library("fbp_kernels", "DEF")
+LIBRARY = torch.library.Library(OPERATORS, "DEF")
 
 KEEP_LIMIT = 64 * 2**20  # bytes
 
@@ -393,8 +394,8 @@ def _library(
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, run, f"Composite{'Explicit' if fake else 'Implicit'}Autograd")
     if fake:
-        torch.library.register_fake(f"fbp_kernels::{name}", fake, lib=LIBRARY)
-    operator: Call = getattr(torch.ops.fbp_kernels, name).default
+        torch.library.register_fake(f"{OPERATORS}::{name}", fake, lib=LIBRARY)
+    operator: Call = getattr(getattr(torch.ops, OPERATORS), name).default
     return operator
 
 
