@@ -539,9 +539,9 @@ class _Picture:
         that bears on where the clip ends.
         """
         found, codec = self.found, self.packets.stream.codec_context.name
-        picture = found.picture
+        picture, told = found.picture, not (found.counted or found.unordered or found.steady)
         assert picture is not None
-        if codec not in SKIPPING or not picture.keys.size or found.counted or found.steady:
+        if codec not in SKIPPING or not picture.keys.size or not told:
             return frozenset()
         times = np.unique(picture.times)
         after = times - self.zero
@@ -552,9 +552,9 @@ class _Picture:
         return frozenset(times[:-1][unshown].tolist())
 
     def _stamped(self, frame: Any) -> float | None:
-        pts = frame.pts if frame.pts is not None else frame.dts
+        shown = frame.dts if frame.pts is None or self.found.unordered else frame.pts
         base = frame.time_base or self.time_base
-        return float(pts * base) if pts is not None and base else None
+        return float(shown * base) if shown is not None and base else None
 
     def _counted(self, frame: Any) -> float | None:
         """The time of a frame by the number of its packet in order of display."""

@@ -31,6 +31,10 @@ COUNTED = ("avi", "swf")
 """Containers that have no times of their own: a packet's time is its number. FFmpeg makes `pts` of
 those that are wrong where pictures are stored in another order than they are shown in."""
 
+UNORDERED = ("asf",)
+"""Containers that say when a packet is decoded, not when its picture is shown. FFmpeg guesses the latter, and is
+a frame off with some codecs; a decoder gives a picture with the packet at whose time it is to be shown."""
+
 LEAD_IN = {
     "aac": 1024,
     "mp3": 1105,
@@ -87,6 +91,7 @@ class Survey:
         picture: the video stream, or None if there is none.
         sound: the audio stream, or None.
         counted: the container has no times of its own.
+        unordered: its times are those of decoding.
         steady: the pictures come at an even rate, whatever their timestamps say.
         lead_in: seconds at the beginning of the sound that the encoder put there and the timestamps
             do not tell.
@@ -96,6 +101,7 @@ class Survey:
     picture: Track | None
     sound: Track | None
     counted: bool = False
+    unordered: bool = False
     steady: bool = False
     lead_in: float = 0.0
     allowance: float = 0.0
@@ -134,14 +140,15 @@ def survey(container: Any, video: Any, audio: Any, packets: Iterable[Any]) -> Su
     Raises:
         MediaError: the file is shorter than it declares.
     """
-    counted = container.format.name in COUNTED
+    counted, unordered = (container.format.name in names for names in (COUNTED, UNORDERED))
     streams = [s for s in (video, audio) if s is not None]
     rows: dict[int, list[tuple[float, ...]]] = {s.index: [] for s in streams}
     seen = dict.fromkeys(rows, 0)
     for packet in packets:
         index = packet.stream.index
         if packet.size and not packet.is_discard:
-            start = seconds_of(packet.dts if counted or packet.pts is None else packet.pts, packet)
+            decoded = counted or unordered or packet.pts is None
+            start = seconds_of(packet.dts if decoded else packet.pts, packet)
             end = start + seconds_of(packet.duration or 0, packet)
             rows[index].append((start, end, seen[index], packet.is_keyframe))
         seen[index] += 1
@@ -157,7 +164,7 @@ def survey(container: Any, video: Any, audio: Any, packets: Iterable[Any]) -> Su
         lead_in = LEAD_IN.get(audio.codec_context.name, 0) / audio.codec_context.sample_rate
     if picture is not None and lead_in:
         allowance = _allowance(picture, _rate(video), lead_in)
-    return Survey(picture, sound, counted, steady, lead_in, allowance)
+    return Survey(picture, sound, counted, unordered, steady, lead_in, allowance)
 
 
 def seconds_of(time: int | None, packet: Any) -> float:

@@ -63,6 +63,7 @@ def write_media(
     last_seconds: float | None = None,
     options: dict[str, str] | None = None,
     video_options: dict[str, str] | None = None,
+    audio_options: dict[str, str] | None = None,
 ) -> Path:
     """Encodes frames (T, H, W, 3) and sound (N,) or (N, channels); the container follows the suffix.
 
@@ -90,6 +91,7 @@ def write_media(
             sound = waveform.reshape(len(waveform), -1)
             layout = {1: "mono", 2: "stereo"}.get(sound.shape[1], f"{sound.shape[1]} channels")
             audio = container.add_stream(audio_codec, rate=rate, layout=layout)
+            audio.options = audio_options or {}
             streams.append((audio, _audio_frames(sound, layout, rate, audio_offset, unheard)))
         packets = []
         for stream, frames_of_it in streams:

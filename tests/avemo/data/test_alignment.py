@@ -43,14 +43,21 @@ KINDS = [
     Kind("mp4", "libx264", True, "libopus"),
     Kind("mp4", "mpeg4", True, "ac3"),
     Kind("mp4", "libsvtav1", False, "flac"),
+    Kind("mp4", "libvpx-vp9", False, "libopus"),
+    Kind("mov", "libx265", True, "aac"),
     Kind("mov", "prores_ks", False, "pcm_s16le"),
     Kind("mov", "mjpeg", False, "alac"),
     Kind("3gp", "mpeg4", True, "aac"),
     *(Kind("mkv", "libx264", b, s) for b, s in ((False, "libmp3lame"), (True, "aac"))),
     *(Kind("mkv", "mpeg4", True, s) for s in ("libopus", "mp2", "ac3", "eac3", "flac", "wavpack")),
     Kind("mkv", "ffv1", False, "pcm_s16le"),
+    Kind("mkv", "libx265", True, "aac"),
+    Kind("mkv", "libsvtav1", False, "libopus"),
     Kind("webm", "libvpx", False, "libopus"),
     Kind("webm", "libvpx-vp9", False, "libopus"),
+    Kind("webm", "libvpx", False, "vorbis"),
+    Kind("webm", "libsvtav1", False, "libopus"),
+    Kind("ogv", "libvpx", False, "libopus"),
     *(Kind("avi", "libx264", b, s) for b in (False, True) for s in ("aac", "libmp3lame")),
     *(
         Kind("avi", "mpeg4", b, s)
@@ -64,13 +71,18 @@ KINDS = [
         Kind("ts", "libx264", b, s)
         for b, s in ((False, "aac"), (True, "ac3"), (True, "libmp3lame"))
     ),
+    Kind("ts", "libx265", True, "aac"),
+    Kind("m2ts", "libx264", True, "aac"),
     *(Kind(x, "mpeg2video", b, "mp2") for x in ("ts", "mpg") for b in (False, True)),
     Kind("mpg", "mpeg1video", False, "mp2"),
     Kind("vob", "mpeg2video", True, "ac3"),
     *(Kind("flv", "libx264", b, "aac") for b in (False, True)),
+    Kind("flv", "libx264", True, "libmp3lame"),
     Kind("flv", "flv", False, "libmp3lame"),
     Kind("swf", "flv", False, "libmp3lame"),
-    Kind("asf", "mpeg4", True, "libmp3lame"),
+    *(Kind("asf", "libx264", b, "libmp3lame") for b in (False, True)),
+    *(Kind("asf", x, True, "libmp3lame") for x in ("mpeg4", "mpeg2video")),
+    Kind("wmv", "wmv2", False, "libmp3lame"),
     Kind("nut", "mpeg4", True, "libmp3lame"),
     Kind("mxf", "mpeg2video", True, "pcm_s16le"),
 ]
@@ -95,16 +107,19 @@ def write(folder: Path, kind: Kind) -> Path:
     settings = dict(SETTINGS.get(kind.picture, {}))
     if kind.picture in ("libx264", "mpeg4", "mpeg2video"):
         settings["bf"] = "2" if kind.reordered else "0"
+    sound = (0.5 * np.sin(2 * np.pi * 1000 * time) * is_on(time + 1e-9)).astype(np.float32)
+    vorbis = kind.sound == "vorbis"
     return write_media(
         folder / f"clip.{kind.suffix}",
         np.broadcast_to(frames[:, None, None, None], (60, 96, 96, 3)),
-        (0.5 * np.sin(2 * np.pi * 1000 * time) * is_on(time + 1e-9)).astype(np.float32),
+        np.stack([sound, sound], axis=1) if vorbis else sound,  # FFmpeg's takes two channels
         rate=rate,
         video_codec=kind.picture,
         audio_codec=kind.sound,
         pixel_format=PIXELS.get(kind.picture, "yuv420p"),
         options=kind.options,
         video_options=settings,
+        audio_options={"strict": "experimental"} if vorbis else None,
     )
 
 
