@@ -39,7 +39,7 @@ $(STAMPS)/toolchain: constraints.txt
 
 # No build isolation: the extension is compiled against the torch that it will run with.
 $(STAMPS)/install: $(STAMPS)/toolchain bench/requirements.txt pyproject.toml CMakeLists.txt $(wildcard kernels/cmake/*) $(SOURCES)
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation --editable '.[build,test,lint,export,profile,docs,serve]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation --editable '.[build,test,lint,export,profile,docs,serve,streams,ray]'
 	$(BIN)/python -m pip install --quiet --no-deps -r bench/requirements.txt
 	touch $@
 

@@ -41,6 +41,7 @@ COMMANDS = {
     "synth": Command("avemo.synth:synthesize", "write a labelled corpus of synthetic clips"),
     "prepare": Command("avemo.data.prepare:prepare", "turn media files into a training cache"),
     "folds": Command("avemo.data.folds:folds", "show the folds that a cache can be trained in"),
+    "shards": Command("avemo.data.shards:shards", "write a cache as shards for streaming"),
     "train": Command("avemo.training.train:train", "train a model on a cache", configurable=True),
     "evaluate": Command("avemo.evaluation.evaluate:evaluate", "score a model on a cache"),
     "compare": Command("avemo.evaluation.compare:compare", "compare systems on the same clips"),

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain, repeat
 from pathlib import Path
 from statistics import median
@@ -16,15 +16,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from avemo.data.cache import INDEX, ClipInfo, index_json, shard_content
+from avemo.data.cache import INDEX, ClipCache, ClipInfo, index_json, shard_content
 from avemo.data.datamodule import ClipDataModule
 from avemo.data.features import Clip, FeatureConfig
+from avemo.data.shards import shards
 from avemo.models import build_model
 from avemo.models.backend import use_backend
 from avemo.training.config import TrainConfig
 from avemo.training.memory import keep_freed_memory
 from avemo.training.step import TrainingStep
 from profiling import commands
+from profiling.object_store import object_store
 from profiling.step import NOISE, configuration
 
 _PROGRAM = "profiling.feed"
@@ -147,14 +149,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; gives the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        if options.cache:
-            _run(options.cache, options)
-        else:
-            with noise(options.clips, NOISE["full"]) as cache:
-                _run(cache, options)
+        with ExitStack() as stack:
+            cache = options.cache or stack.enter_context(noise(options.clips, NOISE["full"]))
+            place = None
+            ClipCache(cache)  # one that is none is told first
+            print(f"cache: {sum(f.stat().st_size for f in cache.iterdir()) / 1e6:,.0f} MB")
+            if options.streamed:
+                cache, place = stack.enter_context(streamed(cache))
+            clips = ClipDataModule(
+                cache,
+                batch_size=options.batch,
+                num_workers=options.workers,
+                shards=place,
+                shards_gb=options.keep,
+            )
+            _run(clips, options)
     except (OSError, ValueError) as error:
         return commands.fail(_PROGRAM, error)
     return 0
+
+
+@contextmanager
+def streamed(cache: Path) -> Iterator[tuple[Path, str]]:
+    """The clips of a cache as shards in an object store of this machine.
+
+    Yields:
+        A folder for copies, and where the shards are.
+    """
+    with object_store() as bucket, tempfile.TemporaryDirectory(prefix="avemo-kept-") as kept:
+        shards(cache, out=bucket)
+        yield Path(kept), bucket
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -167,6 +191,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=commands.positive, default=10)
     parser.add_argument("--workers", type=int, default=0, help="processes that read ahead")
     parser.add_argument(
+        "--streamed",
+        action="store_true",
+        help="as shards that are fetched from an object store of this machine while they are read",
+    )
+    parser.add_argument(
+        "--keep",
+        type=float,
+        default=20.0,
+        help="GB of copies of shards; where it is less than there is, every epoch fetches anew",
+    )
+    parser.add_argument(
         "--steps",
         type=commands.positive,
         help="of training at full size in place of epochs: how long they wait",
@@ -174,10 +209,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(cache: Path, options: argparse.Namespace) -> None:
-    clips = ClipDataModule(cache, batch_size=options.batch, num_workers=options.workers)
-    on_disk = sum(file.stat().st_size for file in cache.iterdir())
-    print(f"cache: {on_disk / 1e6:,.0f} MB; processes that read ahead: {options.workers}")
+def _run(clips: ClipDataModule, options: argparse.Namespace) -> None:
+    print(f"processes that read ahead: {options.workers}")
     if options.steps:
         steps, waited = waits(clips, configuration("full"), options.steps)
         share = sum(waited) / sum(steps)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -111,7 +112,7 @@ class Shards:
             raise CacheError(f"{self.folder / info.shard} is missing; {_REMEDY}") from None
         except (SafetensorError, IndexError, OSError) as error:
             raise self._damaged(info, str(error)) from error
-        if checksums.get((info.audio_offset, info.video_offset)) != _checksum(clip):
+        if checksums.get((info.audio_offset, info.video_offset)) != checksum(clip):
             raise self._damaged(info, f"the checksum of {info.path} is not that of its bytes")
         return clip
 
@@ -151,51 +152,52 @@ def shard_content(clips: Sequence[Clip]) -> bytes:
         "video": np.concatenate([clip.video for clip in clips]),
         "valid": np.concatenate([clip.valid for clip in clips]).view(np.uint8),
         "first": np.concatenate([[(0, 0)], ends[:-1]]).astype(np.uint64),
-        "checksum": np.array([_checksum(clip) for clip in clips], np.uint32),
+        "checksum": np.array([checksum(clip) for clip in clips], np.uint32),
     }
     return bytes(save(arrays))
 
 
-def _checksum(clip: Clip) -> int:
+def checksum(clip: Clip) -> int:
     """CRC-32 of a clip's arrays, one after the other."""
-    checksum = 0
+    found = 0
     for array in clip:
-        checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
-    return checksum
+        found = zlib.crc32(np.ascontiguousarray(array).data, found)
+    return found
 
 
-class ClipCache:
-    """A prepared corpus: its index, and its clips by their place there.
+class ClipIndex:
+    """The clips of a corpus by their place in its index.
 
     Args:
-        path: the folder that `avemo prepare` wrote.
+        path: where they are.
+        content: of the file of the index.
+        file: its name, for errors.
+        layout: the format that it must have.
+        remedy: what puts a damaged one right.
 
     Attributes:
+        path: as given.
         features: the settings that the clips were made with.
         classes: the labels, sorted; a clip's class index is its label's place here.
         clips: the index, in the manifest's order.
-        digest: SHA-256 of the index, which has the checksum of no clip, but all else.
+        digest: SHA-256 of the index.
 
     Raises:
-        FileNotFoundError: there is no finished cache.
         CacheError: the index is damaged or of another format.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-        file = self.path / INDEX
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"no finished cache in {self.path} ({INDEX} is missing); run `avemo prepare`"
-            )
+    groups: NDArray[np.int64] | None = None
+    """By clip, the number of what has to be read as one; None where clips can be read in any order."""
+
+    def __init__(self, path: Path, content: bytes, file: str, layout: str, remedy: str) -> None:
+        self.path = path
         try:
-            content = file.read_bytes()
             self.digest = hashlib.sha256(content).hexdigest()
             index = json.loads(content)
             found = index["format"]
-            if found != FORMAT:
+            if found != layout:
                 raise CacheError(
-                    f"{file} must have the format {FORMAT!r}, got {found!r}; "
+                    f"{file} must have the format {layout!r}, got {found!r}; "
                     "prepare the corpus into another folder"
                 )
             self.features = FeatureConfig.from_dict(index["features"])
@@ -203,19 +205,34 @@ class ClipCache:
             self.clips = tuple(ClipInfo(**clip) for clip in index["clips"])
             for clip in self.clips:
                 _check(clip, self.classes)
+            self._take(index)
         except CacheError:
             raise
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             said = f"it has no {error}" if isinstance(error, KeyError) else error
-            raise CacheError(f"{file} is damaged: {said}; {_REMEDY}") from error
+            raise CacheError(f"{file} is damaged: {said}; {remedy}") from error
         self._class_of = {name: i for i, name in enumerate(self.classes)}
-        self._shards = Shards(self.path)
+
+    def _take(self, index: dict[str, Any]) -> None:
+        """What else an index of the format has."""
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, index: int) -> Clip:
-        return self._shards.clip(self.clips[index])
+        raise NotImplementedError
+
+    @contextmanager
+    def ahead(self, batches: Iterable[Sequence[int]]) -> Iterator[Callable[[], None]]:
+        """Gets ready, within the context, what is wanted soon.
+
+        Args:
+            batches: the places of the clips of each batch, in the order in which they are wanted.
+
+        Yields:
+            What is to be called when the next batch is wanted.
+        """
+        yield lambda: None
 
     def label(self, index: int) -> int:
         """Class index of a clip."""
@@ -230,6 +247,31 @@ class ClipCache:
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
         return np.array([i for i, clip in enumerate(self.clips) if clip.split == split], np.int64)
+
+
+class ClipCache(ClipIndex):
+    """A prepared corpus: its index, of whose files its digest does not have the checksums, and its clips.
+
+    Args:
+        path: the folder that `avemo prepare` wrote.
+
+    Raises:
+        FileNotFoundError: there is no finished cache.
+        CacheError: the index is damaged or of another format.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path = Path(path)
+        file = path / INDEX
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"no finished cache in {path} ({INDEX} is missing); run `avemo prepare`"
+            )
+        super().__init__(path, file.read_bytes(), str(file), FORMAT, _REMEDY)
+        self._shards = Shards(path)
+
+    def __getitem__(self, index: int) -> Clip:
+        return self._shards.clip(self.clips[index])
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path}  # open files do not travel to worker processes
@@ -257,12 +299,15 @@ def _check(clip: ClipInfo, classes: tuple[str, ...]) -> None:
         raise ValueError(f"the places of {clip.path} must be whole numbers, got {places}")
 
 
-def index_json(features: FeatureConfig, clips: list[ClipInfo]) -> str:
-    """The text of an index; classes are the labels that occur."""
+def index_json(
+    features: FeatureConfig, clips: list[ClipInfo], layout: str = FORMAT, **more: Any
+) -> str:
+    """The text of an index, with what else its format has; classes are the labels that occur."""
     index = {
-        "format": FORMAT,
+        "format": layout,
         "features": features.to_dict(),
         "classes": sorted({clip.label for clip in clips}),
         "clips": [asdict(clip) for clip in clips],
+        **more,
     }
     return json.dumps(index, indent=1, ensure_ascii=False) + "\n"

@@ -16,11 +16,13 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from avemo.data.augment import AugmentConfig, augment
 from avemo.data.batch import Batch, no_clips
-from avemo.data.cache import ClipCache, ClipInfo
+from avemo.data.cache import ClipIndex, ClipInfo
 from avemo.data.corpora.listing import shared_speakers
 from avemo.data.features import Clip, FeatureConfig
 from avemo.data.folds import FoldConfig, folded
 from avemo.data.inputs import Sample, collate, to_sample
+from avemo.data.shards import open_clips
+from avemo.data.worker import context
 
 Key = tuple[int, int, int]
 """Epoch, place in the cache and how often the clip came in this epoch before: all that a training sample depends on,
@@ -36,7 +38,7 @@ class ClipDataModule(L.LightningDataModule):
     share of every batch of training and validation.
 
     Args:
-        cache: folder written by `avemo prepare`.
+        cache: folder written by `avemo prepare`, or of shards; with `shards`, where copies of them are kept.
         batch_size: clips per batch, of all processes together where several train.
         seed: of shuffling and augmentation.
         max_seconds: longer clips are cropped, at a random place in training and in the middle
@@ -51,9 +53,13 @@ class ClipDataModule(L.LightningDataModule):
         needs: the streams that a clip must have, of "audio" and "video"; clips without are left out.
         fold: splits that take the place of the corpus's own.
         shared_speakers: train although a speaker is in two splits.
+        shards: a folder or a URL to which `avemo shards` wrote.
+        shards_mixed: of how many shards the clips of training are mixed; where there are no more, the order is that
+            of a cache.
+        shards_gb: GB that copies of shards may take.
 
     Attributes:
-        cache: the opened :class:`ClipCache`.
+        cache: the opened clips.
         classes: the labels, sorted.
         features: the settings of the cache.
 
@@ -76,6 +82,9 @@ class ClipDataModule(L.LightningDataModule):
         needs: Collection[str] = (),
         fold: FoldConfig = FoldConfig(),  # noqa: B008, it is frozen
         shared_speakers: bool = False,
+        shards: str | None = None,
+        shards_mixed: int = 16,
+        shards_gb: float = 20.0,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -86,7 +95,11 @@ class ClipDataModule(L.LightningDataModule):
             raise ValueError(
                 f"seed and num_workers must not be negative, got {seed} and {num_workers}"
             )
-        self.cache = ClipCache(cache)
+        if shards_mixed < 1:
+            raise ValueError(f"shards_mixed must be at least 1, got {shards_mixed}")
+        if not shards_gb > 0:
+            raise ValueError(f"shards_gb must be positive, got {shards_gb}")
+        self.cache = open_clips(cache, shards, int(shards_gb * 1e9))
         self.cache.clips = folded(self.cache.clips, fold)
         self.classes = self.cache.classes
         self.features = self.cache.features
@@ -99,6 +112,7 @@ class ClipDataModule(L.LightningDataModule):
         self.balanced = balanced
         self.needs = needs
         self.shared_speakers = shared_speakers
+        self.shards_mixed = shards_mixed
 
     def train_dataloader(self) -> BatchLoader:
         """Shuffled batches of the training split.
@@ -110,7 +124,9 @@ class ClipDataModule(L.LightningDataModule):
             _check_speakers(self.cache)
         indices, labels = self._training_labels()
         dataset = _TrainingClips(self.cache, self.seed, self.max_seconds, self.augment)
-        order = EpochSampler(indices, self.seed, labels if self.balanced else None)
+        groups = None if self.cache.groups is None else self.cache.groups[indices]
+        classes = labels if self.balanced else None
+        order = EpochSampler(indices, self.seed, classes, groups, self.shards_mixed)
         return self._loader(dataset, order, self._share(), self.drop_last)
 
     def class_weights(self) -> NDArray[np.float32]:
@@ -154,17 +170,20 @@ class ClipDataModule(L.LightningDataModule):
 
     def _loader(
         self,
-        dataset: Dataset[Any],
+        dataset: _Clips,
         order: Sequence[int] | EpochSampler,
         share: Share,
         drop_last: bool,
     ) -> BatchLoader:
         batches = SharedBatches(order, self.batch_size, drop_last, share)
+        # What fetches shards has threads, which a fork would not copy.
+        apart = self.num_workers and self.cache.groups is not None
         return BatchLoader(
             dataset,
             batches,
             num_workers=self.num_workers,
             collate_fn=partial(_collate, self.features),
+            multiprocessing_context=context([__name__]) if apart else None,
         )
 
     def _share(self) -> Share:
@@ -193,7 +212,7 @@ class Share(NamedTuple):
     processes: int = 1
 
 
-def _check_speakers(cache: ClipCache) -> None:
+def _check_speakers(cache: ClipIndex) -> None:
     shared = shared_speakers((clip.speaker, clip.split) for clip in cache.clips)
     for speaker, splits in shared.items():
         others = f", and so are {len(shared) - 1} others" if len(shared) > 1 else ""
@@ -221,6 +240,8 @@ class EpochSampler(Sampler[Key]):
         indices: places in the cache.
         seed: of the order.
         labels: classes of `indices`, to draw each equally often; None draws every clip once.
+        groups: of `indices`, which come a few groups at a time; None mixes all.
+        mixed: how many groups at a time.
     """
 
     def __init__(
@@ -228,10 +249,14 @@ class EpochSampler(Sampler[Key]):
         indices: NDArray[np.int64],
         seed: int,
         labels: NDArray[np.int64] | None = None,
+        groups: NDArray[np.int64] | None = None,
+        mixed: int = 1,
     ) -> None:
         self.indices = indices
         self.seed = seed
         self.labels = labels
+        self.groups = groups
+        self.mixed = mixed
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -245,9 +270,22 @@ class EpochSampler(Sampler[Key]):
         rng = np.random.default_rng([self.seed, self.epoch])
         chosen = self.indices if self.labels is None else self._balanced(rng, self.labels)
         before: Counter[int] = Counter()
-        for index in rng.permutation(chosen).tolist():
+        for index in self._ordered(rng.permutation(chosen)).tolist():
             yield self.epoch, index, before[index]
             before[index] += 1
+
+    def _ordered(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The places, a few groups after the other."""
+        if self.groups is None:
+            return places
+        present = np.unique(self.groups)
+        turn = np.zeros(present[-1] + 1, np.int64)  # of each group
+        turn[np.random.default_rng([self.seed, self.epoch, 1]).permutation(present)] = (
+            np.arange(len(present)) // self.mixed
+        )
+        group_of = dict(zip(self.indices.tolist(), self.groups.tolist(), strict=True))
+        turns = turn[[group_of[place] for place in places.tolist()]]
+        return places[np.argsort(turns, kind="stable")]
 
     def _balanced(self, rng: np.random.Generator, labels: NDArray[np.int64]) -> NDArray[np.int64]:
         """As many places as there are, those of each class as often as of any other, give or take one."""
@@ -292,8 +330,9 @@ class BatchLoader(DataLoader[Batch]):
     The place is counted in batches of all processes, whose number may be another when it comes back.
     """
 
-    def __init__(self, dataset: Dataset[Any], batches: SharedBatches, **options: Any) -> None:
+    def __init__(self, dataset: _Clips, batches: SharedBatches, **options: Any) -> None:
         super().__init__(dataset, batch_sampler=batches, **options)
+        self._clips = dataset
         self._batches = batches
         self._place = {"epoch": 0, "batches": 0}
         self._resume: dict[str, int] | None = None
@@ -324,16 +363,39 @@ class BatchLoader(DataLoader[Batch]):
         first = resume["batches"] if resume and resume["epoch"] == epoch else 0
         self._batches.skip = first
         self._place = {"epoch": epoch, "batches": first}
-        for batch in super().__iter__():
-            self._place["batches"] += 1
-            yield batch
+        wanted = ([self._clips.place(key) for key in keys] for keys in self._batches)
+        with self._clips.cache.ahead(wanted) as reached:
+            for batch in super().__iter__():
+                reached()
+                self._place["batches"] += 1
+                yield batch
 
 
-class _TrainingClips(Dataset[Any]):
+class _Clips(Dataset[Any]):
+    """Clips by keys.
+
+    Args:
+        cache: has them.
+        max_seconds: longer ones are cropped.
+    """
+
+    def __init__(self, cache: ClipIndex, max_seconds: float | None) -> None:
+        self.cache, self.max_seconds = cache, max_seconds
+
+    def place(self, key: Any) -> int:
+        """In the cache."""
+        raise NotImplementedError
+
+
+class _TrainingClips(_Clips):
     def __init__(
-        self, cache: ClipCache, seed: int, max_seconds: float | None, config: AugmentConfig
+        self, cache: ClipIndex, seed: int, max_seconds: float | None, config: AugmentConfig
     ) -> None:
-        self.cache, self.seed, self.max_seconds, self.config = cache, seed, max_seconds, config
+        super().__init__(cache, max_seconds)
+        self.seed, self.config = seed, config
+
+    def place(self, key: Key) -> int:
+        return key[1]
 
     def __getitem__(self, key: Key) -> Sample:
         epoch, index, before = key
@@ -343,17 +405,21 @@ class _TrainingClips(Dataset[Any]):
         return augment(_sample(self.cache, index, clip), self.config, rng, waveform=waveform)
 
 
-class _EvaluationClips(Dataset[Any]):
+class _EvaluationClips(_Clips):
     def __init__(
-        self, cache: ClipCache, indices: NDArray[np.int64], max_seconds: float | None
+        self, cache: ClipIndex, indices: NDArray[np.int64], max_seconds: float | None
     ) -> None:
-        self.cache, self.indices, self.max_seconds = cache, indices, max_seconds
+        super().__init__(cache, max_seconds)
+        self.indices = indices
+
+    def place(self, key: int) -> int:
+        return int(self.indices[key])
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, place: int) -> Sample:
-        index = int(self.indices[place])
+    def __getitem__(self, key: int) -> Sample:
+        index = self.place(key)
         clip = crop_clip(self.cache[index], self.cache.features, self.max_seconds, 0.5)
         return _sample(self.cache, index, clip)
 
@@ -362,7 +428,7 @@ def _collate(features: FeatureConfig, samples: Sequence[Sample]) -> Batch:
     return collate(samples) if samples else no_clips(features.audio_features, features.face_size)
 
 
-def _sample(cache: ClipCache, index: int, clip: Clip) -> Sample:
+def _sample(cache: ClipIndex, index: int, clip: Clip) -> Sample:
     return to_sample(clip, cache.features, cache.label(index), cache.clips[index].path)
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 import types
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -88,15 +88,15 @@ def _no_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def context() -> Any:
+def context(preload: Sequence[str] = PRELOAD) -> Any:
     """Not a fork of this process: that would copy locks which threads of other libraries hold.
 
-    A fork server imports the slow libraries once for all workers, the replaced ones included.
+    A fork server imports the slow libraries once for all workers, the replaced ones included: those of the first call.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context.set_forkserver_preload([*preload])
     return context
 
 

@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from avemo.data.cache import ClipCache
+from avemo.data.cache import ClipIndex
 from avemo.data.datamodule import ClipDataModule
 from avemo.data.media import BOTH
+from avemo.data.shards import open_clips
 from avemo.evaluation.expressive import Share, Span, describe, read_spans, share
 from avemo.evaluation.metrics import Scores, confusion_matrix, scores
 from avemo.evaluation.plots import LONGEST_LABEL, save_picture
@@ -64,7 +65,7 @@ def evaluate(
             know.
     """
     trained = load(checkpoint)
-    _check_fit(trained, ClipCache(cache), cache)
+    _check_fit(trained, open_clips(cache), cache)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trained.model.to(device)
     use_backend(trained.model, backend)
@@ -135,7 +136,7 @@ def report(result: Scores, classes: tuple[str, ...]) -> str:
     )
 
 
-def _check_fit(trained: Checkpoint, clips: ClipCache, path: Path) -> None:
+def _check_fit(trained: Checkpoint, clips: ClipIndex, path: Path) -> None:
     ours, theirs = trained.features.to_dict(), clips.features.to_dict()
     differing = [
         f"{k}: {theirs.get(k)} instead of {ours[k]}" for k in ours if ours[k] != theirs.get(k)

@@ -92,10 +92,11 @@ def _sound(features: Any) -> str:
 
 def _data(run: Path | None, cache: Path) -> str:
     """Clips and speakers of the cache, if that is still where it was."""
-    from avemo.data.cache import CacheError, ClipCache
+    from avemo.data.cache import CacheError
+    from avemo.data.shards import open_clips
 
     try:
-        clips = ClipCache(cache).clips if run is not None else []
+        clips = open_clips(cache).clips if run is not None else []
     except (FileNotFoundError, CacheError):
         clips = []
     if not clips:

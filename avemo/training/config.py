@@ -19,7 +19,7 @@ class DataConfig:
     """Where the clips come from and how they are served (`avemo.data.datamodule.ClipDataModule`).
 
     Attributes:
-        cache: folder that `avemo prepare` wrote.
+        cache: folder that `avemo prepare` wrote, or of shards; with `shards`, a folder for copies of them.
         batch_size: clips per step, of all processes together.
         max_seconds: longer clips are cropped; null keeps them whole.
         augment: random changes to training clips.
@@ -28,6 +28,9 @@ class DataConfig:
         balanced: draw every class equally often: of each epoch's clips as many as before, rare classes repeated.
         fold: train, validate and test on other splits than the corpus's: those of a fold.
         shared_speakers: train although a speaker is in two splits.
+        shards: where `avemo shards` wrote to, a folder or a URL; they are fetched while training runs.
+        shards_mixed: of how many shards the clips of training are mixed; more mix better, and are more to keep.
+        shards_gb: GB that the copies may take; those that were not used for longest go.
     """
 
     cache: Path
@@ -39,6 +42,9 @@ class DataConfig:
     balanced: bool = False
     fold: FoldConfig = field(default_factory=FoldConfig)
     shared_speakers: bool = False
+    shards: str | None = None
+    shards_mixed: int = 16
+    shards_gb: float = 20.0
 
 
 @dataclass(frozen=True)

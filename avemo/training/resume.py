@@ -27,6 +27,8 @@ _KEY = "avemo"  # of what says whose file it is
 _FREE = (
     "config.data.cache",
     "config.data.num_workers",
+    "config.data.shards",
+    "config.data.shards_gb",
     "config.trainer.checkpoint_minutes",
     "config.trainer.patience",
     "config.trainer.devices",
