@@ -279,7 +279,7 @@ class AttentionPool {
   // y (count, ld_) of a block, computed.
   void activate(const Block& block, const Weight& weight, S* y, S* scratch) const {
     multiply_block(block.x, weight.matrix, block.count, problem_.A, weight.spare, problem_.C,
-                   run_for(problem_.B * problem_.T, problem_.A), y, ld_, true, scratch);
+                   run_for<S>(problem_.B * problem_.T, problem_.A), y, ld_, true, scratch);
     const i64 next = block.in_place && problem_.C > 0 ? frames() - (block.from + block.count) : 0;
     for (i64 f = 0; f < block.count; ++f) {
       // What the products read next comes from memory while tanh keeps the processor busy.
@@ -440,7 +440,7 @@ class AttentionPool {
     const Matrix<S> d_hidden{hidden, ld_, 1};
     if (problem_.d_weight && problem_.C > 0)
       multiply_block(Matrix<S>{block.x.data, block.x.step, block.x.row}, d_hidden, problem_.C,
-                     problem_.A, ld_ - problem_.A, block.count, run_for(problem_.C, problem_.A),
+                     problem_.A, ld_ - problem_.A, block.count, run_for<S>(problem_.C, problem_.A),
                      sums + 2 * ld_, ld_, false, product);
     if (!problem_.d_x) return;
     S* const own = rows_of(block, problem_.d_x, problem_.C);
@@ -453,7 +453,7 @@ class AttentionPool {
       const Matrix<S> right{transposed.matrix.at(0, c), transposed.matrix.row, 1};
       multiply_block(d_hidden, right, block.count, columns,
                      problem_.C - c - columns + transposed.spare, problem_.A,
-                     run_for(problem_.B * problem_.T, problem_.C), to, ld, false, product);
+                     run_for<S>(problem_.B * problem_.T, problem_.C), to, ld, false, product);
       for (i64 f = 0; !own && f < block.count; ++f)
         round_row(to + f * ld, columns,
                   static_cast<T*>(problem_.d_x) + block.place[f] * problem_.C + c);

@@ -81,7 +81,8 @@ class Backward {
   static constexpr i64 kMaxColumns = 4096;
   // What one job works on: columns of du, and channels of an input.
   static constexpr i64 kJobColumns = 256;
-  static constexpr i64 kJobChannels = 64;
+  // (Of pairs of half precision twice as many: each job interleaves its part of du anew.)
+  static constexpr i64 kJobChannels = 64 * Arithmetic<E>::depth;
   // From so many rows on, du is stored transposed as well, for rows to be lanes in dx: they fill a
   // vector then.
   static constexpr i64 kRowsAsLanes = 16;
@@ -252,11 +253,19 @@ class Backward {
     for (int side = 0; side < 2; ++side)
       if (!part.kept[side])
         project<T>(part, side, problem_.B, block, scale(i, side, index), projection[side], ld, du);
-    for (i64 r = 0; r < block.rows; ++r) spread(part, block, r, d_product + r * ld);
+    const auto kept_row = [&](int side, i64 r) {
+      const T* const kept = static_cast<const T*>(part.kept[side]);
+      return kept ? kept + (h * problem_.B + block.row + r) * part.N + block.n : nullptr;
+    };
+    for (i64 r = 0; r < block.rows; ++r) {
+      // Projections come from memory, a short run of each row, which hardware does not foresee.
+      for (int side = 0; side < 2; ++side)
+        if (const T* const kept = kept_row(side, r)) fetch_runs(kept, 0, 1, block.columns);
+      spread(part, block, r, d_product + r * ld);
+    }
     if (part.dropout.active) drop(part, block, d_product, ld);
     for (int side = 0; side < 2; ++side) {
       if (!need_projection_[i][side]) continue;
-      const T* const kept = static_cast<const T*>(part.kept[1 - side]);
       for (i64 r = 0; r < block.rows; ++r) {
         const i64 columns = alive(part, h, block.row + r) ? block.columns : 0;
         const auto multiply = [&](const auto* other) {
@@ -266,8 +275,8 @@ class Backward {
             store(du + r * ld + j, first_of<S>(product, count));
           }
         };
-        if (kept) {
-          multiply(kept + (h * problem_.B + block.row + r) * part.N + block.n);
+        if (const T* const kept = kept_row(1 - side, r)) {
+          multiply(kept);
         } else {
           multiply(projection[1 - side] + r * ld);
         }
@@ -318,7 +327,7 @@ class Backward {
     const Matrix<E> du{slice.du[side] + first * slice.ld, slice.ld, 1};
     const Matrix<T> weight{at<T>(from.weight, h, c, slice.n), from.weight.stride[1],
                            from.weight.stride[2]};
-    const i64 run = run_for(problem_.B, from.width);
+    const i64 run = run_for<E>(problem_.B, from.width);
     const bool anew = slice.n == 0;
     i64 ld = 0;
     S* const sum = input_sums(rows, slice.trunk, side, first, ld) + c;
@@ -348,7 +357,7 @@ class Backward {
     const Matrix<E> du{slice.du[side] + column, slice.ld, 1};
     const Matrix<T> x{at<T>(from.input, rows.start, h, c), from.input.stride[2],
                       from.input.stride[0]};
-    const i64 run = run_for(from.width, part.N), spare = slice.ld - column - columns;
+    const i64 run = run_for<E>(from.width, part.N), spare = slice.ld - column - columns;
     const bool first = rows.start == 0;
     S* const product = scratch + rows.count * kJobChannels;
     S* const free = product + kJobChannels * kJobColumns;

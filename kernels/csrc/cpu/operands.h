@@ -16,7 +16,7 @@ namespace fbp::FBP_ISA {
 // Rows of the batch that are worked on at a time; a multiple of 4, as dropout counts in fours.
 constexpr i64 kBlockRows = 128;
 
-// The longest run of a sum that is kept in registers. Runs follow from the sizes of a problem,
+// The most steps of a sum that are kept in registers. Runs follow from the sizes of a problem,
 // never from a cache or a number of threads, so results do not depend on how the work is divided.
 constexpr i64 kRun = 128;
 
@@ -24,8 +24,9 @@ constexpr i64 kRun = 128;
 // summed in many short runs, and must not be less exact here.
 constexpr i64 kShortRun = 16;
 
+template <class E>
 constexpr i64 run_for(i64 rows, i64 columns) {
-  return rows <= 4 || columns <= 8 ? kShortRun : kRun;
+  return rows <= 4 || columns <= 8 ? kShortRun : kRun * Arithmetic<E>::depth;
 }
 
 // Gradients of weights, and projections that are kept, of so many bytes together are streamed past
@@ -128,29 +129,48 @@ inline void copy_rows(const Matrix<bfloat16>& from, i64 rows, i64 depth, u32* ou
   }
 }
 
-inline const u32* vectors_of(const Matrix<bfloat16>& from, i64 depth, i64 columns, i64, i64 lanes,
-                             u32* scratch, i64& stride) {
-  using Bits = Simd<float>::Bits;
-  stride = lanes;
-  for (i64 k = 0; k < depth; k += 2) {
-    u32* const to = scratch + k / 2 * lanes;
+// Two rows, one after the other in depth, as pairs: to[j] = (even[j], odd[j]) for j < columns, zero
+// for columns <= j < lanes. Without `odd`, it is zero. Loads are of half a vector: whole ones would
+// straddle lines that nobody has fetched.
+inline void pair_rows(const bfloat16* even, const bfloat16* odd, i64 columns, i64 lanes, u32* to) {
+  constexpr int W = kWidth<float>;
+  constexpr VectorOf<u16, 2 * W>::type order = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
+                                                37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
+                                                11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  for (i64 j = 0; j < lanes; j += W) {
+    const i64 count = columns - j;
+    const auto get = [&](const bfloat16* row) {
+      if (count >= W)
+        return _mm512_zextsi256_si512(
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + j)));
+      const u32 wanted = (u32{1} << larger<i64>(count, 0)) - 1;
+      return _mm512_zextsi256_si512(
+          _mm256_maskz_loadu_epi16(static_cast<__mmask16>(wanted), row + j));
+    };
+    const __m512i x = get(even), y = odd ? get(odd) : __m512i{};
+    const __m512i pairs = _mm512_permutex2var_epi16(x, reinterpret<__m512i>(order), y);
+    __builtin_memcpy(to + j, &pairs, sizeof pairs);
+  }
+}
+
+// Elements (k, j) of `from` (k * row + j * step) in pairs along the depth: (pairs, lanes), zero
+// from `columns` on; `lanes` are whole vectors.
+inline void pair_up(const Matrix<bfloat16>& from, i64 depth, i64 columns, i64 lanes, u32* to) {
+  for (i64 k = 0; k < depth; k += 2, to += lanes) {
+    const bool whole = k + 1 < depth;
     if (from.step == 1) {
-      for (i64 j = 0; j < lanes; j += kWidth<float>) {
-        const i64 count = columns - j;
-        // Widening puts the 16 bits into the upper half.
-        const Bits even = reinterpret<Bits>(load_first(from.at(k, j), larger<i64>(count, 0)));
-        const Bits odd =
-            k + 1 < depth ? reinterpret<Bits>(load_first(from.at(k + 1, j), larger<i64>(count, 0)))
-                          : Bits{};
-        const Bits both = odd | even >> 16;
-        __builtin_memcpy(to + j, &both, sizeof both);
-      }
+      pair_rows(from.at(k, 0), whole ? from.at(k + 1, 0) : nullptr, columns, lanes, to);
     } else {
       for (i64 j = 0; j < lanes; ++j)
-        to[j] = j < columns ? pair(*from.at(k, j), k + 1 < depth ? *from.at(k + 1, j) : bfloat16{0})
-                            : 0;
+        to[j] = j < columns ? pair(*from.at(k, j), whole ? *from.at(k + 1, j) : bfloat16{0}) : 0;
     }
   }
+}
+
+inline const u32* vectors_of(const Matrix<bfloat16>& from, i64 depth, i64 columns, i64, i64 lanes,
+                             u32* scratch, i64& stride) {
+  stride = lanes;
+  pair_up(from, depth, columns, lanes, scratch);
   return scratch;
 }
 #endif
@@ -191,6 +211,8 @@ void multiply_block(const Matrix<L>& left, const Matrix<R>& right, i64 rows, i64
     tile.next_left_bytes = 8 * Op::depth * i64{sizeof(L)};
   }
   const bool copied = !__is_same(L, Element) || !reads_in_place(left.row, left.step, panels.count);
+  // Pairs of rows that lie together are made for all of them at once.
+  const bool together = Op::depth == 2 && left.row == 1 && left.step != 1;
   for (i64 k = 0; k < depth; k += run) {
     const i64 steps = smaller(run, depth - k);
     const bool last = k + run >= depth;
@@ -200,6 +222,13 @@ void multiply_block(const Matrix<L>& left, const Matrix<R>& right, i64 rows, i64
     // A step more than there are, where the last of pairs is half of one.
     Matrix<Element> factors{left_scratch, round_up(tile.depth + Op::depth - 1, W), 1};
     if (!copied) factors = {reinterpret_cast<const Element*>(left.at(0, k)), left.row, left.step};
+#if defined(__AVX512BF16__)
+    if constexpr (Op::depth == 2)
+      if (together) {
+        factors = {left_scratch, 1, round_up(rows, W)};
+        pair_up({left.at(0, k), left.step, 1}, steps, rows, factors.step, left_scratch);
+      }
+#endif
     for (i64 p = 0; p < panels.count; ++p) {
       const i64 j = panels.start(p) * W;
       const int vectors = panels.rows(p);
@@ -226,7 +255,7 @@ void multiply_block(const Matrix<L>& left, const Matrix<R>& right, i64 rows, i64
       for (i64 t = 0; t < tiles.count; ++t) {
         const i64 row = tiles.start(t);
         tile.turn = t;
-        if (p == 0 && copied)
+        if (p == 0 && copied && !together)
           copy_rows(Matrix<L>{left.at(row, k), left.row, left.step}, tiles.rows(t), steps,
                     left_scratch + row * factors.row, factors.row);
         tile.left = {factors.at(row, 0), factors.row, factors.step};
@@ -326,7 +355,7 @@ void project(const Part& part, int s, i64 B, const Block& block, const S* scale,
   multiply_block(
       Matrix<T>{at<T>(side.input, row, h, 0), side.input.stride[0], side.input.stride[2]},
       Matrix<T>{at<T>(side.weight, h, 0, n), side.weight.stride[1], side.weight.stride[2]}, rows,
-      columns, part.N - n - columns, side.width, run_for(B, part.N), out, ld, true, scratch,
+      columns, part.N - n - columns, side.width, run_for<T>(B, part.N), out, ld, true, scratch,
       weights_after<T>(part, s, block));
   if (scale)
     for (i64 r = 0; r < rows; ++r)
