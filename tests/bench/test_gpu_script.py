@@ -45,6 +45,7 @@ STEPS = [
     "build",
     "warm",
     "parity",
+    "goals (small)",
     "goals",
     "rest",
     "resources",
@@ -150,7 +151,7 @@ def test_nothing_is_timed_before_the_peers_are_compiled(tmp_path: Path) -> None:
     tools = _tools(tmp_path, body) | {"OUT": str(tmp_path / "out")}
     done = _script("--dry", "warm", "parity", "goals", **tools)
     assert done.returncode == 0, done.stdout
-    assert (tmp_path / "out" / "order").read_text().split() == ["parity", "warm", "run"]
+    assert (tmp_path / "out" / "order").read_text().split() == ["parity", "warm", "run", "run"]
 
 
 @pytest.mark.parametrize(

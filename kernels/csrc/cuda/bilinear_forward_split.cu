@@ -117,6 +117,7 @@ class SplitBlock {
     } else {
       multiply(first, last);
     }
+    __syncwarp();  // barriers of a cluster are for whole warps
   }
 
   // The outputs of some rows, from the sums of all shares.
