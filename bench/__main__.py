@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         "goals": _goals,
         "choice": _enter,
         "host": _host,
+        "faces": _faces,
         "prepare": _prepare,
         "report": _report,
     }
@@ -136,6 +137,10 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument(
         "--out", type=Path, help="file or folder; there it is prepare-DEVICE-DATE.json"
     )
+
+    faces = commands.add_parser("faces", help="how many pictures each face detector follows")
+    faces.add_argument("films", nargs="+", type=Path, help="files with a picture")
+    faces.add_argument("--model", type=Path, help="of YuNet (.onnx), beside the cascade")
 
     report = commands.add_parser("report", help="write docs/benchmarks.md and the README's figures")
     report.add_argument("--check", action="store_true", help="write nothing, exit 1 if they differ")
@@ -333,6 +338,12 @@ def _host(options: argparse.Namespace) -> int:
     from .host import run_host
 
     return run_host(options.patterns, options.against, options.turns, options.out)
+
+
+def _faces(options: argparse.Namespace) -> int:
+    from .faces import run_faces
+
+    return run_faces(options.films, options.model)
 
 
 def _prepare(options: argparse.Namespace) -> int:

@@ -204,18 +204,33 @@ def find_faces(
     Raises:
         MediaError: the face is seen in too few frames; the reason says why.
     """
-    step = max(1, round(LOOK_SECONDS * fps))
-    for side, share in PASSES:
-        looks = _Looks(frames, detector, side, share)
-        track, seen = _follow(looks, len(frames), step, partial(_speaker, frames, loudness, fps))
-        if track:
-            break
+    track, seen, looks = track_face(frames, detector, fps=fps, loudness=loudness)
     if seen.mean() < SEEN_SHARE:
         raise _why_unseen(frames, detector, seen, looks)
     boxes = smooth_boxes(interpolate_boxes(track, len(frames)), SMOOTH_SECONDS * fps)
     return np.stack(
         [crop(f, Box(*b), size, margin) for f, b in zip(frames, boxes, strict=True)]
     ), seen
+
+
+def track_face(
+    frames: NDArray[np.uint8],
+    detector: FaceDetector,
+    *,
+    fps: float,
+    loudness: NDArray[np.float64] | None = None,
+) -> tuple[Chain, NDArray[np.bool_], _Looks]:
+    """The boxes of the face, the frames it is seen in, bool (T,), and all that the detector said.
+
+    The arguments are those of :func:`find_faces`.
+    """
+    step = max(1, round(LOOK_SECONDS * fps))
+    for side, share in PASSES:
+        looks = _Looks(frames, detector, side, share)
+        track, seen = _follow(looks, len(frames), step, partial(_speaker, frames, loudness, fps))
+        if track:
+            break
+    return track, seen, looks
 
 
 def _why_unseen(

@@ -1,5 +1,6 @@
 """Following one face, with a detector whose answers are known."""
 
+import hashlib
 from pathlib import Path
 
 import cv2
@@ -24,6 +25,7 @@ from avemo.synth.clip import Format, render_audio, render_video
 from avemo.synth.corpus import Parameters, plan
 from avemo.synth.face import FaceRenderer, Pose, Speech
 from tests.avemo.data.media_files import talking_head
+from tests.avemo.data.yunet import CELL, SIDE, write_yunet
 
 FPS = 12.5
 
@@ -149,6 +151,20 @@ def test_detector_files(tmp_path: Path) -> None:
     for path in (broken, tmp_path / "none.onnx"):
         with pytest.raises(ValueError, match="detector must be a readable YuNet"):
             load_detector(path)
+
+
+def test_yunet_boxes_are_those_of_the_cascade(tmp_path: Path) -> None:
+    """Centre and side, in frames of any size; none where there is nothing."""
+    model = write_yunet(tmp_path / "model.onnx")
+    detector = load_detector(model)
+    assert detector.name == f"yunet:{hashlib.sha256(model.read_bytes()).hexdigest()[:16]}"
+    for height, width in ((150, 200), (64, 97), (129, 128)):
+        frame = np.zeros((height, width), np.uint8)
+        assert detector(frame, 20) == []
+        frame[CELL : 2 * CELL, 2 * CELL : 3 * CELL] = 255
+        ((x, y, side),) = detector(frame, 20)
+        np.testing.assert_allclose((x, y), (2.5 * CELL, 1.5 * CELL), atol=1e-3)
+        assert side == pytest.approx(SIDE * faces.YuNetDetector.SIDE)
 
 
 def test_opencv_without_cascades_is_told_at_once(

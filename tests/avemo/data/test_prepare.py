@@ -1,6 +1,7 @@
 """A corpus with every kind of bad clip, interrupted and not."""
 
 import csv
+import hashlib
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from avemo.data.reasons import category_of
 from avemo.storage import FolderInUseError, WriteError
 from tests.avemo.data import crashing
 from tests.avemo.data.media_files import no_face, talking_head, tone, write_clip, write_media
+from tests.avemo.data.yunet import CELL, write_yunet
 from tests.avemo.writers import one_writer_elsewhere
 
 SHARD_ROWS = 5
@@ -200,6 +202,27 @@ def test_other_settings_are_named(corpus: Path, unbroken: Path, tmp_path: Path) 
     other.write_text((corpus / "manifest.csv").read_text() + "more.mp4,sad,s1,train,\n")
     with pytest.raises(ValueError, match="clips is"):
         prepare(str(other), corpus, out=unbroken, **SETTINGS)
+
+
+def test_yunet_finds_the_faces_and_the_cache_says_so(tmp_path: Path) -> None:
+    frames = no_face(25) // 4  # no cascade sees anything there
+    frames[:, CELL : 2 * CELL, 2 * CELL : 3 * CELL] = 255
+    write_media(tmp_path / "a.mp4", frames, tone(1.0))
+    (tmp_path / "manifest.csv").write_text("path,label,split\na.mp4,sad,train\n")
+    model = write_yunet(tmp_path / "model.onnx")
+    with pytest.raises(PrepareError):
+        prepare("manifest", tmp_path, out=tmp_path / "haar", workers=1, **SETTINGS)
+    out = tmp_path / "yunet"
+    prepare("manifest", tmp_path, out=out, workers=1, face_detector=model, **SETTINGS)
+    cache = ClipCache(out)
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    assert cache.features.detector == f"yunet:{digest[:16]}"
+    assert cache[0].valid.all()
+    # The box is twice as wide as what is bright, and a tenth and the margins more.
+    bright = cache[0].video[len(frames) // 4] > 200
+    assert bright.mean() == pytest.approx(1 / (2 * 1.1 * 1.1) ** 2, rel=0.2)
+    with pytest.raises(ValueError, match=r"detector is 'yunet:.*' there and 'haar' now"):
+        prepare("manifest", tmp_path, out=out, workers=1, **SETTINGS)
 
 
 def test_bad_arguments(corpus: Path, tmp_path: Path) -> None:
