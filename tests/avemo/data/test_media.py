@@ -139,6 +139,36 @@ REORDERED = {"bf": "3", "preset": "fast", "b-adapt": "0"}
 UNEVEN = np.cumsum(np.random.default_rng(1).choice([0.004, 0.02, 0.04, 0.13], 90)).tolist()
 
 
+RAW = {
+    "a.h264": {"video_options": {"bf": "2", "preset": "fast"}},
+    "a.m4v": {"video_codec": "mpeg4", "video_options": {"bf": "2"}},
+    "a.m2v": {"video_codec": "mpeg2video"},
+    "a.mjpeg": {"video_codec": "mjpeg", "pixel_format": "yuvj420p"},
+}
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_raw_pictures_come_in_order_at_the_rate_of_the_stream(tmp_path: Path, name: str) -> None:
+    footage = read(write_media(tmp_path / name, levels(50), None, **RAW[name]), fps=25.0, needs=())
+    assert footage.streams == ("video",)
+    assert len(footage.frames) == pytest.approx(50, abs=1)
+    shown = footage.frames[:48].mean(axis=(1, 2)) / 5
+    np.testing.assert_allclose(shown, np.arange(48), atol=1.2)
+
+
+@pytest.mark.parametrize("name", ["a.aac", "a.mp3"])
+def test_raw_sound(tmp_path: Path, name: str) -> None:
+    codec = {"a.aac": "aac", "a.mp3": "libmp3lame"}[name]
+    footage = read(
+        write_media(tmp_path / name, None, tone(2.0, hertz=500), audio_codec=codec), needs=()
+    )
+    assert footage.streams == ("audio",)
+    assert len(footage.waveform) == pytest.approx(2.0 * RATE, rel=0.06)  # and what codecs add
+    assert amplitude(footage.waveform[RATE // 2 : 3 * RATE // 2], 500) == pytest.approx(
+        0.25, rel=0.1
+    )
+
+
 @pytest.mark.parametrize("fps", [12.5, 30.0])
 @pytest.mark.parametrize(
     ("name", "options"),
