@@ -22,6 +22,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,10 +39,11 @@ from avemo.data.cache import (
 from avemo.data.corpora.check import CheckReport, count_clips
 from avemo.data.corpora.listing import Listing, Row, locate, shared_speakers
 from avemo.data.corpora.registry import find_corpus, list_clips
+from avemo.data.engines import ENGINES, Engine, EngineName
 from avemo.data.features import Clip, FeatureConfig, extract
 from avemo.data.limits import LONGEST_SECONDS, LONGEST_WORK_SECONDS, MOST_MEMORY
 from avemo.data.reasons import category_of, reason, refusal
-from avemo.data.worker import WorkerDeath, ended, process_all, warm_up
+from avemo.data.worker import WorkerDeath, ended, warm_up
 from avemo.storage import WriteError, one_writer, write
 from avemo.text import items, pairs
 
@@ -49,6 +51,7 @@ ERRORS = "errors.csv"
 _SETTINGS = "settings.json"
 _MEDIA = "media.json"
 _PARTS = "parts"
+_JOBS = "jobs"  # folders of those that do a share of the work
 _SHARD_ROWS = 128
 _LINKED = reason("path outside of the root", "by a link")
 
@@ -100,6 +103,8 @@ def prepare(
     merge: str = "",
     classes: str = "",
     workers: int = 2,
+    engine: EngineName = "local",
+    shard: str = "",
     bins: int = FeatureConfig.bins,
     fps: float = FeatureConfig.fps,
     face_size: int = FeatureConfig.face_size,
@@ -128,6 +133,10 @@ def prepare(
         merge: labels to take for others, such as excited=happy,calm=neutral.
         classes: the labels to take, after that, such as happy,sad; by default what is usual for the corpus.
         workers: number of processes.
+        engine: what they are: of this machine, or of the Ray cluster that RAY_ADDRESS names, whose nodes have root and
+            out under the same paths. The cache is the same.
+        shard: 3/8 does the third eighth of the work alone, for job arrays, into a folder of its own in `out`; when all
+            have ended, the same command without it puts the parts together, and does what is missing.
         bins: frequency bins of the spectrogram, a divisor of 200.
         fps: face frames per second.
         face_size: side of the face crops, pixels.
@@ -177,53 +186,85 @@ def prepare(
     if speakers:
         some = ", ".join(speakers[:5]) + (", ..." if len(speakers) > 5 else "")
         print(f"warning: speakers in more than one split: {some}", file=sys.stderr)
-    with one_writer(out, "avemo prepare"):
-        work = _Work(out, listing, features, max_seconds)
-        resumed = work.run(root, face_detector, workers)
+    job = parse_job(shard) if shard else None
+    folder = out / _JOBS / job.folder if job else out
+    with one_writer(folder, "avemo prepare"):
+        work = _Work(folder, listing, features, max_seconds, job or Job())
+        if not job:
+            work.gather()
+        resumed = work.run(root, face_detector, workers, ENGINES[engine], finish=not job)
         report = work.report(resumed, time.monotonic() - start)
     print(report)
-    if not report.done:
+    if not report.done and not job:
         raise PrepareError(
             f"none of the {len(listing.rows)} clips could be used; see {out / ERRORS}"
         )
     return report
 
 
+@dataclass(frozen=True)
+class Job:
+    """A share of the work: of every `count` shards one, beginning with number `number`."""
+
+    number: int = 0
+    count: int = 1
+
+    @property
+    def folder(self) -> str:
+        """Where it works, within the folder of the cache."""
+        return f"{self.number + 1}-of-{self.count}"
+
+
+def parse_job(text: str) -> Job:
+    """The job that 3/8 means.
+
+    Raises:
+        ValueError: it means none.
+    """
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise ValueError(f"shard must be like 3/8, from 1/8 to 8/8, got {text!r}")
+    return Job(int(number) - 1, int(count))
+
+
 class _Work:
-    """The folder of a cache while it is made."""
+    """The folder of a cache while it is made, or of a job's share of it."""
 
     def __init__(
-        self, out: Path, listing: Listing, features: FeatureConfig, max_seconds: float
+        self,
+        out: Path,
+        listing: Listing,
+        features: FeatureConfig,
+        max_seconds: float,
+        job: Job,
     ) -> None:
         self.out = out
         self.parts = out / _PARTS
         self.rows = listing.rows
         self.features = features
         self.max_seconds = max_seconds
-        self.groups = [
+        groups = [
             range(first, min(first + _SHARD_ROWS, len(self.rows)))
             for first in range(0, len(self.rows), _SHARD_ROWS)
         ]
-        self._claim(
-            {
-                "format": FORMAT,
-                **features.to_dict(),
-                "max_seconds": max_seconds,
-                "shard_rows": _SHARD_ROWS,
-                "clips": listing.digest,
-            }
-        )
+        self.groups = dict(islice(enumerate(groups), job.number, None, job.count))
+        self.settings = {
+            "format": FORMAT,
+            **features.to_dict(),
+            "max_seconds": max_seconds,
+            "shard_rows": _SHARD_ROWS,
+            "clips": listing.digest,
+        }
+        self._claim(out)
 
-    def _claim(self, settings: dict[str, Any]) -> None:
-        """Makes the folder ours, or checks that what it holds was made with the same settings."""
-        file = self.out / _SETTINGS
-        if not (self.out / INDEX).exists() and not any(self.out.glob(f"{_PARTS}/*")):
+    def _claim(self, folder: Path) -> None:
+        """Makes a folder ours, or checks that what it holds was made with the same settings."""
+        file, settings = folder / _SETTINGS, self.settings
+        if not (folder / INDEX).exists() and not any(folder.glob(f"{_PARTS}/*")):
             write(file, json.dumps(settings, indent=1) + "\n")
             return
         if not file.is_file():
-            raise ValueError(
-                f"{self.out} has a cache without its {_SETTINGS}; choose another folder"
-            )
+            raise ValueError(f"{folder} has a cache without its {_SETTINGS}; choose another folder")
         try:
             there = dict(json.loads(file.read_bytes()))
         except (ValueError, TypeError) as error:
@@ -237,11 +278,44 @@ class _Work:
         ]
         if differing:
             raise ValueError(
-                f"{self.out} has a cache made with other settings: {'; '.join(differing)}. "
+                f"{folder} has a cache made with other settings: {'; '.join(differing)}. "
                 "Choose another folder or remove this one."
             )
 
-    def run(self, root: Path, detector: Path | None, workers: int) -> int:
+    def gather(self) -> None:
+        """Takes over what jobs have done, finished or not.
+
+        Raises:
+            FolderInUseError: one of them still works.
+            ValueError: one has other settings.
+        """
+        for folder in sorted((self.out / _JOBS).glob("*-of-*")):
+            with one_writer(folder, "avemo prepare"):
+                self._claim(folder)
+                theirs = self._media_before(folder)
+                kinds = (".json", ".safetensors", ".error")
+                parts = sorted(f for f in folder.glob(f"{_PARTS}/*") if f.suffix in kinds)
+                own = {row for number in _numbers(parts) for row in self.groups[number]}
+                media = [
+                    theirs[row] if row in own else ours
+                    for row, ours in enumerate(self._media_before(self.out))
+                ]
+                write(self.out / _MEDIA, json.dumps(media, indent=0) + "\n")
+                # A shard before its part of the index: what is killed in between is taken over by the next call.
+                self.parts.mkdir(exist_ok=True)
+                for file in sorted(folder.glob("*.safetensors")):
+                    file.replace(self.out / file.name)
+                for file in parts:
+                    file.replace(self.parts / file.name)
+                shutil.rmtree(folder / _PARTS, ignore_errors=True)
+                for name in (_SETTINGS, _MEDIA):
+                    (folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (self.out / _JOBS).rmdir()
+
+    def run(
+        self, root: Path, detector: Path | None, workers: int, engine: Engine, *, finish: bool
+    ) -> int:
         """Does what is missing; gives the number of rows that were settled before."""
         from tqdm import tqdm
 
@@ -250,15 +324,16 @@ class _Work:
         if (self.out / INDEX).is_file():
             self._tidy()
             return len(self.rows)
-        left = {number: self._open_rows(number) for number in range(len(self.groups))}
-        resumed = len(self.rows) - sum(map(len, left.values()))
+        left = {number: self._open_rows(number) for number in self.groups}
+        total = sum(map(len, self.groups.values()))
+        resumed = total - sum(map(len, left.values()))
         for number, rows in left.items():
             if not rows:
                 self._pack(number)
         todo = [row for rows in left.values() for row in sorted(rows)]
         arguments = (root, self.features, detector, self.max_seconds, self.parts)
-        with tqdm(total=len(self.rows), initial=resumed, unit="clip", desc="prepare") as bar:
-            for row, reason in self._process(root, todo, arguments, workers):
+        with tqdm(total=total, initial=resumed, unit="clip", desc="prepare") as bar:
+            for row, reason in self._process(root, todo, arguments, workers, engine):
                 if isinstance(reason, WriteError):
                     raise reason
                 if reason is not None:
@@ -268,7 +343,8 @@ class _Work:
                 if not group:
                     self._pack(row // _SHARD_ROWS)
                 bar.update()
-        self._finish()
+        if finish:
+            self._finish()
         return resumed
 
     def _open_again(self, root: Path) -> None:
@@ -277,13 +353,13 @@ class _Work:
         What can be read stays: it goes back from the shard into parts. The index goes before the media are noted, so
         that whoever is killed in between finds out again what has changed.
         """
-        before = self._media_before()
+        before = self._media_before(self.out)
         now = [_stamp(root, row) or then for row, then in zip(self.rows, before, strict=True)]
         changed = {row for row in range(len(now)) if now[row] != before[row]}
         finished = self._finished()
         settled = self._packed() if finished is None else finished
         shards, stale = Shards(self.out), {}
-        for number, rows in enumerate(self.groups):
+        for number, rows in self.groups.items():
             if finished is None and not self._part_index(number).is_file():
                 continue
             kept = {r: settled[r] for r in rows if r in settled and r not in changed}
@@ -292,7 +368,7 @@ class _Work:
                 stale[number] = kept
         if finished is not None and not stale:
             return
-        for number, rows in enumerate(self.groups):
+        for number, rows in self.groups.items():
             if number in stale:
                 print(
                     f"warning: {len(rows) - len(stale[number])} of the {len(rows)} clips of {self._shard(number)} are "
@@ -309,10 +385,10 @@ class _Work:
         (self.out / INDEX).unlink(missing_ok=True)
         write(self.out / _MEDIA, json.dumps(now, indent=0) + "\n")
 
-    def _media_before(self) -> list[str]:
+    def _media_before(self, folder: Path) -> list[str]:
         """The stamps of the media files that the rows were made of, as far as that is known."""
         try:
-            stamps = [str(stamp) for stamp in json.loads((self.out / _MEDIA).read_bytes())]
+            stamps = [str(stamp) for stamp in json.loads((folder / _MEDIA).read_bytes())]
         except (FileNotFoundError, ValueError, TypeError):
             stamps = []
         return stamps if len(stamps) == len(self.rows) else [""] * len(self.rows)
@@ -332,7 +408,7 @@ class _Work:
     def _packed(self) -> dict[int, Settled]:
         """What the packed groups have for each row, as far as it can be told."""
         found: dict[int, Settled] = {}
-        for number, rows in enumerate(self.groups):
+        for number, rows in self.groups.items():
             with contextlib.suppress(FileNotFoundError, ValueError, LookupError, TypeError):
                 part = json.loads(self._part_index(number).read_bytes())
                 clips = [ClipInfo(**info) for info in part["clips"]]
@@ -372,7 +448,12 @@ class _Work:
         }
 
     def _process(
-        self, root: Path, todo: list[int], arguments: tuple[Any, ...], workers: int
+        self,
+        root: Path,
+        todo: list[int],
+        arguments: tuple[Any, ...],
+        workers: int,
+        engine: Engine,
     ) -> Iterator[tuple[int, str | WriteError | None]]:
         good = []
         for row in todo:
@@ -383,7 +464,7 @@ class _Work:
                 yield row, _LINKED
             else:
                 good.append((row, self.rows[row]))
-        for (row, _), result in process_all(
+        for (row, _), result in engine(
             good,
             _worker_setup,
             arguments,
@@ -466,11 +547,25 @@ class _Work:
             return []
 
     def report(self, resumed: int, seconds: float) -> PrepareReport:
-        """The numbers of a finished cache."""
-        categories = Counter(category_of(why) for _, why in self._errors())
-        clips = ClipCache(self.out).clips if (self.out / INDEX).is_file() else ()
+        """The numbers of a finished cache, or of a job's share."""
+        if (self.out / INDEX).is_file():
+            clips, errors = [*ClipCache(self.out).clips], self._errors()
+        else:  # of a job, or of a corpus of which nothing could be used
+            clips, errors = self._sorted_out(self._packed())
+            errors = errors or self._errors()
+        categories = Counter(category_of(why) for _, why in errors)
         alone = Counter(clip.streams[0] for clip in clips if len(clip.streams) == 1)
         return PrepareReport(len(clips), dict(alone), resumed, dict(categories), seconds)
+
+
+def _numbers(parts: Iterable[Path]) -> set[int]:
+    """Of the groups of which there are parts."""
+    return {
+        int(file.stem.removeprefix("shard-"))
+        if file.suffix == ".json"
+        else int(file.stem) // _SHARD_ROWS
+        for file in parts
+    }
 
 
 def _stamp(root: Path, row: Row) -> str:
