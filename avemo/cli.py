@@ -2,16 +2,18 @@
 
 import atexit
 import contextlib
+import errno
 import importlib
 import inspect
 import io
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import Any, NamedTuple, NoReturn, get_args, get_origin
 
 from avemo.imports import in_a_process_of_its_own, without_collection
 
@@ -119,7 +121,8 @@ def run(arguments: Sequence[str]) -> Any:
         arguments: the command's name and its arguments.
 
     Raises:
-        SystemExit: help was asked for, or the arguments are wrong.
+        SystemExit: help was asked for, or there is no command.
+        ValueError: the arguments are wrong.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
@@ -147,7 +150,14 @@ def _call(target: Callable[..., Any], name: str, arguments: list[str], configura
     placed = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
     inputs = [p for p in placed if p.name != "out"]
     usage = " ".join([f"avemo {name}", *map(_placeholder, inputs), "[options]"])
-    parser = ArgumentParser(prog=f"avemo {name}", usage=usage, description=_summary(target))
+
+    class Parser(ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            raise ValueError(
+                f"{_told(message)} (usage: {usage}; more: avemo {name} --help)"
+            ) from ex
+
+    parser = Parser(prog=f"avemo {name}", usage=usage, description=_summary(target))
     if configurable:
         parser.add_argument("--config", action="config", help="YAML file, or the name of ours")
         arguments = _resolve_configs(arguments)
@@ -169,6 +179,24 @@ def _call(target: Callable[..., Any], name: str, arguments: list[str], configura
     if configurable:
         del values["config"]
     return target(**values)
+
+
+def _told(message: str) -> str:
+    """What jsonargparse has against the arguments, in one line: which one, what it must be and what came."""
+    name = re.match('Parser key "(.+?)":', message)
+    kinds = re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", message, re.MULTILINE)
+    value = re.search(r"(?:Got|Given) value: (.*)", message)
+    if not (name and kinds and value):
+        return " ".join(message.split())
+    return f"{name[1]} must be {' or '.join(dict.fromkeys(map(_kind, kinds)))}, got {value[1]!r}"
+
+
+def _kind(text: str) -> str:
+    """A type as people write it: `<class 'int'>` is int, and a literal's values one of them."""
+    text = re.sub(r"<class '(?:.+\.)?(.+?)'>", r"\1", text).replace("NoneType", "null")
+    if text in ("list", "tuple"):
+        return "a list such as [a, b]"
+    return re.sub(r"typing\.Literal\[(.+)\]", r"one of \1", text)
 
 
 def _by_name(name: str, arguments: list[str]) -> bool:
@@ -249,6 +277,10 @@ def _summary(target: Callable[..., Any]) -> str:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        # Folders are made where there are none, files take the place of others: what is in the way is no folder.
+        said = "must be a folder, and is none" if error.errno == errno.EEXIST else error.strerror
+        return f"{os.fsdecode(error.filename)}: {said}"
     lines = (str(error).strip() or type(error).__name__).splitlines()
     if len(lines) > 1 and lines[1].startswith("Original Traceback"):
         return lines[-1].partition(": ")[

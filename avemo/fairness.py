@@ -15,6 +15,7 @@ from avemo.evaluation.compare import Comparison, compare_systems, find_predictio
 from avemo.evaluation.predictions import read_predictions
 from avemo.paper import Plan, Trainings, run_command
 from avemo.storage import one_writer, write
+from avemo.systems import systems as trainable
 
 CORPORA = {  # options of `avemo synth`, what is off there, and which system must then not be ahead
     "as it is": ((), None),
@@ -59,9 +60,16 @@ def fairness(
 
     Returns:
         What fairness.json holds.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
-    if systems[0] != BASELINE:
-        raise ValueError(f"systems must begin with {BASELINE}, got {', '.join(systems)}")
+    if systems[:1] != (BASELINE,):
+        raise ValueError(f"systems must begin with {BASELINE}, got {', '.join(systems) or 'none'}")
+    if unknown := sorted({*systems} - {*trainable()}):
+        raise ValueError(f"systems must be of {', '.join(trainable())}; got {', '.join(unknown)}")
+    if seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {seeds}")
     result: dict[str, Any] = {"clips": clips, "seeds": seeds, "config": config, "epochs": epochs}
     with one_writer(out, "avemo fairness"):
         result["corpora"] = [

@@ -147,12 +147,20 @@ def compare(
 
     Raises:
         FileNotFoundError: a folder has no predictions for the split.
-        ValueError: the systems were not evaluated on the same clips.
+        ValueError: the systems were not evaluated on the same clips, one is there twice, or an argument is out of
+            range.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
+    there: dict[Path, Path] = {}
+    for run in runs:
+        if first := there.get(run.resolve()):
+            raise ValueError(f"runs must name each run once, got {first} and {run}")
+        there[run.resolve()] = run
     systems = {
         name: [read_predictions(file) for file in files]
         for name, files in _named({run: find_predictions(run, split) for run in runs}).items()

@@ -28,7 +28,8 @@ def find_clips(names: Iterable[str]) -> list[Path]:
         Paths without those that come again, in the order of the names; of a folder or a pattern in that of their names.
 
     Raises:
-        FileNotFoundError: a pattern or a folder has no media file, or there is no file of any name.
+        FileNotFoundError: a pattern or a folder has no media file, standard input no name, or there is no file of any
+            name.
     """
     clips = list(dict.fromkeys(path for name in names for path in _meant(name)))
     if clips and not any(path.exists() for path in clips):
@@ -40,7 +41,10 @@ def find_clips(names: Iterable[str]) -> list[Path]:
 def _meant(name: str) -> Iterator[Path]:
     path = Path(name)
     if name == STANDARD_INPUT:
-        yield from (clip for line in _listed() for clip in _meant(line))
+        lines = _listed()
+        if not lines:
+            raise FileNotFoundError("no name of a media file on standard input")
+        yield from (clip for line in lines for clip in _meant(line))
     elif path.is_dir():
         yield from _required(f"folder {name}", _below(path))
     elif glob.has_magic(name) and not os.path.lexists(path):

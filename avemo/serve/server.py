@@ -9,6 +9,8 @@ from pathlib import Path
 TOKEN = "AVEMO_TOKEN"
 """The environment variable with the token: other users of a machine can read what stands on a command line."""
 
+_LAST_PORT = 65535
+
 
 def serve(
     checkpoint: Path,
@@ -48,6 +50,8 @@ def serve(
     from avemo.serve.limits import Limits
 
     limits = Limits(megabytes, seconds, workers, waiting, timeout)
+    if not 0 <= port <= _LAST_PORT:
+        raise ValueError(f"port must lie in 0..{_LAST_PORT}, got {port}")
     token = os.environ.get(TOKEN) or None
     local = _is_loopback(host)
     if not local and token is None:

@@ -13,6 +13,8 @@ from avemo.typed import build
 
 T = TypeVar("T")
 
+_SEEDS = 2**32  # that NumPy's first generator takes
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -83,10 +85,16 @@ class OptimizerConfig:
             raise ValueError(
                 f"optimizer.milestones must lie between 0 and 1, got {self.milestones}"
             )
-        if not self.gradient_clip >= 0:
-            raise ValueError(
-                f"optimizer.gradient_clip must not be negative, got {self.gradient_clip}"
-            )
+        if not self.learning_rate > 0:
+            raise ValueError(f"optimizer.learning_rate must be positive, got {self.learning_rate}")
+        for name in ("weight_decay", "gradient_clip"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(
+                    f"optimizer.{name} must not be negative, got {getattr(self, name)}"
+                )
+        for name in ("warmup", "label_smoothing", "decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"optimizer.{name} must lie in [0, 1], got {getattr(self, name)}")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"optimizer.ema must lie in [0, 1), got {self.ema}")
 
@@ -163,6 +171,8 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < _SEEDS:
+            raise ValueError(f"seed must lie in 0..{_SEEDS - 1}, got {self.seed}")
         if self.optimizer.ema is not None and self.trainer.strategy == "fsdp":
             raise ValueError(
                 "optimizer.ema does not go with trainer.strategy fsdp: an average is of whole weights; take ddp"

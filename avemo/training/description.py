@@ -44,7 +44,9 @@ def weights_file(path: Path) -> Path:
     """
     file = path / WEIGHTS if path.is_dir() else path
     if not file.is_file():
-        raise FileNotFoundError(f"no checkpoint at {file}")
+        best = path / "best.safetensors"
+        more = f"; that of the run is {best}" if best.is_file() else ""
+        raise FileNotFoundError(f"no checkpoint at {file}{more}")
     return file
 
 

@@ -334,6 +334,8 @@ def _own_place(config: TrainerConfig) -> _Place:
 
 def _quieten() -> None:
     """Keeps what Lightning says about itself, and what does not concern our users, off the console."""
+    import lightning.pytorch  # noqa: F401, it sets the level of what it says when it is imported
+
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,8 +37,23 @@ def test_only_being_significantly_ahead_fails(baseline: int, other: int, passed:
 def test_every_control_names_a_system_that_is_trained() -> None:
     assert set(SYSTEMS) <= set(systems())
     assert {control for _, control in CORPORA.values()} == {None, "m_fbp", "ag_fbp"}
-    with pytest.raises(ValueError, match="must begin with g_fbp, got m_fbp"):
-        fairness(systems=("m_fbp",))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"systems": ("m_fbp",)}, "must begin with g_fbp, got m_fbp"),
+        ({"systems": ()}, "must begin with g_fbp, got none"),
+        ({"systems": ("g_fbp", "h_fbp")}, "systems must be of .*, m_fbp, .*; got h_fbp"),
+        ({"seeds": 0}, "seeds must be at least 1, got 0"),
+    ],
+)
+def test_wrong_arguments_are_told_before_anything_is_made(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        fairness(out=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -24,13 +24,37 @@ def test_state_dicts_have_the_standard_layout() -> None:
     assert shapes(fk.BatchNorm(3)) == shapes(torch.nn.BatchNorm2d(3))
 
 
-def test_every_parameter_is_drawn_within_the_bound_and_trained() -> None:
+def test_every_parameter_is_drawn_up_to_the_bound_of_its_own_width() -> None:
+    """As `torch.nn.Linear` draws: uniform within one over the root of the width that is summed over."""
+    modules: list[tuple[torch.nn.Module, dict[str, int]]] = [
+        (
+            fk.FactorizedBilinearPooling(9, 25, 16, 4, bias=True),
+            {"p": 9, "q": 25, "p_bias": 9, "q_bias": 25},
+        ),
+        (
+            fk.TrunkFactorizedBilinearPooling(9, 25, 16, 4, 3, bias=True),
+            {"p": 9, "q": 25, "p_bias": 9, "q_bias": 25},
+        ),
+        (
+            fk.AdaptiveMultiLevelFBP(9, 25, 16, 4, 32, 2, 3),
+            {"p": 9, "q": 25, "p_trunks": 9, "q_trunks": 25},
+        ),
+        (fk.AttentionPool(9, 64), {"weight": 9, "bias": 9, "query": 64}),
+    ]
+    for module, widths in modules:
+        drawn = dict(module.named_parameters())
+        assert drawn.keys() == widths.keys()
+        for name, width in widths.items():  # 64 values at least: the largest is near the bound
+            reached = drawn[name].abs().max() * width**0.5
+            assert 0.7 < reached <= 1, (type(module).__name__, name, reached)
+
+
+def test_every_parameter_is_trained() -> None:
     modules = [
         (fk.FactorizedBilinearPooling(9, 16, 5, 2, bias=True), (2, 9), (2, 16)),
         (fk.TrunkFactorizedBilinearPooling(9, 16, 5, 2, 3, bias=True), (2, 3, 9), (2, 3, 16)),
     ]
     for module, *shapes in modules:
-        assert all(p.abs().max() <= 1 / 3 and p.abs().max() > 0.1 for p in module.parameters())
         module(*(torch.randn(s) for s in shapes)).square().sum().backward()
         assert all((p.grad != 0).any() for p in module.parameters())
 

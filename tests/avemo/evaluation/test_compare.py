@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -165,6 +166,57 @@ def test_systems_of_one_folder_name_keep_their_paths(tmp_path: Path) -> None:
         write_runs(tmp_path, {name: predictions("rr0r")})
     result = compare([tmp_path / "x/run", tmp_path / "y/run"], out=tmp_path / "o", resamples=9)
     assert [s.name for s in result.systems] == [str(tmp_path / "x/run"), str(tmp_path / "y/run")]
+
+
+def test_a_run_with_predictions_of_its_own_is_not_its_members(tmp_path: Path) -> None:
+    """As an ensemble's folder has them, and those of its members below."""
+    write_runs(
+        tmp_path, {name: predictions("rr") for name in ("all", "all/0-audio", "all/1-video")}
+    )
+    own = tmp_path / "all" / "evaluation-test" / "predictions.csv"
+    assert find_predictions(tmp_path / "all", "test") == [own]
+    assert find_predictions(own.parent, "test") == [own]
+    assert len(find_predictions(tmp_path, "test")) == 3
+
+
+def test_a_class_that_one_system_alone_knows_counts_for_all() -> None:
+    wider = (*CLASSES, "new")
+    said = [c._replace(probabilities=[*c.probabilities, 0.0]) for c in predictions("rrr0").clips]
+    said[1] = said[1]._replace(probabilities=[0.1, 0.1, 0.1, 0.7])
+    result = compare_systems(
+        {"a": [predictions("rr00")], "b": [Predictions(wider, said)]}, resamples=99
+    )
+    assert result.classes == wider
+    a, b = (system.confusion for system in result.systems)
+    assert a == [[2, 0, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    assert b == [[2, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_bootstraps_are_of_the_seed_asked_for(seed: int) -> None:
+    said = {"a": "rr0r1r01rrr0", "b": "r00r1r0rr1r0"}
+    result = compare_systems(
+        {n: [predictions(x)] for n, x in said.items()}, seed=seed, resamples=99
+    )
+    counts = {}
+    for name, answers in said.items():
+        counts[name] = torch.zeros(1, len(answers), 3, 3)
+        for i, clip in enumerate(sorted(predictions(answers).clips)):  # as they are drawn
+            counts[name][0, i, clip.label, clip.predicted] = 1
+    drawn = {"resamples": 99, "seed": seed}
+    for system in result.systems:
+        for name, measure in metrics.MEASURES.items():
+            expected = metrics.bootstrap(measure, counts[system.name], **drawn)
+            assert system.measures[name] == expected
+    (pair,) = result.pairs
+    assert pair.difference == metrics.bootstrap(metrics.accuracy, counts["b"], counts["a"], **drawn)
+
+
+def test_a_system_is_not_compared_with_itself(tmp_path: Path) -> None:
+    write_runs(tmp_path, {"a": predictions("rr"), "b": predictions("r0")})
+    runs = [tmp_path / "a", tmp_path / "b", tmp_path / "b" / ".." / "a"]
+    with pytest.raises(ValueError, match=r"each run once, got .*/a and .*/b/\.\./a"):
+        compare(runs, out=tmp_path / "out", resamples=9)
 
 
 def test_what_does_not_fit_is_said_in_one_sentence(

@@ -62,3 +62,5 @@ def test_lists_on_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = os.fsencode("caf\udce9.mp4")
     Path(os.fsdecode(raw)).write_bytes(b"x")
     assert listed(raw + b"\n", monkeypatch) == ["caf\udce9.mp4"]
+    with pytest.raises(FileNotFoundError, match="no name of a media file on standard input"):
+        listed(b"\n-\n", monkeypatch)

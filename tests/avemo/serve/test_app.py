@@ -304,6 +304,7 @@ def _group(leader: int) -> list[str]:
         (["--host", "example.org"], "AVEMO_TOKEN"),
         (["--root", "nowhere"], "root nowhere is no folder"),
         (["--workers", "0"], "workers must be at least 1, got 0"),
+        (["--port", "65536"], "port must lie in 0..65535, got 65536"),
     ],
 )
 def test_what_the_command_refuses(

@@ -110,6 +110,10 @@ def test_files_that_are_no_checkpoint_say_so(tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         checkpoint.load(file)
+    best = tmp_path / "best.safetensors"
+    best.touch()
+    with pytest.raises(FileNotFoundError, match=f"model.safetensors; that of the run is {best}$"):
+        checkpoint.load(tmp_path)
     save_file({"x": torch.zeros(1)}, file)
     with pytest.raises(CheckpointError, match="not a checkpoint of a trained model"):
         checkpoint.load(file)

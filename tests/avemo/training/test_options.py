@@ -20,7 +20,7 @@ from avemo.data.batch import Batch
 from avemo.data.datamodule import ClipDataModule
 from avemo.models import build_model
 from avemo.training import module as training_module
-from avemo.training.config import DataConfig, OptimizerConfig, TrainerConfig
+from avemo.training.config import DataConfig, OptimizerConfig, TrainConfig, TrainerConfig
 from avemo.training.module import EmotionModule
 from avemo.training.optimizer import build_optimizer, build_schedule
 from avemo.training.train import TrainResult, train
@@ -349,8 +349,21 @@ def test_what_needs_a_gpu_is_refused_without_one(cache: Path, tmp_path: Path) ->
         (partial(OptimizerConfig, ema=1.0), r"optimizer\.ema must lie in \[0, 1\), got 1.0"),
         (partial(OptimizerConfig, milestones=(0.5, 1.0)), r"optimizer\.milestones must lie"),
         (partial(OptimizerConfig, gradient_clip=-1.0), r"optimizer\.gradient_clip must not"),
+        (
+            partial(OptimizerConfig, weight_decay=-0.1),
+            r"optimizer\.weight_decay must not be negative",
+        ),
+        (partial(OptimizerConfig, learning_rate=0.0), r"optimizer\.learning_rate must be positive"),
+        (partial(OptimizerConfig, warmup=1.5), r"optimizer\.warmup must lie in \[0, 1\], got 1.5"),
+        (partial(OptimizerConfig, label_smoothing=-0.1), r"optimizer\.label_smoothing must lie"),
+        (partial(OptimizerConfig, decay=2.0), r"optimizer\.decay must lie in \[0, 1\], got 2.0"),
         (partial(TrainerConfig, accumulate=0), r"trainer\.accumulate must be at least 1, got 0"),
         (partial(TrainerConfig, patience=0), r"trainer\.patience must be at least 1, got 0"),
+        (
+            partial(TrainConfig, DataConfig(Path("c")), seed=2**32),
+            r"seed must lie in 0\.\.4294967295",
+        ),
+        (partial(TrainConfig, DataConfig(Path("c")), seed=-1), r"seed must lie in 0\.\.4294967295"),
     ],
 )
 def test_options_out_of_range_are_named(make: Callable[[], object], message: str) -> None:
