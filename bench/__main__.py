@@ -1,4 +1,4 @@
-"""The command line: `run`, `parity`, `warm`, `merge`, `compare`, `goals`, `choice`, `host`, `prepare`, `report`."""
+"""The command line: `run`, `parity`, `warm`, `merge`, `compare`, `goals`, `choice`, `host`, `steps` and so on."""
 
 import argparse
 import sys
@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         "choice": _enter,
         "host": _host,
         "faces": _faces,
+        "steps": _steps,
         "prepare": _prepare,
         "report": _report,
     }
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     from . import shapes
     from .names import COPY, PEERS
     from .operators import OPERATORS, SUBJECTS
+    from .steps import BATCHES
 
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -127,6 +129,15 @@ def _parser() -> argparse.ArgumentParser:
     host.add_argument("--against", metavar="COMMIT", help="measured beside what is checked out")
     host.add_argument("--turns", type=int, default=41, help="groups of calls (%(default)s)")
     host.add_argument("--out", type=Path, help="file or folder; there it is host-DEVICE-DATE.json")
+
+    steps = commands.add_parser("steps", help="measure a training step beside another commit")
+    steps.add_argument("--configurations", nargs="+", choices=BATCHES, default=list(BATCHES))
+    steps.add_argument("--against", metavar="COMMIT", required=True)
+    steps.add_argument("--turns", type=int, default=31, help="steps of each side (%(default)s)")
+    steps.add_argument("--threads", type=int, default=2, help="of PyTorch (%(default)s)")
+    steps.add_argument(
+        "--out", type=Path, help="file or folder; there it is steps-DEVICE-DATE.json"
+    )
 
     prepare = commands.add_parser("prepare", help="measure `avemo prepare` beside another commit")
     prepare.add_argument("folder", type=Path, help="of the clips, made where it has none")
@@ -344,6 +355,14 @@ def _faces(options: argparse.Namespace) -> int:
     from .faces import run_faces
 
     return run_faces(options.films, options.model)
+
+
+def _steps(options: argparse.Namespace) -> int:
+    from .steps import run_steps
+
+    return run_steps(
+        options.configurations, options.against, options.turns, options.out, options.threads
+    )
 
 
 def _prepare(options: argparse.Namespace) -> int:

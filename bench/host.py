@@ -5,19 +5,24 @@ results allocated) and of the public operators ("call", and "training" with auto
 what is checked out, in turn, by a process of its own.
 """
 
-import json
-import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from .checkout import ROOT, exported
+from .checkout import (
+    ROOT,
+    Worker,
+    answer,
+    exported,
+    in_turn,
+    measured_as_here,
+    workers,
+)
 from .records import Spread
 
 VERSION = 1
@@ -61,9 +66,11 @@ def run_host(patterns: list[str], against: str | None, turns: int, out: Path | N
         environment = stub.build(Path(folder)) | _KEPT
         checkouts = {"now": ROOT}
         if against:
-            checkouts["before"] = _exported(against, Path(folder, "before"))
-        with _workers(checkouts, patterns, environment) as workers:
-            costs = list(_measure(workers, turns))
+            # The kernels and what calls them.
+            checkouts["before"] = exported(against, Path(folder, "before"), "kernels", "bench")
+            measured_as_here(checkouts["before"], "host", "stub")
+        with _warm_workers(checkouts, patterns, environment) as begun:
+            costs = list(_measure(begun, turns))
     if not costs:
         print(f"no case matches {' '.join(patterns)}", file=sys.stderr)
         return 2
@@ -77,75 +84,23 @@ def run_host(patterns: list[str], against: str | None, turns: int, out: Path | N
     return 0
 
 
-def _exported(commit: str, folder: Path) -> Path:
-    """The kernels of a commit and what calls them, in a folder; measured as here, whatever it had for that."""
-    exported(commit, folder, "kernels", "bench")
-    for name in ("host.py", "stub.py"):
-        shutil.copy(ROOT / "bench" / name, folder / "bench" / name)
-    return folder
-
-
-class _Worker:
-    """A process that has a checkout's kernels ready."""
-
-    def __init__(self, checkout: Path, patterns: list[str], environment: dict[str, str]) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.host", *patterns],
-            cwd=checkout,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.cases: dict[str, int] = self._read()
-
-    def time(self, case: str, calls: int) -> float:
-        """Seconds of one call, the mean of a group."""
-        assert self._process.stdin is not None
-        print(json.dumps([case, calls]), file=self._process.stdin, flush=True)
-        return float(self._read())
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _read(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"a process that measures ended with {self._process.wait()}")
-        return json.loads(line)
-
-
 @contextmanager
-def _workers(
+def _warm_workers(
     checkouts: dict[str, Path], patterns: list[str], environment: dict[str, str]
-) -> Iterator[dict[str, _Worker]]:
+) -> Iterator[dict[str, Worker]]:
     # Compiling leaves a process a heap in which large results cost it some microseconds more: others do that before.
     for path in checkouts.values():
-        _Worker(path, patterns, environment).close()
-    workers: dict[str, _Worker] = {}
-    try:
-        for name, path in checkouts.items():
-            workers[name] = _Worker(path, patterns, environment)
-        yield workers
-    finally:
-        for worker in workers.values():
-            worker.close()
+        Worker(path, "host", patterns, environment).close()
+    with workers(checkouts, "host", patterns, environment) as begun:
+        yield begun
 
 
-def _measure(workers: dict[str, _Worker], turns: int) -> Iterator[Cost]:
-    for case, launches in workers["now"].cases.items():
+def _measure(begun: dict[str, Worker], turns: int) -> Iterator[Cost]:
+    for case, launches in begun["now"].ready.items():
         calls = {
-            name: max(1, round(_SECONDS / worker.time(case, 10)))
-            for name, worker in workers.items()
+            name: max(1, round(_SECONDS / worker.time(case, 10))) for name, worker in begun.items()
         }
-        samples: dict[str, list[float]] = {name: [] for name in workers}
-        names = list(workers)
-        for number in range(turns):
-            for name in names[number % len(names) :] + names[: number % len(names)]:
-                samples[name].append(workers[name].time(case, calls[name]))
+        samples = in_turn(begun, case, calls, turns)
         ratio = None
         if "before" in samples:
             pairs = zip(samples["now"], samples["before"], strict=True)
@@ -168,7 +123,7 @@ def _line(cost: Cost) -> str:
 # From here on in a process of its own, on the kernels of the checkout that it is told.
 
 
-def _cases(patterns: list[str]) -> dict[str, Callable[[], object]]:
+def _cases(patterns: Sequence[str]) -> dict[str, Callable[[], object]]:
     """By name, calls of everything that the Triton backend runs, as far as it is asked for."""
     import torch
 
@@ -202,7 +157,7 @@ def _cases(patterns: list[str]) -> dict[str, Callable[[], object]]:
     return found
 
 
-def _matches(case: str, patterns: list[str]) -> bool:
+def _matches(case: str, patterns: Sequence[str]) -> bool:
     return not patterns or any(fnmatch(case, pattern) for pattern in patterns)
 
 
@@ -231,20 +186,17 @@ def _noted(operator: str) -> Iterator[dict[str, Callable[[], object]]]:
         backends._kernels[operator]["triton"] = kernel
 
 
-def _serve(patterns: list[str]) -> None:
+def serve(*patterns: str) -> None:
+    """Gets the cases ready, and times them when it is told to."""
     import gc
     import time
 
-    # An editable install would find its own kernels first.
-    sys.meta_path[:] = [f for f in sys.meta_path if not type(f).__name__.startswith("ScikitBuild")]
-    sys.path.insert(0, str(ROOT / "kernels"))
     import torch
 
     import fbp_kernels.triton
 
     from . import stub
 
-    assert Path(fbp_kernels.__file__).is_relative_to(ROOT), fbp_kernels.__file__
     fbp_kernels.triton.why_not = lambda *_: ""  # tensors on the CPU will do where nothing runs
     torch.set_num_threads(1)
     stub.activate()
@@ -258,18 +210,15 @@ def _serve(patterns: list[str]) -> None:
         launches[name] = len(names)
         for _ in range(20):
             run()
-    print(json.dumps(launches), flush=True)
     gc.disable()
-    for line in sys.stdin:
-        name, calls = json.loads(line)
+
+    def seconds(name: str, calls: int) -> float:
         run = cases[name]
+        gc.collect()
         run()
         start = time.thread_time()  # whatever else the machine does
         for _ in range(calls):
             run()
-        print((time.thread_time() - start) / calls, flush=True)
-        gc.collect()
+        return (time.thread_time() - start) / calls
 
-
-if __name__ == "__main__":
-    _serve(sys.argv[1:])
+    answer(launches, seconds)

@@ -3,7 +3,8 @@
     python kernels/torch_versions.py binding [VERSION ...]   compiles all sources that include torch's headers, warnings
                                                              as errors; without a version, with the least one's
     python kernels/torch_versions.py all [VERSION ...]       builds both libraries with each one's headers, and runs
-                                                             them in each one, in an environment of its own
+                                                             them in each one, in an environment of its own; what
+                                                             was right with these files is not run again
     python kernels/torch_versions.py prebuilt FOLDER         builds both libraries with the least one's headers, to be
                                                              copied to other machines
 
@@ -11,6 +12,7 @@ It needs the repository, cmake, ninja, a compiler, pip and its index; for the CU
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -39,6 +41,9 @@ NEWEST_SYMBOLS = {"GLIBC": (2, 39), "GLIBCXX": (3, 4, 32), "CXXABI": (1, 3, 14),
 
 # What is copied to where it runs.
 PARTS = ("kernels/fbp_kernels", "avemo", "bench", "tests")
+IGNORED = shutil.ignore_patterns("*.so", "*_missing.txt", "__pycache__", "*.pyc")
+
+WORK = ROOT / "build" / "torch_versions"
 
 
 def run(
@@ -126,17 +131,16 @@ def build_both(version: str) -> Path:
 
     All versions share a folder for the build, which stays: what includes nothing of torch is compiled once.
     """
-    folder = ROOT / "build" / "torch_versions"
-    include = headers(version, folder / "headers" / version)
+    include = headers(version, WORK / "headers" / version)
     configure(
-        folder / "build", include, True,
+        WORK / "build", include, True,
         "-DCMAKE_CUDA_ARCHITECTURES=90a-real", "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON",
     )  # fmt: skip
-    run(tool("cmake"), "--build", folder / "build")
-    built = folder / "built" / version
+    run(tool("cmake"), "--build", WORK / "build")
+    built = WORK / "built" / version
     built.mkdir(parents=True, exist_ok=True)
     for library in LIBRARIES:
-        shutil.copy2(folder / "build" / library, built)
+        shutil.copy2(WORK / "build" / library, built)
     print(f"torch {version}: both libraries built with its headers, sm_90a", flush=True)
     return built
 
@@ -154,9 +158,8 @@ def install(version: str, folder: Path) -> Path:
 
 def copy_parts(folder: Path) -> None:
     """Copies what runs, without libraries."""
-    ignored = shutil.ignore_patterns("*.so", "*_missing.txt", "__pycache__")
     for part in PARTS:
-        shutil.copytree(ROOT / part, folder / part, ignore=ignored)
+        shutil.copytree(ROOT / part, folder / part, ignore=IGNORED)
     shutil.copy2(ROOT / "pyproject.toml", folder)
 
 
@@ -208,19 +211,39 @@ def try_all(versions: Sequence[str]) -> int:
         0, or 1 where something failed to run.
     """
     built = {version: build_both(version) for version in dict.fromkeys((LEAST, *versions))}
-    ran = 0
+    files, ran = number_of_files(), 0
     for version in versions:
-        builds = {v: built[v] for v in (LEAST, version)}
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                lines = run_in(version, builds, Path(folder))
-                ran += 1
-            except RuntimeError as failure:
-                lines = [f"FAILED: {failure}"]
-        for line in lines:
+        kept = WORK / "ran" / f"{version}-{files}.txt"
+        if not kept.is_file():
+            lines = in_an_environment(version, {v: built[v] for v in (LEAST, version)})
+            if not lines:
+                continue
+            kept.parent.mkdir(exist_ok=True)
+            kept.write_text("\n".join(lines))
+        for line in kept.read_text().splitlines():
             print(f"in torch {version}: {line}", flush=True)
+        ran += 1
     print(f"{len(built)} built, without a warning; {ran} of {len(versions)} ran")
     return 0 if ran == len(versions) else 1
+
+
+def in_an_environment(version: str, builds: dict[str, Path]) -> list[str]:
+    """What came out of builds in a version of torch; where it failed that is printed, and there is nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return run_in(version, builds, Path(folder))
+        except RuntimeError as failure:
+            print(f"in torch {version}: FAILED: {failure}", flush=True)
+            return []
+
+
+def number_of_files() -> str:
+    """A number over everything that is built or run."""
+    number = hashlib.sha256()
+    files = (f for part in (*PARTS, "kernels/csrc") for f in (ROOT / part).rglob("*"))
+    for file in sorted(f for f in files if f.is_file() and not IGNORED(str(f.parent), [f.name])):
+        number.update(f"{file.relative_to(ROOT)}\0".encode() + file.read_bytes())
+    return number.hexdigest()[:16]
 
 
 def asked_symbols(library: Path) -> dict[str, tuple[int, ...]]:

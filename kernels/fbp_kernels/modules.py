@@ -587,28 +587,27 @@ def _batch_norm(
         for given, default in ((norm.weight, 1.0), (norm.bias, 0.0))
     )
     y, mean, var = ops.batch_norm(
-        x, weight, bias, lengths=lengths, eps=norm.eps, relu=relu, backend=backend
+        x, weight, bias, lengths=lengths, eps=norm.eps, relu=relu, backend=chosen
     )
     if norm.training and norm.track_running_stats and norm.running_mean is not None:
-        if lengths is None:
-            lengths = torch.full((), x.shape[0] * x.shape[3], device=x.device)
-        _track(norm, mean, var, lengths.sum() * x.shape[2])
+        rows = x.shape[0] * x.shape[3] if lengths is None else lengths.sum()
+        _track(norm, mean, var, rows * x.shape[2])
     return y
 
 
-@torch.no_grad()
-def _track(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: Tensor) -> None:
+def _track(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: Tensor | int) -> None:
     """Moves the running statistics towards those of `count` values, the variance without its bias."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    assert norm.num_batches_tracked is not None
-    norm.num_batches_tracked += 1
-    momentum: float | Tensor | None = norm.momentum
-    if momentum is None:  # a quotient of integers would be float32
-        momentum = norm.num_batches_tracked.to(mean.dtype).reciprocal()
-    unbiased = var * count / (count - 1).clamp(min=1)
-    for running, batch in ((norm.running_mean, mean), (norm.running_var, unbiased)):
-        running += (batch - running) * momentum
+    running_mean, running_var = norm.running_mean, norm.running_var
+    batches, momentum = norm.num_batches_tracked, norm.momentum
+    assert running_mean is not None
+    assert running_var is not None
+    assert batches is not None
+    batches.add_(1)
+    others = (count - 1).clamp(min=1) if isinstance(count, Tensor) else max(count - 1, 1)
+    for running, batch in ((running_mean, mean), (running_var, var * count / others)):
+        # A quotient of integers would be float32.
+        share = batches.to(running.dtype).reciprocal() if momentum is None else momentum
+        running.lerp_(batch.to(running.dtype), share)
 
 
 def _watched(module: nn.Module) -> bool:

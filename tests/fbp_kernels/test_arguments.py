@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fbp_kernels as fk
 
@@ -106,6 +107,24 @@ def test_bad_arguments(
 ) -> None:
     with pytest.raises(error, match=message):
         operator(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("operator", "arguments", "message"),
+    [(operator, given, message) for operator, given, _, message in BAD if "has shape" in message],
+    ids=[f"{operator.__name__}-{m[:30]}" for operator, _, _, m in BAD if "has shape" in m],
+)
+def test_shapes_that_do_not_fit_are_seen_without_memory(
+    operator: Callable[..., Any], arguments: dict[str, Any], message: str
+) -> None:
+    # No kernel runs on fake tensors that could look itself.
+    with FakeTensorMode() as mode:
+        fake = {
+            name: mode.from_tensor(value) if isinstance(value, torch.Tensor) else value
+            for name, value in arguments.items()
+        }
+        with pytest.raises(ValueError, match=message):
+            operator(**fake)
 
 
 def test_the_good_arguments_are_good() -> None:

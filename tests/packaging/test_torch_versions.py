@@ -140,3 +140,38 @@ def test_what_a_library_asks_of_a_system_is_read(versions: ModuleType) -> None:
     asked = versions.asked_symbols(extension)
     assert {"GLIBC", "GLIBCXX"} <= set(asked) <= set(versions.NEWEST_SYMBOLS)
     assert (2, 17) <= asked["GLIBC"] < (3,)
+
+
+def test_what_was_right_is_not_run_again_before_a_file_changes(
+    versions: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    broken = {"2.12.0"}
+
+    def run_in(version: str, builds: dict[str, Path], folder: Path) -> list[str]:
+        ran.append(version)
+        if version in broken:
+            raise RuntimeError("does not load")
+        return ["parity: all right", "registration: passed"]
+
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "kernel.py").write_text("1")
+    (files / "kernel.so").write_text("1")
+    monkeypatch.setattr(versions, "ROOT", tmp_path)
+    monkeypatch.setattr(versions, "PARTS", ("files",))
+    monkeypatch.setattr(versions, "WORK", tmp_path)
+    monkeypatch.setattr(versions, "build_both", lambda version: tmp_path / version)
+    monkeypatch.setattr(versions, "run_in", run_in)
+    both = ["2.11.0", "2.12.0"]
+    assert versions.try_all(both) == 1
+    assert ran == both
+    broken.clear()
+    assert versions.try_all(both) == 0
+    assert ran == [*both, "2.12.0"]
+    (files / "kernel.so").write_text("2")  # built, not written
+    assert versions.try_all(both) == 0
+    assert ran == [*both, "2.12.0"]
+    (files / "kernel.py").write_text("2")
+    assert versions.try_all(both) == 0
+    assert ran == [*both, "2.12.0", *both]

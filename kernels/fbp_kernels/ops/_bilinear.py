@@ -109,6 +109,7 @@ class Pooling:
 
     def __init__(self, name: str, once: tuple[str, ...] = (), each: tuple[str, ...] = ()) -> None:
         pairs = range(0, max(len(once), len(each)), 2)
+        self._name = name
         self._names = tuple(n for i in pairs for n in once[i : i + 2] + each[i : i + 2])
         parts = [(names, names is each) for names in (once, each) if names]
         self._parts = [
@@ -130,6 +131,7 @@ class Pooling:
             kept=2 * len(parts),
             kept_size=self._kept_size,
             kept_rows=1,
+            check=self._check,
             fake=self._fake,
             work=self._work,
             reference=getattr(reference, name),
@@ -166,34 +168,25 @@ class Pooling:
                 models.
         """
         if not isinstance(inputs[0], Tensor):
-            self._check(inputs, lengths, attributes)
+            self._check((*inputs, *lengths), attributes)
         kind = inputs[0].device.type
         inputs = _operator.autocast(kind, inputs)
-        chosen = backends.resolve(self._operator.name, backend, kind, inputs[0].dtype, inputs)
-        if chosen != "native" or torch.compiler.is_compiling():
-            lengths = self._check(inputs, lengths, attributes)
-        elif lengths and isinstance(lengths[0], Tensor) and lengths[0].dtype is torch.int32:
-            lengths = (lengths[0].long(),)
+        chosen = backends.resolve(self._name, backend, kind, inputs[0].dtype, inputs)
         seed = None
         if (
             training and attributes[-1] != 0
         ):  # the mask follows from torch's generator of the device
             seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=inputs[0].device)
-        try:
-            given = (*inputs, *lengths, seed)
-            return self._operator(given, attributes, chosen, keep_projections)[0]
-        except Exception:
-            # The native kernels and the fake ones check their arguments themselves, the former in a tenth of the time.
-            self._check(inputs, lengths, attributes)  # says it in the caller's words
-            raise
+        given = (*inputs, *map(_check.as_int64, lengths), seed)
+        return self._operator(given, attributes, chosen, keep_projections)[0]
 
     def _at(self, *positions: int) -> list[int]:
         """Where the inputs are that each part has at these positions of `NAMES`."""
         return [part.inputs[k] for part in self._parts for k in positions if k < len(part.inputs)]
 
-    def _check(self, inputs: Tensors, lengths: Tensors, attributes: Attributes) -> Tensors:
-        """Raises for arguments that do not fit, and gives the lengths as the kernels take them."""
-        name = self._operator.name
+    def _check(self, tensors: Tensors, attributes: Attributes) -> None:
+        """Raises for arguments that do not fit."""
+        name, inputs = self._name, tensors[: len(self._names)]
         _check.tensors(name, **dict(zip(self._names, inputs, strict=True)))
         rows = None
         for part in self._parts:
@@ -203,7 +196,8 @@ class Pooling:
         if not 0 <= attributes[-1] <= 1:
             got = f"dropout is {attributes[-1]}"
             raise ValueError(f"{name}: {got}, expected a probability from 0 to 1")
-        return tuple(_check.lengths(name, n, a.shape[0], a.shape[1], a.device) for n in lengths)
+        if self._lengths:
+            _check.lengths(name, tensors[len(inputs)], a.shape[0], a.shape[1], a.device)
 
     def _kept_size(self, *inputs: Any) -> int:
         """Numbers in both projections of all parts."""
@@ -224,7 +218,6 @@ class Pooling:
     def _fake(self, *arguments: Any) -> list[Tensor]:
         inputs, rest = arguments[: len(self._names)], arguments[len(self._names) :]
         attributes = rest[self._lengths + 1 : -1]
-        self._check(inputs, rest[: self._lengths], attributes)
         shapes = [part.kept_shape(inputs) for part in self._parts]
         outputs = sum(p.kept_shape(inputs)[2] // attributes[p.factor] for p in self._parts)
         a = inputs[0]

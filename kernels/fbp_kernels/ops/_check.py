@@ -73,20 +73,17 @@ def channels(operator: str, x: Tensor) -> None:
 
 def lengths(
     operator: str, value: Tensor | None, rows: int, most: int, device: torch.device
-) -> Tensor | None:
+) -> None:
     """Integers (B,) from 0 to the number of trunks or frames, on the device of the rest.
 
     The values are looked at only where that costs no wait for a GPU and breaks no trace.
-
-    Returns:
-        int64, as the kernels take it.
 
     Raises:
         TypeError: not an integer tensor.
         ValueError: another shape, another device, or values out of range.
     """
     if value is None:
-        return None
+        return
     if not isinstance(value, Tensor) or value.dtype not in (torch.int32, torch.int64):
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{operator}: lengths is {kind}, expected an int64 or int32 tensor")
@@ -95,11 +92,16 @@ def lengths(
         raise ValueError(f"{operator}: lengths is on {value.device}, expected {device}")
     if device.type == "cpu" and not torch.compiler.is_compiling() and rows:
         _OPS.check_lengths(value, most, operator)
-    return value.to(torch.int64)
+
+
+def as_int64(value: Any) -> Any:
+    """Lengths as the kernels take them; what `lengths` refuses stays as it is."""
+    short = isinstance(value, Tensor) and value.dtype is torch.int32
+    return value.long() if short else value
 
 
 def _check_lengths(value: Tensor, most: int, operator: str) -> None:
-    low, high = value.min().item(), value.max().item()
+    low, high = (bound.item() for bound in value.aminmax())
     if low < 0 or high > most:
         raise ValueError(f"{operator}: lengths go from {low} to {high}, expected from 0 to {most}")
 

@@ -7,6 +7,7 @@ come to is one `torch.autograd.Function`, which knows every kind of derivative.
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,8 @@ class Operator:
         reference: the operator in plain PyTorch, called with inputs, extras and attributes by name; derivatives that
             have no kernel are those of it.
         extras: other tensors.
+        check: raises, in the caller's words, for arguments that do not fit; called with inputs and extras, and with the
+            attributes. The native kernels look themselves, in a tenth of the time: before one of them it is not called.
         results: how many results can be differentiated.
         reused: which of these the backward is given.
         kept: how many tensors the forward keeps for the backward.
@@ -70,6 +73,7 @@ class Operator:
     fake: Callable[..., Any]
     reference: Callable[..., Any]
     extras: tuple[str, ...] = ()
+    check: Callable[[Values, Values], object] = lambda *_: None
     results: int = 1
     reused: tuple[int, ...] = ()
     kept: int = 0
@@ -102,7 +106,7 @@ class Registered:
             arguments,
             "Tensor[]",
             lambda *a: self._results(a, backends.kernel(name, a[-1]).forward(*a[:-1])),
-            lambda *a: self._results(a, d.fake(*a[:-1])),
+            lambda *a: self._results(a, self._fake(a)),
         )
         dz = [f"Tensor? dz{i}" for i in range(d.results)] if d.results > 1 else ["Tensor dz"]
         reused = [f"Tensor z{i}" for i in d.reused]
@@ -138,23 +142,33 @@ class Registered:
         The forward keeps what the backward would compute again where that is asked for, or by default where it takes at
         most 64 MiB; the reference never does, nor a call of which no gradient is due.
         """
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if traced or backend != "native":
+            self._declared.check(tensors, attributes)
         if backend == "reference":
             return _tuple(self._reference(*tensors, *attributes))
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        constant = not traced and _constant(tensors)
-        if self._declared.kept_size is not None:
-            attributes = (*attributes, not constant and self._worth_keeping(keep, tensors))
-        options = (*attributes, backend)
         try:
-            if constant or traced:
-                return (self._forward.raw if constant else self._recorded)(*tensors, *options)
-            return self._forward.apply(options, *tensors)
+            return self._run(tensors, attributes, backend, keep, traced)
         except NotImplementedError as error:
             kinds = {type(t).__name__ for t in tensors if isinstance(t, Tensor)}
             raise NotImplementedError(
                 f"{self.name}: the fused kernels do not run on {', '.join(sorted(kinds))}; use backend='reference',"
                 " or, on a DTensor, torch.distributed.tensor.experimental.local_map"
             ) from error
+        except Exception:
+            self._declared.check(tensors, attributes)
+            raise
+
+    def _run(
+        self, tensors: Values, attributes: Values, backend: str, keep: bool | None, traced: bool
+    ) -> Sequence[Tensor]:
+        constant = not traced and _constant(tensors)
+        if self._declared.kept_size is not None:
+            attributes = (*attributes, not constant and self._worth_keeping(keep, tensors))
+        options = (*attributes, backend)
+        if constant or traced:
+            return (self._forward.raw if constant else self._recorded)(*tensors, *options)
+        return self._forward.apply(options, *tensors)
 
     def _worth_keeping(self, asked: bool | None, tensors: Values) -> bool:
         if torch.is_grad_enabled():
@@ -166,6 +180,11 @@ class Registered:
 
     def _call(self, arguments: Values) -> Sequence[Tensor]:
         return self._forward(arguments[self._tensors :], arguments[: self._tensors])
+
+    def _fake(self, arguments: Values) -> Any:
+        tensors, others = arguments[: self._tensors], arguments[self._tensors :]
+        self._declared.check(tensors, self._attributes(others))
+        return self._declared.fake(*arguments[:-1])
 
     def _reference(self, *arguments: Any) -> Any:
         return self._declared.reference(**dict(zip(self._names, arguments, strict=True)))
@@ -298,6 +317,7 @@ class _Formula:
         def forward(options: Values, *tensors: Tensor | None) -> tuple[Tensor, ...]:
             return tuple(raw(*tensors, *options))
 
+        forward.__signature__ = _AsGiven()  # type: ignore[attr-defined]
         names = ("forward", "setup_context", "backward", "jvp", "vmap")
         static = dict(zip(names, map(staticmethod, (forward, *members)), strict=True))
         kind: Any = type(torch.autograd.Function)
@@ -308,6 +328,28 @@ class _Formula:
         if _constant(tensors):
             return self.raw(*tensors, *options)
         return self.apply(options, *tensors)
+
+
+class _AsGiven(inspect.Signature):
+    """Arguments without names or defaults.
+
+    `torch.autograd.Function.apply` asks for the signature of a forward in every call, and binds its arguments to it for
+    their defaults. What a function itself lays down (`__signature__`) is taken; to infer and bind took half of a call.
+    """
+
+    def bind(self, *arguments: Any, **_: Any) -> inspect.BoundArguments:
+        return _Bound(arguments)
+
+
+class _Bound(inspect.BoundArguments):
+    def __init__(self, arguments: Values) -> None:
+        self._given = arguments
+
+    args = property(lambda self: self._given)
+    kwargs = property(lambda self: {})
+
+    def apply_defaults(self) -> None:
+        """There are none."""
 
 
 def _constant(tensors: Tensors) -> bool:

@@ -50,13 +50,6 @@ def attention_pool(
     _check.tensors("attention_pool", x=x)
     x, weight, bias, query = _operator.autocast(x.device.type, (x, weight, bias, query))
     _check.tensors("attention_pool", x=x, weight=weight, bias=bias, query=query)
-    _check.shape("attention_pool", "x", x, B=None, T=None, C=None)
-    _check.shape("attention_pool", "weight", weight, C=x.shape[2], A=None)
-    _check.shape("attention_pool", "bias", bias, A=weight.shape[1])
-    _check.shape("attention_pool", "query", query, A=weight.shape[1])
-    lengths = _check.lengths("attention_pool", lengths, x.shape[0], x.shape[1], x.device)
-    if trunks < 1:
-        raise ValueError(f"attention_pool: trunks is {trunks}, expected at least 1")
     if isinstance(scale, Tensor):
         _check.tensors("attention_pool", scale=scale)
         _check.shape("attention_pool", "scale", scale)
@@ -65,9 +58,21 @@ def attention_pool(
     chosen = backends.resolve("attention_pool", backend, x.device.type, x.dtype, (x, weight))
     # A number travels as one: a tensor made of it would be a launch of its own.
     tensor, number = (scale, 1.0) if isinstance(scale, Tensor) else (None, float(scale))
-    tensors = (x, weight, bias, query, tensor, lengths)
+    tensors = (x, weight, bias, query, tensor, _check.as_int64(lengths))
     pooled, trunk_pooled, weights, *_ = _call(tensors, (trunks, number), chosen, keep_hidden)
     return pooled, trunk_pooled, weights
+
+
+def _check_all(tensors: tuple[Any, ...], attributes: tuple[Any, ...]) -> None:
+    x, weight, bias, query, _, lengths = tensors
+    _check.shape("attention_pool", "x", x, B=None, T=None, C=None)
+    _check.shape("attention_pool", "weight", weight, C=x.shape[2], A=None)
+    _check.shape("attention_pool", "bias", bias, A=weight.shape[1])
+    _check.shape("attention_pool", "query", query, A=weight.shape[1])
+    _check.lengths("attention_pool", lengths, x.shape[0], x.shape[1], x.device)
+    trunks, _ = attributes
+    if trunks < 1:
+        raise ValueError(f"attention_pool: trunks is {trunks}, expected at least 1")
 
 
 def _reference(*, scale: Tensor | None, factor: float, **others: Any) -> Any:
@@ -86,6 +91,7 @@ _call = _operator.Operator(
     inputs=("Tensor x", "Tensor weight", "Tensor bias", "Tensor query", "Tensor? scale"),
     extras=("Tensor? lengths",),
     attributes=("SymInt trunks", "float factor"),
+    check=_check_all,
     fake=_fake,
     reference=_reference,
     rows=(0, 5),

@@ -46,21 +46,27 @@ def batch_norm(
     """
     _check.tensors("batch_norm", x=x)
     _check.tensors("batch_norm", weight=weight, bias=bias)
-    _check.channels("batch_norm", x)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     for name, parameter in (("weight", weight), ("bias", bias)):
-        _check.shape("batch_norm", name, parameter, C=x.shape[1])
         if parameter.dtype not in (x.dtype, wide):
             raise TypeError(
                 f"batch_norm: {name} is {parameter.dtype}, expected {wide} or that of x, {x.dtype}"
             )
+    chosen = backends.resolve("batch_norm", backend, x.device.type, x.dtype, (x,))
+    parameters = (weight.to(wide), bias.to(wide))
+    tensors = (_layout.readable(x), *parameters, _check.as_int64(lengths))
+    y, mean, var = _call(tensors, (eps, relu), chosen)
+    return y, mean.to(wide), var.to(wide)
+
+
+def _check_all(tensors: tuple[Any, ...], _: Any) -> None:
+    x, weight, bias, lengths = tensors
+    _check.channels("batch_norm", x)
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        _check.shape("batch_norm", name, parameter, C=x.shape[1])
         if parameter.device != x.device:
             raise ValueError(f"batch_norm: {name} is on {parameter.device}, expected {x.device}")
-    lengths = _check.lengths("batch_norm", lengths, x.shape[0], x.shape[-1], x.device)
-    weight, bias = weight.to(wide), bias.to(wide)
-    chosen = backends.resolve("batch_norm", backend, x.device.type, x.dtype, (x,))
-    y, mean, var = _call((_layout.readable(x), weight, bias, lengths), (eps, relu), chosen)
-    return y, mean.to(wide), var.to(wide)
+    _check.lengths("batch_norm", lengths, x.shape[0], x.shape[-1], x.device)
 
 
 def _fake(x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,6 +79,7 @@ _call = _operator.Operator(
     inputs=("Tensor x", "Tensor weight", "Tensor bias"),
     extras=("Tensor? lengths",),
     attributes=("float eps", "bool relu"),
+    check=_check_all,
     kept=2,  # mean and variance, in float64; users see them too
     fake=_fake,
     reference=reference.batch_norm,
