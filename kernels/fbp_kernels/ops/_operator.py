@@ -142,12 +142,13 @@ class Registered:
         The forward keeps what the backward would compute again where that is asked for, or by default where it takes at
         most 64 MiB; the reference never does, nor a call of which no gradient is due.
         """
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if traced or backend != "native":
+        compiled = torch.compiler.is_compiling()
+        if compiled or backend != "native":
             self._declared.check(tensors, attributes)
         if backend == "reference":
             return _tuple(self._reference(*tensors, *attributes))
         try:
+            traced = compiled or torch.jit.is_tracing()
             return self._run(tensors, attributes, backend, keep, traced)
         except NotImplementedError as error:
             kinds = {type(t).__name__ for t in tensors if isinstance(t, Tensor)}
