@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from .checkout import ROOT, answer, exported, in_turn, measured_as_here, workers
-from .records import Spread
 
 VERSION = 1
 # Of a batch: clips of 3 s, 10 ms and 80 ms from frame to frame, in the sizes that the configurations are for.
@@ -91,7 +90,7 @@ def _checkouts(commit: str, folder: Path) -> dict[str, Path]:
     if library is None:
         raise RuntimeError("steps: the C++ extension is not installed")
     for side in sides.values():
-        measured_as_here(side, "steps", "records")
+        measured_as_here(side, "steps")
         shutil.copy(library, side / "kernels" / "fbp_kernels")
     return sides
 
@@ -102,6 +101,10 @@ def _alike(losses: Sequence[float], before: Sequence[float]) -> bool:
 
 def _figures(samples: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
     """Seconds of each side, and its share of what it takes before, turn by turn."""
+    from .records import (
+        Spread,
+    )  # not for all processes: another commit's package lacks what it imports
+
     before = samples["before"]
     shares = {
         side: Spread.of([a / b for a, b in zip(times, before, strict=True)])
@@ -147,6 +150,8 @@ def serve(configuration: str, threads: str) -> None:
     step = TrainingStep(model, _CLASSES, OptimizerConfig(), seed=0, total=10_000)
     batch = random_batch(**sizes, classes=_CLASSES)
     losses = [float(step(batch)) for _ in range(_FIRST)]
+    gc.collect()
+    gc.freeze()  # to go through all that was imported takes longer than a step
     gc.disable()
 
     def seconds(_: str, steps: int) -> float:
