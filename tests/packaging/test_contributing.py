@@ -33,7 +33,9 @@ def _section(title: str) -> str:
 def _follow(title: str, checkout: Path) -> list[str]:
     """Does what a section says to files; gives their paths."""
     steps = list(STEP.finditer(_section(title)))
-    assert _section(title).count("```python") + _section(title).count("```csv") == len(steps)
+    assert sum(_section(title).count(f"```{kind}") for kind in ("python", "csv", "yaml")) == len(
+        steps
+    )
     for step in steps:
         path, after = checkout / step["path"], step["after"]
         indent = re.match(" *", step["code"].lstrip("\n"))
@@ -128,17 +130,28 @@ def test_add_an_operator(checkout: Path) -> None:
 SYSTEM = """
 import torch
 from avemo.models import ModelConfig, build_model
-model = build_model(ModelConfig("mean"), bins=200, face_size=64, classes=3).eval()
+from avemo.models.cnn_lstm import CNNLSTM
+from avemo.systems import systems
+from avemo.training.config import from_dict
+import yaml
+system = systems()["ag_fbp_cnn_lstm"]
+assert system.summary.startswith("AG-FBP of the face") and system.streams == ("audio", "video")
+combined = from_dict(ModelConfig, yaml.safe_load(system.config.read_text("utf-8"))["model"])
 batch = (torch.randn(2, 200, 90), torch.tensor([90, 83]), torch.randn(2, 5, 64, 64), torch.tensor([5, 4]))
-out = model(*batch)
-assert out.logits.shape == (2, 3) and out.audio_attention is not None and out.video_attention is not None
-each = [part(*batch).logits for part in (model.heard, model.seen)]
-torch.testing.assert_close(out.logits, sum(each) / 2)
+for config in (combined, ModelConfig("hadamard")):
+    model = build_model(config, bins=200, face_size=64, classes=3).eval()
+    out = model(*batch)
+    assert out.logits.shape == (2, 3) and out.audio_attention is not None and out.video_attention is not None
+    assert isinstance(model.audio.encoder, CNNLSTM) == (config is combined)
+a, v = model.audio(*batch[:2]).vector, model.video(*batch[2:]).vector
+product = (a @ model.fusion.audio.weight.T) * (v @ model.fusion.video.weight.T)
+torch.testing.assert_close(out.logits, model.classifier(model.norms[0](product)))
 """
 
 
 def test_add_a_system(checkout: Path) -> None:
-    _follow("Add a system", checkout)
+    changed = _follow("Add a system", checkout)
+    assert changed[0] == "avemo/configs/systems/ag_fbp_cnn_lstm.yaml"
     _python(checkout, SYSTEM)
 
 
