@@ -38,6 +38,14 @@ class Batch(NamedTuple):
         """The batch with a function applied to each of its tensors."""
         return Batch._make(function(x) if isinstance(x, Tensor) else x for x in self)
 
+    def without(self, stream: str) -> Batch:
+        """The batch of clips that all lack one stream, "audio" or "video", as `Sample.without` has one of them."""
+        if stream == "audio":
+            return self._replace(
+                audio=torch.zeros_like(self.audio), heard=torch.zeros_like(self.heard)
+            )
+        return self._replace(video=torch.zeros_like(self.video), seen=torch.zeros_like(self.seen))
+
 
 def no_clips(bins: int, face_size: int) -> Batch:
     """A batch of no clips: the share of a process for which none are left."""

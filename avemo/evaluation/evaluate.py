@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from avemo.evaluation.expressive import Share, Span, describe, read_spans, share
 from avemo.evaluation.metrics import Scores, confusion_matrix, scores
 from avemo.evaluation.plots import LONGEST_LABEL, save_picture
 from avemo.evaluation.predictions import Prediction, write_predictions
-from avemo.models import required_streams
+from avemo.models import needed_streams, required_streams
 from avemo.models.backend import BackendName, use_backend
 from avemo.storage import write
 from avemo.text import printable
@@ -40,6 +40,7 @@ def evaluate(
     batch_size: int = 32,
     backend: BackendName | None = None,
     conditions: Path | None = None,
+    without: Literal["audio", "video"] | None = None,
 ) -> Scores:
     """Prints accuracy, unweighted accuracy, F1 and confusion matrix of a model, and saves them.
 
@@ -51,21 +52,27 @@ def evaluate(
         checkpoint: a .safetensors file of `avemo train`.
         cache: folder that `avemo prepare` wrote.
         split: train, val or test.
-        out: folder for the results; by default `evaluation-SPLIT` next to the checkpoint.
+        out: folder for the results; by default `evaluation-SPLIT` next to the checkpoint, or
+            `evaluation-SPLIT-without-STREAM`.
         batch_size: clips per step; the result does not depend on it.
         backend: kernels that run the model's operators; by default the best for each.
         conditions: the file conditions.csv of a synthetic corpus, which says when each clip is
             expressive.
+        without: this stream is taken from all clips, to tell what a model loses where it is missing.
 
     Returns:
         All that scores.json holds.
 
     Raises:
         ValueError: the cache does not fit the model: other features, or classes that it does not
-            know.
+            know; or without that stream, the model has none left.
     """
     trained = load(checkpoint)
     _check_fit(trained, open_clips(cache), cache)
+    if without and needed_streams(trained.model) == (without,):
+        raise ValueError(
+            f"without {without} there is nothing for this model, which attends to no other stream"
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trained.model.to(device)
     use_backend(trained.model, backend)
@@ -81,13 +88,15 @@ def evaluate(
     labels = [trained.classes.index(name) for name in clips.classes]
     speakers = {clip.path: clip.speaker for clip in clips.cache.clips}
     spans = read_spans(conditions) if conditions else {}
-    answers = list(_answers(trained.model, clips, split, device))
+    answers = list(_answers(trained.model, clips, split, device, without))
     predictions = [
         Prediction(answer.path, speakers[answer.path], labels[answer.label], answer.probabilities)
         for answer in answers
     ]
     result = score(predictions, trained.classes)
-    out = out or evaluation_folder(checkpoint.parent, split)
+    out = out or evaluation_folder(
+        checkpoint.parent, f"{split}-without-{without}" if without else split
+    )
     _save(out, result, predictions, trained.classes)
     print(report(result, trained.classes))
     if conditions:
@@ -171,9 +180,10 @@ class _Answer(NamedTuple):
 
 @torch.inference_mode()
 def _answers(
-    model: torch.nn.Module, clips: ClipDataModule, split: str, device: str
+    model: torch.nn.Module, clips: ClipDataModule, split: str, device: str, without: str | None
 ) -> Iterator[_Answer]:
-    for batch in tqdm(clips.evaluation_dataloader(split), desc="evaluating", leave=False):
+    for whole in tqdm(clips.evaluation_dataloader(split), desc="evaluating", leave=False):
+        batch = whole.without(without) if without else whole
         output = model(*(x.to(device) for x in batch[:4]))
         probabilities = output.logits.softmax(1).tolist()
         weights = {"audio": output.audio_attention, "video": output.video_attention}

@@ -48,7 +48,12 @@ class AudioStream(nn.Module):
 
 
 class VideoStream(nn.Module):
-    """Face crops (B, T, S, S) of given lengths to `Pooled`; a frame without a face has no weight."""
+    """Face crops (B, T, S, S) of given lengths to `Pooled`; a frame without a face has no weight.
+
+    A clip without any face has a constant vector of length 1, and of length 1 / H in each trunk: a product with
+    nothing would be nothing, whatever the other stream says. (Sound that is missing is zeros to its encoder, which
+    answers with what it has learned of them.)
+    """
 
     def __init__(self, config: ModelConfig, face_size: int, trunks: int = 1) -> None:
         super().__init__()
@@ -61,7 +66,12 @@ class VideoStream(nn.Module):
     def forward(self, faces: Tensor, lengths: Tensor) -> Pooled:
         seen = seen_frames(faces, lengths)
         encoded = self.encoder(faces, lengths).where(seen[..., None], 0.0)
-        return among(seen, Pooled(*self.attention(encoded, lengths)))
+        pooled = among(seen, Pooled(*self.attention(encoded, lengths)))
+        there, absent = seen.any(1)[:, None], self.out_features**-0.5
+        return pooled._replace(
+            vector=pooled.vector.where(there, absent),
+            trunks=pooled.trunks.where(there[..., None], absent / pooled.trunks.shape[1]),
+        )
 
 
 def _encoder(stream: str, parts: Mapping[str, Part], pretrained: Part, name: str) -> Part:
