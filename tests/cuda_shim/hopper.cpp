@@ -278,6 +278,7 @@ void mbarrier_wait(std::uint64_t* barrier, unsigned parity, Place place) {
   const Mbarrier* own = &own_block().barriers[no_barrier_fails(barrier, "mbarrier_wait", place)];
   if (parity > 1) fail("mbarrier_wait, " + text(place) + ": a parity is 0 or 1");
   wait_until("a phase of an mbarrier", [own, parity] { return (own->phase & 1) != parity; }, place);
+  perhaps_hold_up(shared_address(barrier) + own->phase);
 }
 
 void bulk_copy(void* to, const TensorMap& map, std::uint64_t* barrier, const int (&at)[kMapRank],

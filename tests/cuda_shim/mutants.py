@@ -206,7 +206,7 @@ MUTANTS = (
     Mutant(
         "rows past the batch are written",
         EPILOGUE,
-        "      if (row_ + r >= problem_.B) break;\n",
+        "      if (row + r >= problem.B) break;\n",
         "",
     ),
     Mutant("random words of other rows", EPILOGUE, "(others >> place & 1)", "(others >> i & 1)"),
@@ -412,7 +412,7 @@ MUTANTS = (
     Mutant(
         "copies begin where projections do",
         SPLIT,
-        "                  depth += begin * kRingDepth;\n",
+        "depth += begin * kRingDepth;",
         "",
         SMALL,
     ),

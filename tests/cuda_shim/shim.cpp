@@ -532,6 +532,18 @@ void perhaps_give_way() {
   if (m.settings.order == Order::shuffled && m.random() % 4 == 0) m.give_way(State::ready);
 }
 
+void perhaps_hold_up(std::uint64_t of) {
+  constexpr int kRounds = 8;  // more than a product takes to be asked for
+  Machine& m = machine();
+  if (m.settings.order != Order::shuffled) return;
+  // SplitMix64: a seed of `random` for each of so many would take longer than what is held up.
+  std::uint64_t x = (of * kMostThreads + static_cast<unsigned>(warp())) ^ m.settings.seed << 48;
+  for (const std::uint64_t factor : {0xbf58476d1ce4e5b9u, 0x94d049bb133111ebu})
+    x = (x ^ x >> 30) * factor;
+  if ((x >> 32) % 4 != 0) return;
+  for (int i = 0; i < kRounds; ++i) m.give_way(State::ready);
+}
+
 int warp() { return machine().own() / 32; }
 
 unsigned block_threads() { return static_cast<unsigned>(machine().count); }

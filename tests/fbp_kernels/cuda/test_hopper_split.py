@@ -81,6 +81,13 @@ def test_more_steps_than_stages(hopper: Shim, batch: int) -> None:
     assert_right_in_any_order(hopper, few(fbp(1096, 72, 8, 4), batch), torch.bfloat16)
 
 
+def test_rows_count_once_in_norms(hopper: Shim) -> None:
+    """Though three chunks of an output have them, and shares a part of one of these and the whole of another."""
+    hopper.multiprocessors(1)
+    case = few(fbp(64, 192, 1, 72, adaptive=True))
+    assert_right_in_any_order(hopper, case, torch.bfloat16)
+
+
 @pytest.mark.parametrize("shares", [1, 2, 4, 8])
 def test_any_number_of_shares(hopper: Shim, shares: int) -> None:
     """Four tiles, as many shares of each as fill the device."""
