@@ -6,7 +6,7 @@ STAMPS := $(VENV)/.made
 SOURCES := $(foreach kind,h cpp cu,$(wildcard kernels/csrc/*.$(kind) kernels/csrc/*/*.$(kind))) $(wildcard avemo/data/csrc/*.cpp)
 SHIM := $(wildcard tests/cuda_shim/*.h tests/cuda_shim/*.cpp tests/cuda_shim/*/*.h tests/cuda_shim/*/*/*.h)
 
-.PHONY: help setup demo test lint bench results check resources ptxas mutants fuzz gpu-dry wheel-test docs torch-versions triton-versions vision prebuilt hub clean
+.PHONY: help setup demo test lint bench results check resources ptxas mutants fuzz gpu-dry wheel-test docs torch-versions triton-versions vision prebuilt hub wheel clean
 
 help:
 	@echo "make demo        set up, then: make a corpus, prepare, train, evaluate, predict"
@@ -24,6 +24,7 @@ help:
 	@echo "make torch-versions  build with the headers of every version of torch that is claimed, and run in each one (GBs)"
 	@echo "make vision      networks of torchvision and timm as encoders, in an environment that has them (GBs)"
 	@echo "make prebuilt    build both libraries for other machines, with and without a GPU, into dist/prebuilt"
+	@echo "make wheel       the wheel for every Python from 3.10 on, into dist"
 	@echo "make hub         fbp_kernels as Hugging Face's \`kernels\` loads it, into dist/hub"
 	@echo "make bench       measure this machine's CPU and rewrite the report, on a quiet machine (20 minutes)"
 	@echo "make results     measure everything that the README shows anew, on a quiet machine (30 minutes)"
@@ -119,6 +120,9 @@ vision: setup
 
 prebuilt: setup
 	$(BIN)/python kernels/torch_versions.py prebuilt dist/prebuilt
+
+wheel: setup
+	$(BIN)/python kernels/wheel.py dist
 
 # The kernels that the set-up has compiled are taken from there.
 hub: setup

@@ -9,16 +9,23 @@ import contextlib
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from . import machine
 from .records import Spread
 
-VERSION = 1
+VERSION = 2
 _START_SECONDS = 180
+_ALONE, _FIRST = (
+    22,
+    2,
+)  # times that a clip is asked about when nobody else does; the first ones start processes
 _PAUSE = 0.5  # seconds that a client waits after a 429, less than it is told to: overload is what is measured
 
 
@@ -33,6 +40,8 @@ class Load:
         different: predictions other than the first one of the same clip.
         latency: seconds to a prediction; None where there was none.
         alone: seconds to a prediction when nobody else asks.
+        warm: seconds that `avemo predict` takes of the same clip once it is started: reading, asking and drawing.
+        clip_seconds: of the clip.
         memory: bytes of the server with its processes, one figure a second.
     """
 
@@ -42,6 +51,8 @@ class Load:
     different: int = 0
     latency: Spread | None = None
     alone: Spread | None = None
+    warm: Spread | None = None
+    clip_seconds: float = 0.0
     memory: list[int] = field(default_factory=list)
 
 
@@ -54,18 +65,63 @@ def run_load(checkpoint: Path, clip: Path, clients: int, seconds: float) -> Load
         clients: how many.
         seconds: how long they ask.
     """
+    load = Load(clients, seconds)
+    load.warm, load.clip_seconds = _warm(checkpoint, clip)
+    with running(checkpoint) as (address, pid):
+        asyncio.run(_ask(load, address, clip.read_bytes(), pid))
+    return load
+
+
+@contextmanager
+def running(checkpoint: Path) -> Iterator[tuple[str, int]]:
+    """The address and the process of a server that answers until the context is left.
+
+    Raises:
+        RuntimeError: it does not start.
+    """
+    import httpx
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "avemo", "serve", str(checkpoint), "--port", str(port)]
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    port = address.rpartition(":")[2]
+    command = [sys.executable, "-m", "avemo", "serve", str(checkpoint), "--port", port]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        load = Load(clients, seconds)
-        asyncio.run(_ask(load, f"http://127.0.0.1:{port}", clip.read_bytes(), server.pid))
-        return load
+        end = time.monotonic() + _START_SECONDS
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                httpx.get(f"{address}/api/about", trust_env=False).raise_for_status()
+                break
+            if server.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"the server of {checkpoint} does not start")
+            time.sleep(0.1)
+        yield address, server.pid
     finally:
         server.terminate()
         server.wait()
+
+
+def _warm(checkpoint: Path, clip: Path) -> tuple[Spread, float]:
+    """Seconds that `predict` takes of a clip in a process that has done so before, and seconds of the clip."""
+    from avemo.evaluation.clips import results
+    from avemo.evaluation.decoding import Piece, decoder, windows_of
+    from avemo.training.checkpoint import load
+    from avemo.training.description import wanted
+
+    trained, model = load(checkpoint), wanted(checkpoint)
+    windows = windows_of(model.seconds, None, None)
+    decode = decoder(model.features, None, windows, model.needs)
+    samples = []
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(_ALONE):
+            begun = time.monotonic()
+            pieces = list(decode((0, clip)))
+            numbered = ((0, piece) for piece in pieces)
+            list(results(trained, [clip], numbered, windows, [Path(folder, "picture")], "svg"))
+            samples.append(time.monotonic() - begun)
+    seconds = sum(piece.duration for piece in pieces if isinstance(piece, Piece))
+    return Spread.of(samples[_FIRST:]), seconds
 
 
 async def _ask(load: Load, address: str, content: bytes, pid: int) -> None:
@@ -75,16 +131,15 @@ async def _ask(load: Load, address: str, content: bytes, pid: int) -> None:
     async with httpx.AsyncClient(
         base_url=address, timeout=120, limits=bounds, trust_env=False
     ) as client:
-        await _started(client)
         alone = []
         expected = None
-        for _ in range(12):
+        for _ in range(_ALONE):
             begun = time.monotonic()
             response = await client.post("/api/predictions", content=content)
             response.raise_for_status()
             expected = response.json()
             alone.append(time.monotonic() - begun)
-        load.alone = Spread.of(alone[2:])  # the first ones start processes
+        load.alone = Spread.of(alone[_FIRST:])
         end = time.monotonic() + load.seconds
         statuses: Counter[str] = Counter()
         taken: list[float] = []
@@ -114,21 +169,6 @@ async def _ask(load: Load, address: str, content: bytes, pid: int) -> None:
     load.latency = Spread.of(taken) if taken else None
 
 
-async def _started(client: object) -> None:
-    import httpx
-
-    assert isinstance(client, httpx.AsyncClient)
-    end = time.monotonic() + _START_SECONDS
-    while True:
-        try:
-            (await client.get("/api/about")).raise_for_status()
-            return
-        except httpx.TransportError:
-            if time.monotonic() > end:
-                raise
-            await asyncio.sleep(0.1)
-
-
 def _memory(pid: int) -> int:
     """Bytes that a process and those below it hold, what they share counted in parts."""
     import psutil
@@ -154,9 +194,10 @@ def main() -> int:
     load = run_load(given.checkpoint, given.clip, given.clients, given.seconds)
     answered = ", ".join(f"{status}: {count}" for status, count in load.statuses.items())
     print(f"{load.clients} clients for {load.seconds:g} s: {answered}; {load.different} differ")
-    for what, spread in (("alone", load.alone), ("under load", load.latency)):
+    spreads = (("predict, warm", load.warm), ("alone", load.alone), ("under load", load.latency))
+    for what, spread in spreads:
         if spread:
-            print(f"{what}: {spread.median:.2f} s ({spread.low:.2f} to {spread.high:.2f})")
+            print(f"{what}: {spread.median:.3f} s ({spread.low:.2f} to {spread.high:.2f})")
     if load.memory:
         third = max(1, len(load.memory) // 3)
         parts = (load.memory[:third], load.memory[-third:])

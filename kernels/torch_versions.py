@@ -39,6 +39,9 @@ SYSTEMS = ("macosx_11_0_arm64", "macosx_14_0_arm64")
 # The newest that Ubuntu 24.04's C library and GCC 13.3's C++ library bring, which prebuilt libraries may ask for.
 NEWEST_SYMBOLS = {"GLIBC": (2, 39), "GLIBCXX": (3, 4, 32), "CXXABI": (1, 3, 14), "GCC": (13, 0, 0)}
 
+# The newest that packages for many systems may ask for: PyTorch's own wheels, ours, and kernels on the hub.
+MANYLINUX_2_28 = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11), "GCC": (7, 0, 0)}
+
 # What is copied to where it runs.
 PARTS = ("kernels/fbp_kernels", "avemo", "bench", "tests")
 IGNORED = shutil.ignore_patterns("*.so", "*_missing.txt", "__pycache__", "*.pyc")

@@ -21,3 +21,7 @@ def test_a_short_load(tmp_path: Path) -> None:
     assert load.alone is not None
     assert load.latency is not None
     assert load.alone.median < load.latency.median
+    assert load.warm is not None
+    assert load.clip_seconds == pytest.approx(1.0, abs=0.1)
+    assert load.warm.median < 10 * load.alone.median
+    assert load.alone.median < 10 * load.warm.median
