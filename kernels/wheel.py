@@ -3,7 +3,7 @@
 It holds libraries that bind to libtorch's stable ABI and to nothing of Python's, so that one build is enough. That they
 load on systems as old as manylinux_2_28 is checked; the wheel's name says so.
 
-    python kernels/wheel.py dist --try python3.10 python3.13   installs it for these Pythons as well, and uses it (GBs each)
+    python kernels/wheel.py dist --try python3.10 python3.13   tries it in these, too (GBs each)
 """
 
 import argparse
