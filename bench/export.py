@@ -1,7 +1,7 @@
 """Sizes and latencies of exported models: `python -m bench.export CHECKPOINT`.
 
 Contenders take turns in one process on the same batches: PyTorch with reference and with accelerated operators, the
-program of torch.export, and onnxruntime, each with as many threads.
+program of torch.export, that of AOTInductor, and onnxruntime, each with as many threads.
 """
 
 import argparse
@@ -25,6 +25,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=41)
     parser.add_argument(
+        "--files",
+        type=Path,
+        help="folder that keeps what is exported: what is in it is not made again",
+    )
+    parser.add_argument(
         "--out", type=Path, help="file or folder; there it is export-DEVICE-DATE.json"
     )
     options = parser.parse_args()
@@ -33,8 +38,9 @@ def main() -> None:
     from . import machine
 
     torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        figures = _measure(options.checkpoint, Path(folder), options.threads, options.turns)
+    with tempfile.TemporaryDirectory() as name:
+        folder = options.files or Path(name)
+        figures = _measure(options.checkpoint, folder, options.threads, options.turns)
     print(json.dumps(figures, indent=1))
     if options.out is not None:
         machine.save_result(options.out, "cpu", "export", {"threads": options.threads, **figures})
@@ -44,15 +50,12 @@ def _measure(checkpoint: Path, folder: Path, threads: int, turns: int) -> dict[s
     import onnxruntime
     import torch
 
-    from avemo.exporting import INPUTS, drawn, export
+    from avemo.exporting import INPUTS, drawn
     from avemo.models.backend import use_backend
     from avemo.training.checkpoint import load
 
-    files = {kind: folder / f"model.{kind}" for kind in ("onnx", "pt2")}
-    differences = {
-        "onnx": export(checkpoint, out=files["onnx"], format="onnx"),
-        "pt2": export(checkpoint, out=files["pt2"], format="pt2"),
-    }
+    files = {kind: folder / f"model.{kind}" for kind in ("onnx", "pt2", "aot")}
+    differences = {kind: _exported(checkpoint, file, kind) for kind, file in files.items()}
     trained, accelerated = load(checkpoint), load(checkpoint).model
     use_backend(accelerated)
     settings = onnxruntime.SessionOptions()
@@ -63,6 +66,7 @@ def _measure(checkpoint: Path, folder: Path, threads: int, turns: int) -> dict[s
         str(files["onnx"]), settings, providers=["CPUExecutionProvider"]
     )
     program = torch.export.load(files["pt2"]).module()
+    compiled = torch._inductor.aoti_load_package(str(files["aot"]))
     latencies = {}
     for label, shape in SHAPES.items():
         batch = drawn(trained, *shape)
@@ -71,6 +75,7 @@ def _measure(checkpoint: Path, folder: Path, threads: int, turns: int) -> dict[s
             "PyTorch, reference": partial(trained.model, *batch),
             "PyTorch, accelerated": partial(accelerated, *batch),
             "torch.export": partial(program, *batch),
+            "AOTInductor": partial(compiled, *batch),
             "onnxruntime": partial(session.run, None, given),
         }
         latencies[label] = {name: s.__dict__ for name, s in _turns(calls, turns).items()}
@@ -80,6 +85,17 @@ def _measure(checkpoint: Path, folder: Path, threads: int, turns: int) -> dict[s
         "largest_difference": differences,
         "seconds": latencies,
     }
+
+
+def _exported(checkpoint: Path, file: Path, kind: Any) -> dict[str, float]:
+    """Writes a file, if it is not there; the largest differences from PyTorch, by output."""
+    from avemo.exporting import export
+
+    told = file.with_suffix(f"{file.suffix}.json")
+    if not told.is_file():
+        told.parent.mkdir(parents=True, exist_ok=True)
+        told.write_text(json.dumps(export(checkpoint, out=file, format=kind)))
+    return dict(json.loads(told.read_text()))
 
 
 def _turns(calls: dict[str, Callable[[], object]], turns: int) -> dict[str, Spread]:

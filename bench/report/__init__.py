@@ -1,10 +1,11 @@
-"""Writes docs/benchmarks.md, its pictures and the README's results from the committed results, or checks them."""
+"""Writes docs/benchmarks.md, its pictures, the README's results and the table of docs/export.md, or checks them."""
 
 import difflib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from . import export
 from .page import PAGE, PICTURES, page, picture_path, pictures
 from .pictures import Picture, digest_of, save
 from .readme import README, updated
@@ -31,10 +32,12 @@ def report(check: bool, root: Path = ROOT) -> int:
         reported, reached = devices(root), goals(root)
         demo = newest(found(root, "demo"))
         readme = updated((root / README).read_text("utf-8"), demo, reported, reached)
+        exports = newest(found(root, "export"))
+        latencies = export.updated((root / export.PAGE).read_text("utf-8"), exports)
     except (OSError, ValueError) as error:
         print(f"{error}; `python -m bench run` measures", file=sys.stderr)
         return 1
-    pages = {README: readme, PAGE: page(reported, reached)}
+    pages = {README: readme, PAGE: page(reported, reached), export.PAGE: latencies}
     drawn = {
         picture_path(device, picture): (device, picture)
         for device in reported

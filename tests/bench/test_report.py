@@ -27,6 +27,15 @@ stale
 
 More.
 """
+EXPORT_PAGE = "# Export\n\n<!-- latencies: old -->\nstale\n<!-- end of latencies -->\n\nMore.\n"
+_SECONDS = {"median": 0.0042, "low": 0.0039, "high": 0.0047}
+EXPORT = {
+    "machine": DEMO["machine"] | {"date": "2026-01-02", "commit": "abc"},
+    "threads": 2,
+    "bytes": {"safetensors": 2**21, "onnx": 3 * 2**20, "pt2": 2**22, "aot": 2**23},
+    "largest_difference": {"onnx": {"logits": 5e-7, "audio_attention": 1e-8}},
+    "seconds": {"one clip": {"PyTorch, reference": _SECONDS, "onnxruntime": _SECONDS}},
+}
 RESULT = "bench-made-up-9000-2026-01-02.json"
 GPU = {"device": "nvidia-h100", "gpu": "NVIDIA H100", "date": "2026-01-03"}
 
@@ -59,6 +68,9 @@ def root(tmp_path: Path) -> Path:
     results.mkdir(parents=True)
     (tmp_path / "README.md").write_text(README)
     (results / "demo-made-up-9000-2026-01-02.json").write_text(json.dumps(DEMO))
+    (results / "export-made-up-9000-2026-01-02.json").write_text(json.dumps(EXPORT))
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/export.md").write_text(EXPORT_PAGE)
     return tmp_path
 
 
@@ -339,6 +351,11 @@ def test_what_was_written_passes_the_check(root: Path, capsys: pytest.CaptureFix
     [
         ("README.md", "1.50 (1.35 to 1.65)", "2.50 (1.35 to 1.65)"),
         ("README.md", "| 75.0% (", "| 95.0% ("),
+        (
+            "docs/export.md",
+            "| onnxruntime | 3.0 MiB | 4.2 (3.9 to 4.7) |",
+            "| onnxruntime | 3.0 MiB | 2.2 |",
+        ),
         ("docs/benchmarks.md", "| 50.0 | 5.00 | 25% |", "| 99.0 | 5.00 | 25% |"),
     ],
 )
