@@ -14,7 +14,7 @@ from .checkout import ROOT
 from .serve import running
 
 OUT = ROOT / "docs/serve"
-_SIZE = {"width": 860, "height": 640}
+_SIZE = (860, 640)
 _COLOURS = 256  # of a picture: a third of the bytes, and every colour as good as its own
 
 
@@ -49,7 +49,10 @@ def _taken(address: str, scheme: Any, clip: Path) -> bytes:
         chromium = shutil.which("chromium")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(
-            base_url=address, color_scheme=scheme, viewport=_SIZE, reduced_motion="reduce"
+            base_url=address,
+            color_scheme=scheme,
+            viewport={"width": _SIZE[0], "height": _SIZE[1]},
+            reduced_motion="reduce",
         )
         page.goto("/")
         page.locator("#bounds", has_text="At most").wait_for()

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 
-_BLOCK = re.compile(r"(?:^<!-- run: not; (.+) -->\n)?^( *)```(\w*)\n(.*?)^ *```$", re.M | re.S)
+_BLOCK = re.compile(r"(?:^<!-- run: not; ([^\n]+) -->\n)?^( *)```(\w*)\n(.*?)^ *```$", re.M | re.S)
 
 
 class Block(NamedTuple):
