@@ -47,8 +47,8 @@ def _section(result: Result) -> list[str]:
     return [
         f"{_BEGIN}: written by `python -m bench report`, from the file that is named -->",
         "",
-        f"{title(machine)}, {figures['threads']} threads, torch {machine['torch']}; milliseconds, contenders in turn "
-        "(median, 10th to 90th percentile):",
+        f"{title(machine)}, torch {machine['torch']}; milliseconds, contenders in turn (median, 10th to 90th "
+        "percentile):",
         "",
         *table(["", "file", *seconds], rows),
         "",
