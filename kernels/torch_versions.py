@@ -260,11 +260,14 @@ def asked_symbols(library: Path) -> dict[str, tuple[int, ...]]:
 
 
 def check_symbols(library: Path, most: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """What `asked_symbols` says, where none is newer than the newest that may be asked for.
+    """What `asked_symbols` says, where none is newer than the newest that may be asked for, and none is Python's.
 
     Raises:
         RuntimeError: one is.
     """
+    of_python = re.findall(r"\*UND\*.* (_?Py[A-Z_]\w*)$", run("objdump", "-T", library), re.M)
+    if of_python:
+        raise RuntimeError(f"{library.name} is bound to a version of Python, by {of_python[0]}")
     symbols = asked_symbols(library)
     for name, version in symbols.items():
         if version > most[name]:

@@ -175,3 +175,17 @@ def test_what_was_right_is_not_run_again_before_a_file_changes(
     (files / "kernel.py").write_text("2")
     assert versions.try_all(both) == 0
     assert ran == [*both, "2.12.0", *both]
+
+
+def test_a_library_for_many_systems_is_not_bound_to_a_new_one_or_to_python(
+    versions: ModuleType,
+) -> None:
+    import yaml._yaml
+
+    with pytest.raises(RuntimeError, match=r"is bound to a version of Python, by _?Py"):
+        versions.check_symbols(Path(yaml._yaml.__file__), versions.MANYLINUX_2_28)
+    own = next(p for f in fbp_kernels.__path__ for p in Path(f).glob("_native.so"))
+    with pytest.raises(RuntimeError, match=r"_native.so asks for \w+ "):
+        versions.check_symbols(
+            own, {"GLIBC": (2, 2), "GLIBCXX": (3, 4, 1), "CXXABI": (1,), "GCC": (1,)}
+        )
