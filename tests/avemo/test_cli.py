@@ -167,6 +167,14 @@ def test_errors_of_the_user_take_one_line(
     assert re.search(re.sub(r"[()\[\]]", r"\\\g<0>", message), line)
 
 
+def test_errors_of_training_take_one_line_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """There Lightning is not imported before the command, and says nothing of itself all the same."""
+    command = [sys.executable, "-m", "avemo", "train", "--data.cache", "nowhere"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("avemo: error: no finished cache in nowhere")
+
+
 @pytest.mark.parametrize("words", [["systems"], ["--version"]])
 def test_whoever_reads_may_go(words: list[str]) -> None:
     """Nothing is said of it, whether little is printed or more than a pipe holds."""
