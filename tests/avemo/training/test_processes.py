@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from avemo.data.batch import no_clips
 from avemo.data.datamodule import EpochSampler, Share, SharedBatches
+from avemo.data.shards import shards
 from avemo.models import MODELS
 from avemo.training.config import (
     DataConfig,
@@ -51,6 +52,12 @@ class Alone:
             together.run(folder / "cache", folder / "begun")
         with together.watched() as self.seen_options:
             self.options = together.run(folder / "cache", folder / "alone-options", **OPTIONS)
+        shards(folder / "cache", out=str(folder / "shards"), shard_mb=0.02)
+        options = together.streamed(folder)
+        with together.watched() as self.seen_streamed:
+            self.streamed = together.run(
+                folder / "kept-alone", folder / "alone-streamed", **options
+            )
         for strategy in ("ddp", "fsdp"):
             shutil.copytree(folder / "begun", folder / f"{strategy}-resumed")
         command = [
@@ -117,6 +124,22 @@ def test_options_are_the_same_for_many(runs: Alone) -> None:
     first, second = (of["options"] for of in runs.of_two)
     assert first["losses"] == second["losses"] == pytest.approx(runs.seen_options["losses"], rel=2e-5)  # fmt: skip
     same(runs.folder / "options" / "last.safetensors", runs.options.last)
+
+
+@pytest.mark.slow
+def test_shards_are_read_by_two_processes_as_by_one(runs: Alone) -> None:
+    """Every clip once an epoch, in the batches of one process; copies are shared."""
+    first, second = (of["streamed"] for of in runs.of_two)
+    assert first["losses"] == second["losses"]
+    assert first["losses"] == pytest.approx(runs.seen_streamed["losses"], rel=2e-5)
+    same(runs.folder / "streamed" / "last.safetensors", runs.streamed.last)
+    for epoch, names in runs.seen_streamed["names"].items():
+        assert names != runs.seen["names"][epoch]
+        assert sorted(first["names"][epoch] + second["names"][epoch]) == sorted(names)
+        assert len(names) == len(set(names)) == CLIPS["train"]
+    copies = sorted(file.name for file in (runs.folder / "kept").glob("*.tar"))
+    assert len(copies) >= 4
+    assert not [*(runs.folder / "kept").glob("*.part")]
 
 
 def _outline(state: Any) -> Any:

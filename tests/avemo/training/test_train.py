@@ -165,7 +165,9 @@ def test_a_killed_run_resumes_to_the_same_weights(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "at"), [("SIGTERM", (2, 3)), ("SIGINT", (1, 1))])
+@pytest.mark.parametrize(
+    ("name", "at"), [("SIGTERM", (2, 3)), ("SIGINT", (1, 1)), ("SIGUSR1", (0, 2))]
+)
 def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(
     name: str, at: tuple[int, int], unbroken: TrainResult, cache: Path, tmp_path: Path
 ) -> None:

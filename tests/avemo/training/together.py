@@ -36,6 +36,11 @@ OPTIONS: dict[str, Any] = {
 }
 
 
+def streamed(folder: Path) -> dict[str, Any]:
+    """Options of a run that reads shards, which come two at a time."""
+    return {"data": {"shards": str(folder / "shards"), "shards_mixed": 2}}
+
+
 def run(
     cache: Path,
     out: Path,
@@ -139,6 +144,8 @@ def main() -> None:
         run(cache, folder / f"{strategy}-resumed", strategy=strategy, resume=True)
     with watched() as found["options"]:
         run(cache, folder / "options", **OPTIONS)
+    with watched() as found["streamed"]:
+        run(folder / "kept", folder / "streamed", **streamed(folder))
     with watched() as found["apart"]:
         run(cache, folder / "apart", sync_batch_norm=False, epochs=1)
     (folder / f"{rank}.json").write_text(json.dumps(found))
