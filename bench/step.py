@@ -149,7 +149,7 @@ class StepPlan:
         called = model
         if name == "compile":
             called = cast(nn.Module, torch.compile(model, options={"fallback_random": True}))
-        return _stepping(called)
+        return stepping(called)
 
     def _wrong(self, sides: dict[str, TrainingStep], note: Note) -> dict[str, str]:
         """Sides whose gradient in the first step is off by more than the rule allows.
@@ -197,7 +197,8 @@ class StepPlan:
         return float(counter.get_total_flops()), 2.0 * weights + given
 
 
-def _stepping(model: nn.Module) -> TrainingStep:
+def stepping(model: nn.Module) -> TrainingStep:
+    """Takes steps of a model, as training does."""
     return TrainingStep(model, _CLASSES, OptimizerConfig(), seed=0, total=_TOTAL)
 
 
@@ -210,9 +211,9 @@ def _truth_of_step(name: str, device: str) -> tuple[Tensor, float]:
     """
     shape = STEPS[name]
     doubles = shape.noise(device).map(lambda t: t.double() if t.is_floating_point() else t)
-    truth = _gradient(_stepping(shape.network(device).double()), doubles)
+    truth = _gradient(stepping(shape.network(device).double()), doubles)
     plain = max(
-        _distance(_gradient(_stepping(model), shape.noise(device)), truth)
+        _distance(_gradient(stepping(model), shape.noise(device)), truth)
         for memory_format in (torch.contiguous_format, torch.channels_last)
         for model in [shape.network(device).to(memory_format=memory_format)]  # type: ignore[call-overload]
     )
