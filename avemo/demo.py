@@ -61,7 +61,8 @@ def demo(
         with clock(f"train {name}"):
             _train(name, out / name, cache, seed, epochs)
         with clock(f"evaluate {name}"):
-            scores[name] = _avemo("evaluate", _best(out / name), cache)
+            conditions = corpus / "conditions.csv"
+            scores[name] = _avemo("evaluate", _best(out / name), cache, "--conditions", conditions)
     chosen = _one_of_each_class(corpus / "manifest.csv")
     with clock("predict"):
         predictions = _avemo("predict", _best(out / "am_fbp"), *chosen, "--out", out / "attention")
@@ -75,6 +76,7 @@ def demo(
         "machine": _machine(),
         "seconds": clock.seconds,
         "scores": {name: asdict(s) for name, s in scores.items()},
+        "attention": {name: _attention(out / name) for name in scores},
         "against_am_fbp": {
             name: _compare_systems(out / "am_fbp", out / name)
             for name in scores
@@ -106,6 +108,13 @@ def _train(name: str, out: Path, cache: Path, seed: int, epochs: int | None) -> 
 
 def _best(folder: Path) -> Path:
     return folder / "best.safetensors"
+
+
+def _attention(run: Path) -> dict[str, dict[str, float]]:
+    """What the expressive parts of the clips got of each stream's attention, as `evaluate` has left it."""
+    text = (run / "evaluation-test" / "attention.json").read_text("utf-8")
+    shares: dict[str, dict[str, float]] = json.loads(text)
+    return shares
 
 
 def _one_of_each_class(manifest: Path) -> list[Path]:
@@ -194,6 +203,14 @@ def _table(
                 f"; differs from AM-FBP with p = {result['against_am_fbp'][name]['p_value']:.2g}"
             )
         rows.append((_SYSTEMS[name], text))
+    rows += [
+        (
+            f"attention to {'sound' if stream == 'audio' else 'faces'}",
+            f"{share['attention']:.1%} in the expressive {share['time']:.1%} of the time: "
+            f"{share['ratio']:.2f} times its share",
+        )
+        for stream, share in result["attention"]["am_fbp"].items()
+    ]
     rows += [
         ("step, reference operators", _milliseconds(comparison.reference_ms)),
         ("step, accelerated operators", _milliseconds(comparison.accelerated_ms)),

@@ -12,10 +12,6 @@ from avemo.models.config import AttentionConfig
 from avemo.models.ragged import inside
 from fbp_kernels import AttentionPool
 
-# From which to which share of the training a lambda rises: where the learning rate of one cycle is nearly zero, for
-# weights that still learn quickly learn a flat attention instead.
-_RISE = (0.9, 0.95)
-
 
 def self_attention(encoder: nn.Module, trunks: int, config: AttentionConfig) -> AttentionPool:
     """Scores every frame by a small network of one hidden layer, and takes their weighted sum."""
@@ -24,27 +20,30 @@ def self_attention(encoder: nn.Module, trunks: int, config: AttentionConfig) -> 
 
 def attention_pool(features: int, trunks: int, config: AttentionConfig) -> AttentionPool:
     """The same over frames of so many features."""
-    start = config.scale if config.rises_from is None else config.rises_from
-    rises = config.rises_from is not None
+    other = config.scale_in_training
+    start = config.scale if other is None else other
     pool = AttentionPool(
-        features, config.hidden, trunks, start, config.learned or rises, backend="reference"
+        features,
+        config.hidden,
+        trunks,
+        start,
+        config.learned or other is not None,
+        backend="reference",
     )
-    if rises:
+    if other is not None:
         assert pool.log_scale is not None
-        pool.log_scale.requires_grad_(False)  # set by `raise_scales`, and saved with the weights
-        pool.rise = (start, config.scale)  # type: ignore[assignment]
+        pool.log_scale.requires_grad_(False)  # set by `set_scales`, and saved with the weights
+        pool.scales = {True: other, False: config.scale}  # type: ignore[assignment]
     return pool
 
 
-def raise_scales(model: nn.Module, share: float) -> None:
-    """Sets every lambda that rises in training to what it is after a share of all steps, 0 to 1."""
+def set_scales(model: nn.Module, *, training: bool) -> None:
+    """Sets every lambda that is another one in training to what it is then, or to what it is otherwise."""
     for module in model.modules():
-        rise: tuple[float, float] | None = getattr(module, "rise", None)
-        if rise is not None:
-            low, high = map(math.log, rise)
-            risen = (share - _RISE[0]) / (_RISE[1] - _RISE[0])
+        scales: dict[bool, float] | None = getattr(module, "scales", None)
+        if scales is not None:
             assert isinstance(module.log_scale, nn.Parameter)
-            module.log_scale.data.fill_(low + min(1.0, max(0.0, risen)) * (high - low))
+            module.log_scale.data.fill_(math.log(scales[training]))
 
 
 class Mean(nn.Module):

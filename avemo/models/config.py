@@ -94,20 +94,22 @@ class AttentionConfig:
             sharper. A hyper-parameter in the paper.
         kind: one of `avemo.models.parts.ATTENTIONS`.
         learned: lambda is learned, from `scale` on.
-        rises_from: lambda is this at first, and grows to `scale` near the end of the training. A sharp
-            attention from the start settles on the frames that it happens to begin with.
+        scale_in_training: lambda while weights learn, where that is another one: `scale` is then that of
+            validation and of what is saved. A sharp attention from the start settles on the frames that it
+            happens to begin with, and weights that still learn take a rising one back.
     """
 
     hidden: int = 128
     scale: float = 1.0
     kind: str = "self"
     learned: bool = False
-    rises_from: float | None = None
+    scale_in_training: float | None = None
 
     def __post_init__(self) -> None:
-        if self.rises_from is not None and (self.learned or min(self.rises_from, self.scale) <= 0):
+        other = self.scale_in_training
+        if other is not None and (self.learned or min(other, self.scale) <= 0):
             raise ValueError(
-                "attention.rises_from needs a lambda that is not learned, and both ends positive; "
+                "attention.scale_in_training needs a lambda that is not learned, and both positive; "
                 f"got {self}"
             )
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from avemo.data.features import FeatureConfig
-from avemo.models.attention import raise_scales
+from avemo.models.attention import set_scales
 from avemo.training import checkpoint
 from avemo.training.config import TrainConfig
 from avemo.training.sharded import whole
@@ -90,16 +90,18 @@ def averaging(decay: float) -> pl.callbacks.WeightAveraging:
     return pl.callbacks.EMAWeightAveraging(decay=decay)
 
 
-class RisingScales(pl.Callback):
-    """Raises the lambdas of attentions that begin gently; what a step has follows from its number alone."""
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.total = int(trainer.estimated_stepping_batches)
+class Scales(pl.Callback):
+    """Attentions have one lambda in training steps, and may have another one in what is validated and saved."""
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
     ) -> None:
-        raise_scales(pl_module, trainer.global_step / self.total)
+        set_scales(pl_module, training=True)
+
+    def on_validation_epoch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:  # at this moment, averaged weights have just taken the others' place
+        set_scales(pl_module, training=False)
 
 
 class StepProgress(pl.callbacks.ProgressBar):

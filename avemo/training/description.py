@@ -11,7 +11,7 @@ from avemo.data.features import FeatureConfig
 KEY = "avemo"
 """Of the metadata of a checkpoint's file."""
 
-VERSION = 2
+VERSION = 3
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 """Of a folder that `save_pretrained` has written, the layout of the Hugging Face hub."""
 

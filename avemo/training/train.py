@@ -134,7 +134,7 @@ def _train(
     from avemo.models import build_model, required_streams
     from avemo.models.transformer import resolved
     from avemo.models.weights import start_weights
-    from avemo.training.callbacks import ModelCheckpoints, RisingScales, StepProgress, averaging
+    from avemo.training.callbacks import ModelCheckpoints, Scales, StepProgress, averaging
     from avemo.training.fitting import FitOnValidation, learn
     from avemo.training.memory import keep_freed_memory
     from avemo.training.module import EmotionModule
@@ -209,7 +209,7 @@ def _train(
             *([averaging(ema)] if ema is not None else []),
             FitOnValidation(),
             RunKeeper(files, trainer.checkpoint_minutes, stop),
-            RisingScales(),
+            Scales(),
             StepProgress(),
             pl.callbacks.LearningRateMonitor("step"),
         ],

@@ -92,12 +92,26 @@ def demo_table(result: dict[str, Any]) -> list[str]:
         "",
         *table(["system", "accuracy (95% interval)", "unweighted accuracy", "training"], rows),
         "",
+        *_attention(result.get("attention", {})),
         f"One training step of that model there: {_quartiles(demo_steps['reference_ms'])} ms with reference operators, "
         f"{_quartiles(demo_steps['accelerated_ms'])} ms accelerated: {_quartiles(demo_steps['speedup'], 2)} times "
         f"faster (medians and quartiles). In {demo_steps['steps']} steps, the two losses on equal weights never "
         f"differ by more than {demo_steps['operator_difference']:.1e}. Left to itself training is chaotic: the two "
         f"runs part by up to {demo_steps['loss_difference']:.2g}, and so do two runs of the reference that start one "
         f"unit in the last place apart ({demo_steps['rounding_difference']:.2g}).",
+    ]
+
+
+def _attention(shares: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    """Where AM-FBP looks and listens; nothing of a demo of before this was measured."""
+    if not shares:
+        return []
+    sound, faces = shares["am_fbp"]["audio"], shares["am_fbp"]["video"]
+    return [
+        f"In these clips the emotion shows in {sound['time']:.0%} of the time; there go {sound['attention']:.0%} of "
+        f"AM-FBP's attention to sound and {faces['attention']:.0%} of that to faces: {sound['ratio']:.2f} and "
+        f"{faces['ratio']:.2f} times their share.",
+        "",
     ]
 
 

@@ -27,6 +27,10 @@ def test_the_whole_road_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert word in shown.rpartition("$ avemo")[2]
     saved = json.loads((tmp_path / "demo.json").read_text("utf-8"))
     assert saved == json.loads(json.dumps(result))
+    for stream, share in saved["attention"]["am_fbp"].items():
+        there = json.loads((tmp_path / "am_fbp/evaluation-test/attention.json").read_text("utf-8"))
+        assert share == there[stream]
+        assert f"{share['ratio']:.2f} times its share" in shown.rpartition("$ avemo")[2]
     for picture in result["pictures"]:
         signature = {".png": b"\x89PNG", ".svg": b"<svg "}[Path(picture).suffix]
         assert Path(picture).read_bytes().startswith(signature)

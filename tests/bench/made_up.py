@@ -100,6 +100,12 @@ DEMO: dict[str, Any] = {
         "audio": {"accuracy": 0.5, "accuracy_interval": [0.4, 0.6], "unweighted_accuracy": 0.5},
         "video": {"accuracy": 0.6, "accuracy_interval": [0.5, 0.7], "unweighted_accuracy": 0.6},
     },
+    "attention": {
+        "am_fbp": {
+            "audio": {"clips": 90, "time": 0.515, "attention": 0.824, "ratio": 1.6},
+            "video": {"clips": 90, "time": 0.515, "attention": 0.773, "ratio": 1.501},
+        },
+    },
     "steps": {
         "steps": 200,
         "reference_ms": {"lower": 60.0, "median": 65.0, "upper": 70.0},

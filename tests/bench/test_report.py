@@ -293,6 +293,13 @@ def test_a_changed_demo_changes_its_table() -> None:
     seconds = [row.split("|")[-2].strip() for row in text.splitlines() if " only |" in row]
     assert seconds == ["5 s", "6 s"], "of audio and video"
     assert "50 (48 to 52) ms accelerated: 1.30 (1.25 to 1.35) times faster" in text
+    assert (
+        "there go 82% of AM-FBP's attention to sound and 77% of that to faces: 1.60 and 1.50 times their share"
+        in text
+    )
+    assert "attention" not in "\n".join(
+        demo_table({k: v for k, v in DEMO.items() if k != "attention"})
+    )
 
 
 def test_several_devices(root: Path) -> None:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 import fbp_kernels as fk
-from avemo.models.attention import raise_scales
+from avemo.models.attention import set_scales
 from avemo.models.backend import use_backend
 from avemo.models.config import AttentionConfig
 from avemo.models.ragged import inside
 from avemo.models.stream import Pooled, VideoStream, among
 from avemo.training import checkpoint
-from avemo.training.config import DataConfig, TrainerConfig
+from avemo.training.config import DataConfig, OptimizerConfig, TrainerConfig
 from avemo.training.train import train
 from tests.avemo.models.test_models import attend
 from tests.avemo.models.tiny_model import FACE_SIZE, tiny_batch, tiny_config, tiny_model
@@ -167,42 +167,55 @@ def test_models_learn_lambda_when_asked_to() -> None:
     assert not [name for name in plain.state_dict() if "log_scale" in name]
 
 
-def test_a_lambda_rises_near_the_end_and_is_saved_with_the_weights() -> None:
-    config = AttentionConfig(hidden=5, scale=8.0, rises_from=0.5)
+def test_a_lambda_of_training_is_another_one_than_that_which_is_saved() -> None:
+    config = AttentionConfig(hidden=5, scale=8.0, scale_in_training=0.5)
     model = tiny_model(audio_attention=config)
     pool = model.audio.attention
-    scales = []
-    for share in (0.0, 0.9, 0.9125, 0.925, 0.95, 1.0):
-        raise_scales(model, share)
-        scales.append(pool.log_scale.exp().item())
-    assert scales == pytest.approx([0.5, 0.5, 1.0, 2.0, 8.0, 8.0])
+    assert pool.log_scale.exp().item() == pytest.approx(0.5)  # a new model is one to train
     assert not pool.log_scale.requires_grad
     assert model.video.attention.log_scale is None
-    raise_scales(model, 0.925)
+    for training, expected in ((False, 8.0), (True, 0.5), (False, 8.0)):
+        set_scales(model, training=training)
+        assert pool.log_scale.exp().item() == pytest.approx(expected)
     again = tiny_model(audio_attention=config)
     again.load_state_dict(model.state_dict())
-    for ours, theirs in zip(again(*tiny_batch()), model(*tiny_batch()), strict=True):
+    sharp = tiny_model(audio_attention=AttentionConfig(hidden=5, scale=8.0))
+    for ours, theirs, fixed in zip(*(m(*tiny_batch()) for m in (again, model, sharp)), strict=True):
         assert ours is theirs or torch.equal(ours, theirs)
-    with pytest.raises(ValueError, match="not learned, and both ends positive"):
-        AttentionConfig(learned=True, rises_from=1.0)
-    with pytest.raises(ValueError, match="both ends positive"):
-        AttentionConfig(scale=-1.0, rises_from=1.0)
+        torch.testing.assert_close(ours, fixed)
+    with pytest.raises(ValueError, match="not learned, and both positive"):
+        AttentionConfig(learned=True, scale_in_training=1.0)
+    with pytest.raises(ValueError, match="both positive"):
+        AttentionConfig(scale=-1.0, scale_in_training=1.0)
 
 
-def test_training_raises_lambda_by_the_step_also_after_a_pause(tmp_path: Path) -> None:
-    """Batches of one clip, 18 in an epoch: the last step of 36 is 35/36 of the way, the last of 18 is
-    17/18, where lambda has not yet risen as far."""
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_steps_have_the_lambda_of_training_and_files_the_other_one(
+    ema: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where weights are averaged, and after a pause."""
     cache = write_cache(tmp_path / "cache")
-    rising = AttentionConfig(hidden=5, scale=4.0, rises_from=1.0)
-    model = tiny_config(audio_attention=rising, video_attention=rising)
-    for epochs, expected in ((1, 4.0 ** ((17 / 18 - 0.9) / 0.05)), (2, 4.0)):
-        train(
-            data=DataConfig(cache, batch_size=1),
-            model=model,
+    attention = AttentionConfig(hidden=5, scale=4.0, scale_in_training=1.0)
+    seen: dict[bool, set[float]] = {True: set(), False: set()}
+    forward = fk.AttentionPool.forward
+
+    def spy(pool: fk.AttentionPool, *arguments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        assert pool.log_scale is not None
+        seen[pool.training].add(round(pool.log_scale.exp().item(), 6))
+        return forward(pool, *arguments)
+
+    monkeypatch.setattr(fk.AttentionPool, "forward", spy)
+    for epochs in (1, 2):
+        result = train(
+            data=DataConfig(cache, batch_size=6),
+            model=tiny_config(audio_attention=attention, video_attention=attention),
+            optimizer=OptimizerConfig(ema=ema),
             trainer=TrainerConfig(epochs=epochs, accelerator="cpu"),
             out=tmp_path / "run",
             resume=epochs > 1,
         )
-        last = checkpoint.load(tmp_path / "run" / "last.safetensors").model
-        for stream in (last.audio, last.video):
-            assert stream.attention.log_scale.exp().item() == pytest.approx(expected)
+        for file in (result.last, result.best):
+            model = checkpoint.load(file).model
+            for stream in (model.audio, model.video):
+                assert stream.attention.log_scale.exp().item() == pytest.approx(4.0)
+    assert seen == {True: {1.0}, False: {4.0}}

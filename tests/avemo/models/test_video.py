@@ -1,12 +1,13 @@
 """The face-frame encoder: what it sees of a frame, and padding that is never computed."""
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avemo.models.config import VideoEncoderConfig
-from avemo.models.video import VideoEncoder
+from avemo.models.video import VideoEncoder, usual_face
 from tests.avemo.models.tiny_model import FACE_SIZE, tiny_batch, tiny_config
 
 
@@ -15,7 +16,13 @@ def encoder() -> VideoEncoder:
     return VideoEncoder(FACE_SIZE, tiny_config().video)
 
 
-def test_a_frame_is_seen_with_its_difference_from_the_mean_face() -> None:
+def median_face(clip: Tensor) -> Tensor:
+    """Of the nine faces in the middles of nine equal parts of a clip."""
+    middles = [int((i + 0.5) * len(clip) / 9 + 1e-9) for i in range(9)]
+    return torch.from_numpy(np.median(clip[middles].numpy(), axis=0))
+
+
+def test_a_frame_is_seen_with_its_difference_from_the_usual_face() -> None:
     """Frame by frame, clip by clip, from the layers written out."""
     ours = encoder().eval().double()
     _, _, faces, lengths = tiny_batch()
@@ -23,9 +30,9 @@ def test_a_frame_is_seen_with_its_difference_from_the_mean_face() -> None:
     encoded = ours(faces, lengths)
     for row, n in enumerate(lengths.tolist()):
         clip = faces[row, :n]
-        mean = sum(clip) / n
+        usual = median_face(clip)
         for t in range(n):
-            x = torch.stack([clip[t], clip[t] - mean])[None]
+            x = torch.stack([clip[t], clip[t] - usual])[None]
             for conv, both in zip(*[iter(ours.stages)] * 2, strict=True):
                 norm = both.norm
                 x = F.conv2d(x, conv.weight, stride=2, padding=1)
@@ -37,6 +44,28 @@ def test_a_frame_is_seen_with_its_difference_from_the_mean_face() -> None:
             expected = ours.project.weight @ x.flatten() + ours.project.bias
             torch.testing.assert_close(encoded[row, t], expected, rtol=1e-12, atol=1e-12)
         assert not encoded[row, n:].any()
+
+
+def test_the_usual_face_is_a_median_of_the_faces_there_are() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for frames in (1, 2, 5, 9, 10, 27, 40):
+        faces = torch.randn(7, frames, 3, 5, generator=generator, dtype=torch.float64)
+        seen = torch.rand(7, frames, generator=generator) < 0.6
+        seen[0], seen[1], seen[2, -1] = False, True, True
+        usual = usual_face(faces.where(seen[..., None, None], 0.0), seen)
+        for row in range(1, 7):
+            own = faces[row, seen[row]]
+            want = median_face(own) if len(own) else torch.zeros(3, 5, dtype=torch.float64)
+            assert torch.equal(usual[row], want)
+        assert not usual[0].any()
+
+
+def test_an_expression_for_less_than_half_of_the_time_is_not_usual() -> None:
+    """A mean would have it in part, and neutral frames would differ from it by its opposite."""
+    neutral, smile = torch.randn(2, 4, 4)
+    faces = neutral.repeat(1, 20, 1, 1)
+    faces[0, 8:16] = smile
+    assert torch.equal(usual_face(faces, torch.ones(1, 20, dtype=torch.bool))[0], neutral)
 
 
 def test_padding_is_neither_computed_nor_counted() -> None:

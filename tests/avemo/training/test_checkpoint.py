@@ -127,7 +127,7 @@ def described(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 99}, "version 99, expected 2"),
+        ({"version": 99}, "version 99, expected 3"),
         ({"classes": ["angry"]}, "size mismatch for classifier"),
         ({"config": {}}, "does not describe a model"),
         ({"config": {"data": {"cache": "c"}, "model": {"name": "nope"}}}, "got 'nope'"),
