@@ -101,8 +101,8 @@ def usual_face(faces: Tensor, seen: Tensor) -> Tensor:
     """
     count = seen.sum(1)
     nth = (2 * torch.arange(_SPREAD, device=seen.device) + 1) * count[:, None] // (2 * _SPREAD)
-    # The place of the n-th face: so many frames have at most n faces up to them.
-    places = (seen.cumsum(1)[:, None] <= nth[..., None]).sum(2).clamp(max=seen.shape[1] - 1)
+    # The place of the n-th face, counted from 0: the first frame up to which there are more than n.
+    places = (seen.long().cumsum(1)[:, None] > nth[..., None]).int().argmax(2)
     chosen = faces[torch.arange(len(faces), device=seen.device)[:, None], places]
     return _middle(list(chosen.unbind(1)))
 
