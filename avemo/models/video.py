@@ -103,7 +103,7 @@ def usual_face(faces: Tensor, seen: Tensor) -> Tensor:
     nth = (2 * torch.arange(_SPREAD, device=seen.device) + 1) * count[:, None] // (2 * _SPREAD)
     # The place of the n-th face, counted from 0: the first frame up to which there are more than n.
     places = (seen.long().cumsum(1)[:, None] > nth[..., None]).int().argmax(2)
-    chosen = faces[torch.arange(len(faces), device=seen.device)[:, None], places]
+    chosen = faces[torch.arange(faces.shape[0], device=seen.device)[:, None], places]
     return _middle(list(chosen.unbind(1)))
 
 
