@@ -221,6 +221,21 @@ __global__ void multicast(int* out, Maps maps) {
   out[at] = right ? at : -1;
 }
 
+// One of two blocks waits for a copy, the other for the first.
+__global__ void copy_of_one_block(int* out, Maps maps) {
+  init_barriers();
+  const unsigned rank = shim::cluster_rank();
+  bool right = true;
+  if (rank == 1) {
+    if (threadIdx.x == 0) copy_box(maps, 0, 0);
+    mbarrier_wait(&hopper_memory().barrier, 0);
+    for (int line = 0; line < 64; ++line) right = right && in_box(line, 7) == number_at(line, 7);
+  }
+  shim::cluster_barrier({__FILE__, __LINE__});
+  const int at = static_cast<int>(rank * blockDim.x + threadIdx.x);
+  out[at] = right ? at : -1;
+}
+
 // (64, 16) times (16, 256), in every layout: lines of kChunks times 16 bytes; b with its depth, or
 // its columns, contiguous; a in shared memory, or in registers.
 template <int kChunks, bool kByDepth, bool kRegisters>

@@ -308,6 +308,7 @@ const Probe kProbes[] = {
     {"written_before_a_proxy_fence", start_mapped<written_by_threads<true>>, 128},
     HOPPER(boxes),
     {"multicast", start_mapped<multicast>, 32, 1, 2},
+    {"copy_of_one_block", start_mapped<copy_of_one_block>, 32, 1, 2},
     LAYOUTS(1),
     LAYOUTS(2),
     LAYOUTS(4),

@@ -337,15 +337,19 @@ void land(Machine& m) {
   }
 }
 
-// Runs a block as far as it gets alone; says whether it got anywhere.
+// Runs a block as far as it gets alone; says whether it got anywhere, or what another block may
+// wait for has landed.
 bool advance(Machine& m, Block& block, std::vector<int>& order) {
   m.block = &block;
   blockIdx = block.index;
   std::copy(block.statics.begin(), block.statics.end(), m.static_shared.begin);
-  bool any = false;
+  bool any = false, landed = false;
   for (bool progress = true; progress && m.error.empty();) {
     progress = false;
-    if (!m.in_flight.empty() && soon()) land(m);
+    if (!m.in_flight.empty() && soon()) {
+      land(m);
+      landed = true;
+    }
     if (!m.error.empty()) break;
     for (const int i : order) {
       const int at = block.first + i;
@@ -364,7 +368,7 @@ bool advance(Machine& m, Block& block, std::vector<int>& order) {
     end_hopper(static_cast<unsigned>(&block - m.blocks.data()));
     poison(m, block);  // nobody may read it any more
   }
-  return any;
+  return any || landed;
 }
 
 // The blocks from `first` on that are a cluster.

@@ -118,6 +118,12 @@ def test_right_kernels_have_right_results(library: Shim, kernel: str) -> None:
         assert library.probe(kernel) == ""
 
 
+def test_what_lands_in_the_turn_of_another_block_is_not_lost(library: Shim) -> None:
+    for seed in range(300):
+        library.order("shuffled", seed)
+        assert library.probe("copy_of_one_block") == ""
+
+
 @pytest.mark.parametrize("end", [True, False])
 def test_guarded_tensors_are_nan_and_meet_a_page(library: Shim, end: bool) -> None:
     library.spoiled()
