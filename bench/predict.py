@@ -1,7 +1,8 @@
 """What `avemo predict` takes, beside another commit: `python -m bench.predict --against COMMIT`.
 
-Both commits run in turn on the same clips with the same untrained model of the other commit's making. The time is that
-of whole processes, from the shell and back; that the probabilities are the same bits is checked of every clip.
+Both commits run in turn on the same clips, each with an untrained model of its own making, from the same seed. The time
+is that of whole processes, from the shell and back. How far the probabilities are apart is told as well, for what it is
+worth where the model has changed in between.
 """
 
 import argparse
@@ -83,8 +84,9 @@ def main() -> int:
 
 def _measure(commit: str, folder: Path, clips: list[str], turns: int) -> dict[str, Any]:
     where = {"before": _exported(commit, folder / "before"), "now": ROOT}
-    model = folder / "model.safetensors"
-    _run(where["before"], folder, ["-c", _CHECKPOINT, str(model)])
+    models = {name: folder / f"{name}.safetensors" for name in where}
+    for name, root in where.items():
+        _run(root, folder, ["-c", _CHECKPOINT, str(models[name])])
     many = folder / "many.py"
     many.write_text(_MANY)
     kinds: dict[str, tuple[str, dict[str, str]]] = {
@@ -97,17 +99,17 @@ def _measure(commit: str, folder: Path, clips: list[str], turns: int) -> dict[st
     answers = {}
     for _ in range(turns):
         for name, root in list(where.items()) * ONE:
-            words = ["-m", "avemo", "predict", str(model), clips[0], "--out", str(folder / "out")]
-            one[name].append(_run(root, folder, words))
+            words = ["predict", str(models[name]), clips[0], "--out", str(folder / "out")]
+            one[name].append(_run(root, folder, ["-m", "avemo", *words]))
         for kind, (name, given) in kinds.items():
             found = folder / "found.json"
-            words = [str(many), str(model), str(folder / kind), str(found), json.dumps(given)]
-            all_clips[kind].append(_run(where[name], folder, [*words, *clips]))
+            words = [str(models[name]), str(folder / kind), str(found), json.dumps(given), *clips]
+            all_clips[kind].append(_run(where[name], folder, [str(many), *words]))
             answers[kind] = json.loads(found.read_text())
     pairs = list(zip(answers["before"], answers["now"], strict=True))
     equal = sum(a == b for a, b in pairs)
     apart = [max(abs(a[name] - b[name]) for name in a) for (_, a), (_, b) in pairs]
-    wrong = [["predict"], ["predict", str(model), "no such file"]]
+    wrong = [["predict"], ["predict", str(models["now"]), "no such file"]]
     return {
         "one_clip_seconds": one,
         "one_clip_ratio": _ratio(one["now"], one["before"]),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from avemo import cli
 from avemo.evaluation import metrics
-from avemo.evaluation.compare import compare, compare_systems, find_predictions
+from avemo.evaluation.compare import compare, compare_systems, find_predictions, save
 from avemo.evaluation.predictions import (
     Prediction,
     Predictions,
@@ -159,6 +159,26 @@ def test_all_pairs_are_corrected_together() -> None:
         )
     assert every.pairs[0].mcnemar == first.pairs[0].mcnemar
     assert every.pairs[0].mcnemar_holm > first.pairs[0].mcnemar_holm
+
+
+def test_every_p_value_is_in_the_column_of_its_name(tmp_path: Path) -> None:
+    systems = {n: [predictions(a)] for n, a in
+               {"a": "0" * 12, "b": "r" * 12, "c": "rrrrrr000000"}.items()}  # fmt: skip
+    result = compare_systems(systems, resamples=999, pairs="all")
+    save(tmp_path, result)
+    with (tmp_path / "pairs.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    different = 0
+    for row, pair in zip(rows, result.pairs, strict=True):
+        values = {
+            "p_mcnemar": pair.mcnemar,
+            "p_mcnemar_holm": pair.mcnemar_holm,
+            "p_bootstrap": pair.difference.p_value,
+            "p_bootstrap_holm": pair.bootstrap_holm,
+        }
+        assert {name: float(row[name]) for name in values} == values
+        different += len(set(values.values())) == 4
+    assert different
 
 
 def test_systems_of_one_folder_name_keep_their_paths(tmp_path: Path) -> None:
