@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,12 +138,14 @@ def read_footage(
         sound: _Sound | _NoSound = _NoSound()
         if found.picture is not None and places[0] is not None:
             resume = found.picture.resume(found.first + cut.start)
-            pictures = _Packets(*_packets_of(path, places[0], kept, stack), "video", resume)
+            packets = _Packets(*_packets_of(path, places[0], kept, stack), "video", resume)
+            pictures = stack.enter_context(closing(packets))
             clock = _Clock(found.picture, found.sound, shifts)
             picture = _Picture(pictures, found, clock, fps, largest_side, cut)
         if found.sound is not None and places[1] is not None:
             resume = found.sound.resume(found.first + cut.start)
-            sounds = _Packets(*_packets_of(path, places[1], kept, stack), "audio", resume)
+            packets = _Packets(*_packets_of(path, places[1], kept, stack), "audio", resume)
+            sounds = stack.enter_context(closing(packets))
             sound = _Sound(sounds, found, _Clock(found.sound, found.picture, shifts), sample_rate)
         given = 0
         while picture.read(window, max_seconds):
@@ -365,6 +367,10 @@ class _Packets:
         self.unshown: frozenset[float] = frozenset()
         self._total = self._bad = self._frames = 0
         self._decoded = self._decode()
+
+    def close(self) -> None:
+        """Lets go of packets and decoder at once: a generator that has not ended and this refer to each other."""
+        self._decoded.close()
 
     def next(self) -> Any:
         """The next frame in order of display, or None at the end."""

@@ -1,5 +1,6 @@
 """Decoding: any container, timing by timestamps, and a reason for each clip that cannot be used."""
 
+import gc
 from fractions import Fraction
 from pathlib import Path
 
@@ -231,6 +232,25 @@ def test_packets_that_were_not_kept_are_read_again(
     assert len(opened) == 4
     np.testing.assert_array_equal(kept.frames, again.frames)
     np.testing.assert_array_equal(kept.waveform, again.waveform)
+
+
+def test_nothing_of_a_clip_is_kept_after_it(tmp_path: Path) -> None:
+    """No packet or decoder, also where streams go on after the clip, and before the collector comes by."""
+    path = write_clip(tmp_path / "clip.mp4", seconds=2.0, rate=44100)
+
+    def alive() -> int:
+        return sum(str(type(thing).__module__).startswith("av.") for thing in gc.get_objects())
+
+    read(path, cut=Cut(0.0, 1.0))
+    gc.collect()
+    before = alive()
+    gc.disable()
+    try:
+        for _ in range(3):
+            read(path, cut=Cut(0.0, 1.0))
+        assert alive() == before
+    finally:
+        gc.enable()
 
 
 def test_a_film_of_many_clips_is_surveyed_once(
