@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -165,10 +166,11 @@ def _aot(
     from torch._inductor import aoti_compile_and_package, aoti_load_package
 
     settings = {"aot_inductor.metadata": {_METADATA: described}}
-    made = aoti_compile_and_package(
-        program, package_path=str(out.with_suffix(".pt2")), inductor_configs=settings
-    )
-    Path(made).replace(out)
+    # It takes names that end in .pt2 alone; beside `out`, such a file may be somebody's.
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        package = str(Path(folder, "model.pt2"))
+        made = aoti_compile_and_package(program, package_path=package, inductor_configs=settings)
+        Path(made).replace(out)
     return _called(aoti_load_package(str(out)))
 
 

@@ -54,7 +54,8 @@ def _measure(checkpoint: Path, folder: Path, threads: int, turns: int) -> dict[s
     from avemo.models.backend import use_backend
     from avemo.training.checkpoint import load
 
-    files = {kind: folder / f"model.{kind}" for kind in ("onnx", "pt2", "aot")}
+    names = {"onnx": "model.onnx", "pt2": "model.pt2", "aot": "model.aot.pt2"}
+    files = {kind: folder / name for kind, name in names.items()}
     differences = {kind: _exported(checkpoint, file, kind) for kind, file in files.items()}
     trained, accelerated = load(checkpoint), load(checkpoint).model
     use_backend(accelerated)
