@@ -244,6 +244,9 @@ class ShardedClips(ClipIndex):
         self.sizes = {
             name: _Size(int(s["bytes"]), str(s["sha256"])) for name, s in index["shards"].items()
         }
+        for name in self.sizes:  # what is fetched is written under it, beside the index
+            if Path(name).name != name or not name.endswith(".tar"):
+                raise ValueError(f"a shard must be the name of a .tar file, got {name!r}")
         self.sums = [int(found) for found in index["checksums"]]
         if len(self.sums) != len(self.clips):
             raise ValueError(f"{len(self.sums)} checksums of {len(self.clips)} clips")

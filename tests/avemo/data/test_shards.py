@@ -335,9 +335,12 @@ def test_what_is_no_place_of_shards_is_told(
     with pytest.raises(WriteError, match=f"cannot write {web}/q/a"):
         open_objects(f"{web}/q").write("a", b"1")
     index = json.loads((folder / "shards.json").read_text())
+    size = next(iter(index["shards"].values()))
     for change, words in (
         ({"checksums": []}, "0 checksums of 36 clips"),
         ({"shards": {}}, "is damaged: it has no"),
+        ({"shards": {"shards.url": size}}, "name of a .tar file, got 'shards.url'"),
+        ({"shards": {"../a.tar": size}}, "name of a .tar file, got '../a.tar'"),
         ({"format": "avemo-cache-3"}, "must have the format 'avemo-shards-1'"),
     ):
         (other / "shards.json").write_text(json.dumps(index | change))
