@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -381,7 +381,7 @@ class _Packets:
         if self._bad > DAMAGED_SHARE * self._total or (self._total and not self._frames):
             raise MediaError(f"damaged {self._name}", f"{self._bad} of {self._total} packets")
 
-    def _decode(self) -> Iterator[Any]:
+    def _decode(self) -> Generator[Any, None, None]:
         import av
 
         context, skipped = self.stream.codec_context, False
