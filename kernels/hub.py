@@ -24,6 +24,7 @@ from torch_versions import (
     ROOT,
     check_symbols,
     configure,
+    exit_with,
     run,
     tool,
 )
@@ -168,13 +169,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cuda", metavar="VERSION", help="such as 130: with the kernels for GPUs")
     options = parser.parse_args(arguments)
     build = options.build or ROOT / "build" / ("hub-cuda" if options.cuda else "hub")
-    try:
-        print(lay_out(options.folder, build, options.cuda))
-    except RuntimeError as failure:
-        print(failure, file=sys.stderr)
-        return 1
+    print(lay_out(options.folder, build, options.cuda))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -22,8 +22,9 @@ import sys
 import tempfile
 import venv
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ("_native.so", "_native_cuda.so")
@@ -321,19 +322,23 @@ def main(arguments: list[str] | None = None) -> int:
         help="as CMAKE_CUDA_ARCHITECTURES has them, such as 90a-real; default: those of the package",
     )
     options = parser.parse_args(arguments)
-    try:
-        if options.command == "all":
-            return try_all(options.versions)
-        if options.command == "binding":
-            for version in options.versions:
-                print(compile_binding(version), flush=True)
-        else:
-            print(prebuild(options.folder, options.architectures))
-    except RuntimeError as failure:
-        print(failure, file=sys.stderr)
-        return 1
+    if options.command == "all":
+        return try_all(options.versions)
+    if options.command == "binding":
+        for version in options.versions:
+            print(compile_binding(version), flush=True)
+    else:
+        print(prebuild(options.folder, options.architectures))
     return 0
 
 
+def exit_with(command: Callable[[], int]) -> NoReturn:
+    """Ends the process with a command's status; what it cannot do is told without a traceback."""
+    try:
+        sys.exit(command())
+    except RuntimeError as failure:
+        sys.exit(str(failure))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

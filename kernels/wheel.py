@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from torch_versions import MANYLINUX_2_28, ROOT, check_symbols, run
+from torch_versions import MANYLINUX_2_28, ROOT, check_symbols, exit_with, run
 
 PLATFORM = "manylinux_2_28_{machine}"
 
@@ -72,16 +72,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--try", dest="pythons", nargs="+", metavar="PYTHON", default=[])
     options = parser.parse_args(arguments)
-    try:
-        wheel = build(options.folder)
-        print(wheel)
-        for python in options.pythons:
-            print(try_in(python, wheel), flush=True)
-    except RuntimeError as failure:
-        print(failure, file=sys.stderr)
-        return 1
+    wheel = build(options.folder)
+    print(wheel)
+    for python in options.pythons:
+        print(try_in(python, wheel), flush=True)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -7,26 +7,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from avemo.data.worker import Task, WorkerDeath, bound_memory, process_all
 
 EngineName = Literal["local", "ray"]
 
 
-class Engine(Protocol):
-    """As :func:`avemo.data.worker.process_all`, for functions that have one result for each item."""
-
-    def __call__(
-        self,
-        items: Iterable[Any],
-        setup: Callable[..., Task],
-        arguments: tuple[Any, ...],
-        *,
-        workers: int,
-        timeout: float,
-        memory: int | None = None,
-    ) -> Iterator[tuple[Any, Any]]: ...
+Engine = Callable[..., Iterator[tuple[Any, Any]]]
+"""As :func:`avemo.data.worker.process_all`, for functions that have one result for each item."""
 
 
 def ray_all(

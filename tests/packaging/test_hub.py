@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 import sysconfig
 import venv
@@ -10,17 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.packaging.running import run
+
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.packaging
-
-
-def run(*command: str | Path, **options: object) -> str:
-    done = subprocess.run(
-        [os.fspath(part) for part in command], capture_output=True, text=True, **options
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ import pytest
 from tests.avemo.data.media_files import talking_head, tone, write_media
 from tests.avemo.serve.running import make_checkpoint
 from tests.docs.pages import blocks
+from tests.packaging.running import run
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,14 +42,6 @@ torch.testing.assert_close(z, fk.reference.fbp(a, v, module.p, module.q, 5, adap
 z.sum().backward()
 print("ran on", backend)
 """
-
-
-def run(*command: str | Path, **options: object) -> str:
-    done = subprocess.run(
-        [os.fspath(part) for part in command], capture_output=True, text=True, **options
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
