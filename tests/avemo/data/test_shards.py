@@ -170,6 +170,18 @@ def test_an_epoch_has_each_clip_once_for_any_number_of_processes_and_shards(
             assert came == [key[1] for key in plain]
 
 
+def test_shards_come_in_another_order_in_every_epoch() -> None:
+    groups = np.arange(40) // 5
+    order = EpochSampler(np.arange(40), 7, None, groups, mixed=1)
+
+    def turns(epoch: int) -> tuple[int, ...]:
+        order.set_epoch(epoch)
+        return tuple(dict.fromkeys(int(groups[place]) for _, place, _ in order))
+
+    assert len({turns(epoch) for epoch in range(4)}) == 4
+    assert turns(0) == turns(0)
+
+
 def test_batches_are_those_of_the_cache_where_all_shards_are_mixed(
     cache: Path, store: str, tmp_path: Path
 ) -> None:
@@ -213,6 +225,18 @@ def test_copies_take_no_more_room_than_they_may_and_go_when_they_are_old(
         kept = [file.stat().st_size for file in tmp_path.glob("*.tar")]
         assert kept
         assert sum(kept) <= room < sum(sizes)
+
+
+def test_what_was_read_last_stays(folder: Path, tmp_path: Path) -> None:
+    """Whenever it was fetched."""
+    clips = open_clips(tmp_path, str(folder))
+    assert isinstance(clips, ShardedClips)
+    files, (first, second, third) = clips._files, list(clips.sizes)[:3]
+    files.most = sum(clips.sizes[name].length for name in (first, second, third)) - 1
+    for name in (first, second, first, third):
+        files.open(name)
+        time.sleep(0.02)  # files have the time of a tick of the clock
+    assert {file.name for file in tmp_path.glob("*.tar")} == {first, third}
 
 
 def test_what_is_wanted_soon_is_fetched_ahead(folder: Path, tmp_path: Path) -> None:
