@@ -179,12 +179,13 @@ def test_errors_of_training_take_one_line_in_a_process_of_its_own(tmp_path: Path
 def test_whoever_reads_may_go(words: list[str]) -> None:
     """Nothing is said of it, whether little is printed or more than a pipe holds."""
     command = [sys.executable, "-c", "from avemo.cli import console; raise SystemExit(console())"]
-    process = subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    assert process.wait() == 141
+    reads, writes = os.pipe()
+    os.close(reads)  # before the command starts: gone afterwards may be gone too late
+    try:
+        done = subprocess.run([*command, *words], stdout=writes, stderr=subprocess.PIPE)
+    finally:
+        os.close(writes)
+    assert (done.stderr, done.returncode) == (b"", 141)
 
 
 def test_debug_lets_the_error_through(monkeypatch: pytest.MonkeyPatch) -> None:
