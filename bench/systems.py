@@ -118,22 +118,5 @@ def _line(name: str, found: dict[str, Any]) -> str:
     return f"{name:15} {speed['median']:.2f} ({speed['low']:.2f} to {speed['high']:.2f}) times; {took}; {shares}"
 
 
-def shown(result: dict[str, Any]) -> list[str]:
-    """A result as a table of docs/systems.md."""
-    lines = [
-        "| system | times faster | reference, s | accelerated, s | where the accelerated step's time goes |",
-        "|---|---|---|---|---|",
-    ]
-    for name, found in result["systems"].items():
-        speed = found["speedup"]
-        faster = f"{speed['median']:.2f} ({speed['low']:.2f} to {speed['high']:.2f})"
-        if speed["median"] < result["goal"]:
-            faster += f", **missed {result['goal']:.2f}**"
-        seconds = [f"{found[side]['median']:.2f}" for side in ("reference_s", "accelerated_s")]
-        shares = ", ".join(f"`{key}` {share:.0%}" for key, share in found["bound_by"].items())
-        lines.append(f"| `{name}` | {' | '.join([faster, *seconds, shares])} |")
-    return lines
-
-
 if __name__ == "__main__":
     raise SystemExit(main())

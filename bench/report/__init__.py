@@ -1,17 +1,18 @@
-"""Writes docs/benchmarks.md, its pictures, the README's results and the table of docs/export.md, or checks them."""
+"""Writes docs/benchmarks.md, its pictures, the README's results and the sections of other pages, or checks them."""
 
 import difflib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from . import export
+from . import export, systems
 from .page import PAGE, PICTURES, page, picture_path, pictures
 from .pictures import Picture, digest_of, save
 from .readme import README, updated
 from .results import Device, devices, found, goals, newest
 
 ROOT = Path(__file__).parents[2]
+SECTIONS = (export.SECTION, systems.SECTION)
 _COMMAND = "python -m bench report"
 
 
@@ -32,12 +33,16 @@ def report(check: bool, root: Path = ROOT) -> int:
         reported, reached = devices(root), goals(root)
         demo = newest(found(root, "demo"))
         readme = updated((root / README).read_text("utf-8"), demo, reported, reached)
-        exports = newest(found(root, "export"))
-        latencies = export.updated((root / export.PAGE).read_text("utf-8"), exports)
+        pages = {
+            section.page: section.updated(
+                (root / section.page).read_text("utf-8"), newest(found(root, section.kind))
+            )
+            for section in SECTIONS
+        }
     except (OSError, ValueError) as error:
         print(f"{error}; `python -m bench run` measures", file=sys.stderr)
         return 1
-    pages = {README: readme, PAGE: page(reported, reached), export.PAGE: latencies}
+    pages |= {README: readme, PAGE: page(reported, reached)}
     drawn = {
         picture_path(device, picture): (device, picture)
         for device in reported

@@ -32,7 +32,7 @@ from .figures import (
     unique,
 )
 from .pictures import Picture
-from .results import RESULTS, Device, GoalResult, Result, of_commit
+from .results import Device, GoalResult, Result, link_to, of_commit
 
 PAGE = Path("docs", "benchmarks.md")
 PICTURES = Path("docs", "benchmarks")
@@ -119,7 +119,7 @@ def _device(device: Device) -> list[str]:
     lines = [
         f"## {device.title}",
         "",
-        f"From {_link(device.result)}: {of_commit(run.machine)}.",
+        f"From {link_to(device.result)}: {of_commit(run.machine)}.",
         f"<!-- sha256:{device.digest} -->",
         "",
     ]
@@ -147,7 +147,7 @@ def _goals(results: Sequence[GoalResult]) -> list[str]:
         "process, eager's over ours. *Held to*: the kernels, PyTorch and its libraries were told to use no more than "
         "that instruction set (`--hold`).",
         "",
-        *side_by_side.machines(results, [_link(r.result) for r in results]),
+        *side_by_side.machines(results, [link_to(r.result) for r in results]),
         "",
         *side_by_side.every_goal(results),
         "",
@@ -376,9 +376,11 @@ def _repeat(device: Device, result: Result) -> list[str]:
     if not comparison.rows:
         return []
     if comparison.warnings:
-        return [f"- {_link(result)}: {' '.join(comparison.warnings)}"]
+        return [f"- {link_to(result)}: {' '.join(comparison.warnings)}"]
     flagged = len(comparison.of(Verdict.REGRESSION))
-    return [f"- {_link(result)}: {comparison.agreement} `python -m bench compare` flags {flagged}."]
+    return [
+        f"- {link_to(result)}: {comparison.agreement} `python -m bench compare` flags {flagged}."
+    ]
 
 
 def _besides(device: Device) -> list[str]:
@@ -390,13 +392,9 @@ def _besides(device: Device) -> list[str]:
         cases = [case for case in run.cases if case.name not in shown]
         shown |= {case.name for case in cases}
         if cases:
-            lines += [f"From {_link(result)}: {of_commit(run.machine)}.", ""]
+            lines += [f"From {link_to(result)}: {of_commit(run.machine)}.", ""]
         for label in unique(f"{case.operator} {case.label}" for case in cases):
             here = [case for case in cases if f"{case.operator} {case.label}" == label]
             lines += [f"#### {label}, from {result.suffix}", "", *_cases(here), ""]
         lines += [*_left_out(replace(run, cases=cases)), ""] if cases else []
     return lines[:-1]
-
-
-def _link(result: Result) -> str:
-    return f"[{result.path.name}](../{(RESULTS / result.path.name).as_posix()})"

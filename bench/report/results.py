@@ -98,6 +98,11 @@ def of_commit(machine: Mapping[str, Any]) -> str:
     return f"figures of commit {commit.rstrip('+')}{changed}, measured {machine.get('date')}"
 
 
+def link_to(result: Result) -> str:
+    """A link to a result's file from a page in docs/."""
+    return f"[{result.path.name}](../{(RESULTS / result.path.name).as_posix()})"
+
+
 def found(root: Path, kind: str) -> list[Result]:
     """The results of a kind, oldest first.
 

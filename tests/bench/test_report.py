@@ -28,6 +28,7 @@ stale
 More.
 """
 EXPORT_PAGE = "# Export\n\n<!-- latencies: old -->\nstale\n<!-- end of latencies -->\n\nMore.\n"
+SYSTEMS_PAGE = "# Systems\n\n<!-- speed -->\nstale\n<!-- end of speed -->\n\nMore.\n"
 _SECONDS = {"median": 0.0042, "low": 0.0039, "high": 0.0047}
 EXPORT = {
     "machine": DEMO["machine"] | {"date": "2026-01-02", "commit": "abc"},
@@ -36,6 +37,17 @@ EXPORT = {
     "largest_difference": {"onnx": {"logits": 5e-7, "audio_attention": 1e-8}},
     "seconds": {"one clip": {"PyTorch, reference": _SECONDS, "onnxruntime": _SECONDS}},
 }
+SYSTEMS = {
+    "machine": EXPORT["machine"],
+    "goal": 1.3,
+    "systems": {
+        name: {
+            "reference_s": {"median": 2.5}, "accelerated_s": {"median": 1.25},
+            "speedup": {"median": speed, "low": 1.1, "high": 2.2}, "bound_by": {"aten::mm": 0.5},
+        }
+        for name, speed in (("am_fbp", 2.0), ("cnn_lstm", 1.2))
+    },
+}  # fmt: skip
 RESULT = "bench-made-up-9000-2026-01-02.json"
 GPU = {"device": "nvidia-h100", "gpu": "NVIDIA H100", "date": "2026-01-03"}
 
@@ -69,7 +81,9 @@ def root(tmp_path: Path) -> Path:
     (tmp_path / "README.md").write_text(README)
     (results / "demo-made-up-9000-2026-01-02.json").write_text(json.dumps(DEMO))
     (results / "export-made-up-9000-2026-01-02.json").write_text(json.dumps(EXPORT))
+    (results / "systems-made-up-9000-2026-01-02.json").write_text(json.dumps(SYSTEMS))
     (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/systems.md").write_text(SYSTEMS_PAGE)
     (tmp_path / "docs/export.md").write_text(EXPORT_PAGE)
     return tmp_path
 
@@ -362,6 +376,16 @@ def test_what_was_written_passes_the_check(root: Path, capsys: pytest.CaptureFix
             "docs/export.md",
             "| onnxruntime | 3.0 MiB | 4.2 (3.9 to 4.7) |",
             "| onnxruntime | 3.0 MiB | 2.2 |",
+        ),
+        (
+            "docs/systems.md",
+            "| `am_fbp` | 2.00 (1.10 to 2.20) | 2.50 | 1.25 | `aten::mm` 50% |",
+            "| `am_fbp` | 3.00 (1.10 to 2.20) | 2.50 | 1.25 | `aten::mm` 50% |",
+        ),
+        (
+            "docs/systems.md",
+            "| `cnn_lstm` | 1.20 (1.10 to 2.20), **missed 1.30** |",
+            "| `cnn_lstm` | 1.20 (1.10 to 2.20) |",
         ),
         ("docs/benchmarks.md", "| 50.0 | 5.00 | 25% |", "| 99.0 | 5.00 | 25% |"),
     ],
