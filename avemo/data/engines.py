@@ -64,7 +64,9 @@ def ray_all(
             while queue and free:
                 actor, item = free.popleft(), queue.popleft()
                 busy[actor.work.remote(item)] = actor, item, time.monotonic()
-            done, _ = ray.wait(list(busy), timeout=1.0)
+            ray.wait(list(busy), timeout=1.0)
+            # All that are done: one that ended while the caller had another's result is not late.
+            done, _ = ray.wait(list(busy), num_returns=len(busy), timeout=0)
             late = [ref for ref, (_, _, since) in busy.items() if _over(since, timeout)]
             for ref in dict.fromkeys([*done, *late]):
                 actor, item, _ = busy.pop(ref)

@@ -192,9 +192,10 @@ def process_all(
                 worker = _Worker(setup, arguments, memory)
                 worker.item = queue.popleft()
                 pool.append(worker)
-            ready = wait([worker.connection for worker in pool], timeout=1.0)
+            wait([worker.connection for worker in pool], timeout=1.0)
             for worker in list(pool):
-                if worker.connection in ready:
+                # As it is now: one that ended while the caller had another's result is not late.
+                if worker.connection.poll():
                     last, result = _receive(worker)
                     if not worker.ready:
                         if isinstance(result, WorkerDeath):

@@ -134,6 +134,8 @@ def _square(base: int) -> Callable[[Any], Any]:
             os.kill(os.getpid(), signal.SIGKILL)
         if item == "hang":
             time.sleep(60)
+        if item == "rest":
+            time.sleep(1)
         if item == "fail":
             raise ValueError("a mistake of the function")
         if item == "memory":
@@ -157,7 +159,7 @@ def test_engines_do_the_same(engine: EngineName) -> None:
     """A worker that is killed or hangs costs its item; a mistake of the function ends the run."""
     work = ENGINES[engine]
     items = [1, "die", 2, "hang", 3, "memory", 4]
-    found = dict(work(items, _square, (10,), workers=2, timeout=3.0, memory=1 << 30))
+    found = dict(work(items, _square, (10,), workers=2, timeout=10.0, memory=1 << 30))
     assert {item: found[item] for item in (1, 2, 3, 4)} == {1: 11, 2: 14, 3: 19, 4: 26}
     assert found["memory"] == "no memory left"
     assert isinstance(found["die"], WorkerDeath)
@@ -169,3 +171,7 @@ def test_engines_do_the_same(engine: EngineName) -> None:
     with pytest.raises(RuntimeError, match="could not start"):
         list(work([1], _broken_setup, (), workers=1, timeout=30.0))
     assert list(work([], _square, (10,), workers=2, timeout=1.0)) == []
+    slow = work([1, "rest"], _square, (10,), workers=2, timeout=2.0)
+    found = dict([next(slow)])
+    time.sleep(4)  # the caller's time is not the work's
+    assert found | dict(slow) == {1: 11, "rest": "rest"}

@@ -4,7 +4,7 @@ import json
 import shutil
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -249,9 +249,7 @@ def test_what_is_wanted_soon_is_fetched_ahead(folder: Path, tmp_path: Path) -> N
     wanted = [[i] for i in clips.select("train").tolist()]
     names = list(dict.fromkeys(clips.clips[i].shard for (i,) in wanted))
     with clips.ahead(wanted):
-        deadline = 200
-        while len(fetched) < len(names) and (deadline := deadline - 1):
-            time.sleep(0.05)
+        _until(lambda: len(fetched) >= len(names))
         assert fetched == names
     for (index,) in wanted:
         clips[index]
@@ -263,14 +261,19 @@ def test_what_is_wanted_soon_is_fetched_ahead(folder: Path, tmp_path: Path) -> N
     few._files.remote.read = clips._files.remote.read  # type: ignore[union-attr, method-assign]
     fetched.clear()
     with few.ahead(wanted) as reached:
+        _until(lambda: bool(fetched))
         time.sleep(0.3)
         assert fetched == names[:1]  # the second would be more than half
         for _ in wanted:
             reached()
-        deadline = 200
-        while len(fetched) < len(names) and (deadline := deadline - 1):
-            time.sleep(0.05)
+        _until(lambda: len(fetched) >= len(names))
     assert fetched == names
+
+
+def _until(seen: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not seen() and time.monotonic() < until:
+        time.sleep(0.02)
 
 
 def _damage(file: Path, at: int = -2000) -> None:
