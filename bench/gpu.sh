@@ -111,8 +111,7 @@ if [[ $mode == dry ]]; then
   prefix=$scratch/install # not into the checkout, where it would hide what is installed
   right=(--shapes tiny --dtypes float32 bfloat16 --processes 2)
   right_large=() right_wgmma=()
-  small=(--shapes tiny --operators am_fbp am_fbp_tiles --dtypes bfloat16 --modes forward --backends native --peers
-    products)
+  small=(--shapes tiny --operators am_fbp am_fbp_tiles --dtypes bfloat16 tf32 --backends native --peers products)
   goals=(--shapes tiny --operators am_fbp fbp_biased --dtypes bfloat16)
   goal_peers=(eager products) timed=(--seconds 0.05)
   warmed=(--shapes tiny --operators fbp_biased --modes forward --peers eager --processes 1)
@@ -124,18 +123,17 @@ else
   unset TRITON_INTERPRET
   cache=${FBP_GPU_CACHE:-${TMPDIR:-/tmp}/fbp-gpu-cache} # beyond this call: a second one compiles nothing again
   prefix=$PWD/kernels
-  right=(--shapes clip vqa batch conv1 conv2 one tiny --dtypes bfloat16 float16 tf32 float32 --backends native triton
+  right=(--shapes clip vqa batch conv1 conv2 one tiny few many --dtypes bfloat16 float16 tf32 float32 --backends native triton
     --processes 8)
   # In float64, attention over so many frames does not fit a device.
   right_large=(--shapes web --dtypes bfloat16 float16 tf32 float32 --backends native triton --processes 3
     --operators "${bilinear[@]}" power_normalize)
-  # Sizes that the bilinear kernels by wgmma serve, forward and backward, which no GPU has run yet.
-  right_wgmma=(--shapes clip vqa web batch --dtypes bfloat16 float16 --backends native --operators "${bilinear[@]}"
-    --processes 3)
+  # Sizes and dtypes for which Hopper has kernels of its own, forward and backward, which no GPU has run yet.
+  right_wgmma=(--shapes few many clip vqa web batch --dtypes bfloat16 float16 tf32 --backends native --operators
+    "${bilinear[@]}" --processes 3)
   goals=(--shapes clip web vqa --operators am_fbp fbp_biased fbp --dtypes bfloat16)
-  # The forward of small batches beside the kernels by tiles, in whose place it stands.
-  small=(--shapes clip batch --operators am_fbp am_fbp_tiles --dtypes bfloat16 --modes forward --backends native
-    --peers products)
+  # Hopper's own kernels beside those by tiles, in whose place they stand; where there are none, both are the same.
+  small=(--shapes clip batch --operators am_fbp am_fbp_tiles --dtypes bfloat16 tf32 --backends native --peers products)
   goal_peers=(eager compile max-autotune products) timed=(--seconds 0.3)
   warmed=("${goals[@]}" --peers compile max-autotune --processes 10)
   others=(--shapes clip vqa web batch conv1 one full --dtypes bfloat16 tf32 float16 float32
@@ -232,14 +230,17 @@ await_warming() {
   warming=
 }
 
-sanitizer() { # TOOL SECONDS
+sanitizer() { # TOOL SECONDS SECONDS: the kernels of Hopper alone, which none of the tiny shapes is for, then all others
   if [[ $mode == dry ]]; then
     leave_out "$1" "it needs a GPU"
   elif has compute-sanitizer; then
     # Without PyTorch's own allocator, so that each tensor has bounds of its own. What is read before it is written shows
     # in parity, which fills fresh tensors with NaN.
-    step "$1" "$2" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 9 \
-      "$python" -m bench parity --device $device --backends native triton --shapes tiny --dtypes float32 bfloat16
+    local checked=(env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 9
+      "$python" -m bench parity --device $device)
+    step "$1 (wgmma)" "$2" "${checked[@]}" --backends native --shapes few many --dtypes bfloat16 tf32 \
+      --operators "${bilinear[@]}"
+    step "$1" "$3" "${checked[@]}" --backends native triton --shapes tiny --dtypes float32 bfloat16
   else
     leave_out "$1" "compute-sanitizer is not installed"
   fi
@@ -249,20 +250,20 @@ step machine 40 bash -c machine
 step build 150 bash -c extension
 start_warming 170
 if ((${#right_wgmma[@]})); then
-  step "parity (wgmma)" 60 "$python" -m bench parity --device $device "${right_wgmma[@]}" --out "$out" --resume
+  step "parity (wgmma)" 75 "$python" -m bench parity --device $device "${right_wgmma[@]}" --out "$out" --resume
 fi
 step parity 130 "$python" -m bench parity --device $device "${right[@]}" --out "$out" --resume
 if ((${#right_large[@]})); then
   step "parity (large)" 60 "$python" -m bench parity --device $device "${right_large[@]}" --out "$out" --resume
 fi
 await_warming
-step "goals (small)" 25 "$python" -m bench run --device $device "${small[@]}" --seconds 0.2 --out "$out" --resume
+step "goals (small)" 40 "$python" -m bench run --device $device "${small[@]}" --seconds 0.2 --out "$out" --resume
 # Written after every case: a run that is cut off leaves what it has measured.
 step goals 160 "$python" -m bench run --device $device "${goals[@]}" --peers "${goal_peers[@]}" "${timed[@]}" \
   --out "$out" --resume
-sanitizer memcheck 60
-sanitizer racecheck 60
-sanitizer synccheck 45
+sanitizer memcheck 45 60
+sanitizer racecheck 45 60
+sanitizer synccheck 30 45
 step rest 110 "$python" -m bench run --device $device "${others[@]}" --out "$out" --resume
 step resources 200 env -u TRITON_INTERPRET "$python" -m fbp_kernels.tools.resources "$architecture" --check \
   --processes "$(nproc)"

@@ -5,10 +5,12 @@ from collections.abc import Iterable
 from .records import Case, Spread
 
 ACCELERATED = "accelerated"  # a whole model on our kernels
+# Projections, between forward and backward.
 KEEPING = {
-    "triton keep": True,
-    "triton recompute": False,
-}  # projections, between forward and backward
+    f"{backend} {word}": keep
+    for backend in ("native", "triton")
+    for word, keep in (("keep", True), ("recompute", False))
+}
 OURS = ("native", "triton", *KEEPING, ACCELERATED)
 PEERS = ("eager", "channels-last", "compile", "max-autotune", "products", "plain", "mfb")
 COPY = "copy"  # what memory allows; not somebody who does the same

@@ -270,6 +270,8 @@ class OperatorPlan:
                             verify.require_finite(got)
                         else:
                             trial.errors(name, contender.rule).add(got, plain, truth, unrounded)
+                        if is_ours(name):
+                            verify.require_same_bits(got, contender.run)
                         trial.ready[name] = contender
         return trial.verdict()
 

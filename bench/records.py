@@ -79,8 +79,9 @@ class Case:
         flops: of the operator at its best: products only, projections kept for the backward.
         bytes: each input and weight read once, each result written once.
         floor_seconds: the larger of flops and bytes over the machine's ceilings of the same run.
-        contenders: by name: "native" and "triton" are ours ("triton keep" and "triton recompute" are told whether to
-            keep the projections for the backward, where it would decide otherwise), "accelerated" a model with ours;
+        contenders: by name: "native" and "triton" are ours (with " keep" or " recompute" behind them they are told
+            whether to keep the projections for the backward, where they would do the other), "accelerated" a model
+            with ours;
             peers are "eager", "channels-last" (a model all in that memory format), "compile", "max-autotune",
             "products" (bare matrix products), "plain" (a better expression in plain PyTorch), "mfb"
             (block.bootstrap.pytorch), "copy"; a name with " graph" at its end

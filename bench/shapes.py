@@ -40,6 +40,12 @@ SHAPES = {
 SMALLEST = {
     "one": Shape(1, 1, 1, 1, 1, 1, 1, 1, "what a call costs beside its arithmetic"),
     "tiny": Shape(3, 5, 7, 4, 3, 2, 3, 2, "sizes that an interpreter can do"),
+    "few": Shape(
+        40, 264, 136, 66, 4, 3, 40, 3, "small, and in whole vectors, as Hopper's kernels ask for"
+    ),
+    "many": Shape(
+        136, 264, 136, 66, 4, 3, 40, 3, "the same with more rows than its small batches have"
+    ),
 }
 
 ALL = SHAPES | SMALLEST

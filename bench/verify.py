@@ -97,6 +97,17 @@ def require_finite(results: tuple[Tensor, ...]) -> None:
             )
 
 
+def require_same_bits(results: tuple[Tensor, ...], run: Callable[[], tuple[Tensor, ...]]) -> None:
+    """Raises `WrongResultError` where another run gives other bits: a race may show in nothing else."""
+    first = tuple(result.clone() for result in results)  # a graph writes over its results
+    for number, (one, other) in enumerate(zip(first, run(), strict=True)):
+        if not one.equal(other):
+            raise WrongResultError(
+                f"result {number} has {int((one != other).sum())} of {one.numel()} elements that"
+                " another run gives otherwise"
+            )
+
+
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
     """Fresh tensors hold NaN, so that an element that nobody wrote shows.

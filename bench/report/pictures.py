@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _COLORS = {  # Okabe and Ito's, told apart by colour-blind readers too
     "native": "#d55e00",
+    "native keep": "#f0b080",
+    "native recompute": "#8a3c00",
     "triton": "#cc79a7",
     "triton keep": "#e3b5cc",
     "triton recompute": "#8f4a70",

@@ -178,6 +178,41 @@ def test_a_wrong_kernel_has_no_time(monkeypatch: pytest.MonkeyPatch, fault: str)
     assert "eager" in outcome.case.contenders
 
 
+def test_bits_that_do_not_repeat_are_wrong_though_each_run_is_right(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernel = backends.kernel("fbp", "native")
+    runs = 0
+
+    def racing(*arguments: object) -> tuple[Tensor, ...]:
+        nonlocal runs
+        runs += 1
+        pooled, *kept = kernel.forward(*arguments)
+        if runs % 2:
+            pooled[-1, -1] = pooled[-1, -1].nextafter(torch.tensor(torch.inf))
+        return (pooled, *kept)
+
+    monkeypatch.setitem(
+        backends._kernels["fbp"], "native", backends.Kernel(racing, kernel.backward)
+    )
+    checked = PLAN.check(["native", "eager"])
+    assert checked.wrong == {
+        "native": "result 0 has 1 of 12 elements that another run gives otherwise"
+    }
+    assert checked.worst["native"] < 1
+
+
+def test_a_replayed_graph_that_writes_over_its_results_is_compared_with_what_they_were() -> None:
+    kept = (torch.zeros(3),)
+
+    def replay() -> tuple[Tensor, ...]:
+        kept[0].add_(1)
+        return kept
+
+    with pytest.raises(verify.WrongResultError, match="result 0 has 3 of 3 elements"):
+        verify.require_same_bits(replay(), replay)
+
+
 def test_what_cannot_run_is_left_out_with_its_reason() -> None:
     sizes = OPERATORS["batch_norm"].sizes["tiny"]
     plan = OperatorPlan("batch_norm", "tiny", sizes, "float32", "forward", "cpu")
@@ -263,6 +298,7 @@ def test_a_backend_is_told_to_keep_where_it_would_not() -> None:
     call = OPERATORS["fbp"].make(sizes, Draw("float32"))
     names = contenders.names(call, "training", "cuda")
     assert {"triton keep", "triton recompute", "triton graph", "eager graph"} <= set(names)
+    assert {"native keep", "native recompute"} <= set(names)
     assert "products graph" in contenders.names(call, "forward", "cuda")
     assert "triton keep" not in contenders.names(call, "forward", "cuda")
     assert "triton keep" not in contenders.names(call, "training", "cpu")

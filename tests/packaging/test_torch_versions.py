@@ -40,7 +40,7 @@ def test_all_name_the_same_least_version(versions: ModuleType) -> None:
         ROOT / "CMakeLists.txt": r"find_package\(Torch ([\d.]+)",
         ROOT / "tests" / "cuda_shim" / "CMakeLists.txt": r"find_package\(Torch ([\d.]+)",
     }
-    found = {path.name: set(re.findall(by, path.read_text())) for path, by in named.items()}
+    found = {path: set(re.findall(by, path.read_text())) for path, by in named.items()}
     least = versions.LEAST.removesuffix(".0")
     assert set(map(frozenset, found.values())) == {frozenset([least])}, found
     numbers = [tuple(map(int, v.split("."))) for v in versions.VERSIONS]

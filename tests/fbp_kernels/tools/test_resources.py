@@ -193,11 +193,21 @@ def _table(**half: dict[str, int]) -> dict[str, Any]:
     return {"sm90": {"small_product": dtypes}}
 
 
-def _run(tmp_path: Path, table: dict[str, Any], *arguments: str) -> tuple[int, str]:
-    """The command, on the small kernels and a table of their own."""
+# Of kernels that multiply in TF32, products and sums are rounded one by one.
+TWO_ROUNDINGS = """
+from fbp_kernels.triton import launch
+asked = launch.Plan.options.fget
+launch.Plan.options = property(lambda p: asked(p) | {"enable_fp_fusion": not p.constants["TF32"]})
+"""
+
+
+def _run(
+    tmp_path: Path, table: dict[str, Any], *arguments: str, before: str = ""
+) -> tuple[int, str]:
+    """The command, on the small kernels and a table of their own, after some statements."""
     path = tmp_path / "table.json"
     path.write_text(tuning.text(table))
-    code = f"""
+    code = f"""{before}
 import sys
 from pathlib import Path
 from fbp_kernels.tools import resources
@@ -247,15 +257,16 @@ def test_a_table_that_is_right_passes(tmp_path: Path) -> None:
 def test_a_table_that_is_wrong_fails(tmp_path: Path) -> None:
     table = _table(small=_entry(24), medium=_entry(32), large=_entry(256))
     del table["sm90"]["small_product"]["tf32"]["large"]
-    status, printed = _run(tmp_path, table, "--check")
+    status, printed = _run(tmp_path, table, "--check", before=TWO_ROUNDINGS)
     assert status == 1
     problems = printed[printed.index("with problems") :]
     assert "sm90 small_product half small: " in problems  # no power of two: does not compile
     assert "sm90 small_product half medium: no sample comes to it" in problems
     assert "sm90 small_product half large: spills " in problems
     assert "LookupError: table.json has no configuration for small_product tf32 large" in problems
+    assert "sm90 small_product tf32 small: multiplies and adds in two roundings" in problems
     assert "7 kernels compiled" in printed
-    assert "4 with problems" in printed, printed
+    assert "5 with problems" in printed, printed
 
 
 AHEAD = """
