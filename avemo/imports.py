@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,13 +11,17 @@ _own_process = False
 
 
 def in_a_process_of_its_own() -> None:
-    """Says that the process is a command's alone: what is there after imports is never looked through for cycles.
+    """Says that the process is a command's alone: what is there after imports is never looked through for cycles,
+    and NumPy and SciPy multiply with one thread, unless the environment says with how many.
 
     The first collection after PyTorch's import takes a tenth of a short run, and finds nothing. In the process of
-    somebody else, things may be there that become garbage later.
+    somebody else, things may be there that become garbage later. Threads of OpenBLAS begin by turning in circles for a
+    tenth of a second, in this process and in every one that it starts, in the place of the decoder; and nothing here
+    multiplies anything large but PyTorch, which has threads of its own.
     """
     global _own_process
     _own_process = True
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 @contextmanager

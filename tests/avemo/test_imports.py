@@ -1,7 +1,11 @@
 """What slow imports do to the collection of garbage."""
 
 import gc
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +15,7 @@ from avemo import cli, imports
 @pytest.fixture
 def collection(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As in a process that is not a command's own, now and afterwards."""
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
     monkeypatch.setattr(imports, "_own_process", False)
     gc.unfreeze()
     yield
@@ -35,3 +40,22 @@ def test_a_command_of_its_own_never_looks_through_what_it_imported(
     cli.console()
     assert gc.isenabled()
     assert gc.get_freeze_count() > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted on Linux")
+@pytest.mark.parametrize(("said", "expected"), [(None, 1), ("2", 2)])
+def test_no_thread_of_numpy_takes_a_processor_from_the_decoder(
+    said: str | None, expected: int
+) -> None:
+    code = (
+        "import os; from avemo.imports import in_a_process_of_its_own as own; own()\n"
+        "import numpy; print(len(os.listdir('/proc/self/task')))"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    if said is not None:
+        environment["OPENBLAS_NUM_THREADS"] = said
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    # As many as were asked for, where the machine has as many processors.
+    assert int(done.stdout) == min(expected, len(os.sched_getaffinity(0)))
