@@ -13,6 +13,9 @@ from avemo.data.worker import Task, WorkerDeath, bound_memory, process_all
 
 EngineName = Literal["local", "ray"]
 
+_START_SECONDS = (
+    600.0  # until there is room for a first worker; clusters that grow by themselves take minutes
+)
 
 Engine = Callable[..., Iterator[tuple[Any, Any]]]
 """As :func:`avemo.data.worker.process_all`, for functions that have one result for each item."""
@@ -31,10 +34,11 @@ def ray_all(
 
     Arguments, what is yielded and raised are as for :func:`avemo.data.worker.process_all`; paths in them must be the
     same on all nodes. The item that a lost worker or node had is a :class:`WorkerDeath`, and another actor takes its
-    place.
+    place as soon as the cluster has room for one; those that there are go on meanwhile.
 
     Raises:
         ValueError: Ray is not installed.
+        RuntimeError: also where the cluster has no room for any worker.
     """
     try:
         ray: Any = import_module("ray")
@@ -48,15 +52,34 @@ def ray_all(
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", **here)
     actor_of = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(_Actor)
     queue, free = deque(items), deque[Any]()
-    busy: dict[Any, tuple[Any, Any, float]] = {}  # by what is awaited: actor, item, since when
+    starting: dict[Any, Any] = {}  # actors, by what is awaited
+    busy: dict[Any, tuple[Any, Any, float]] = {}  # likewise: actor, item, since when
+    stuck = time.monotonic()  # since when there is no worker at all
 
     def start(count: int) -> None:
-        fresh = [actor_of.remote(setup, arguments, memory) for _ in range(count)]
+        for _ in range(count):
+            actor = actor_of.remote(setup, arguments, memory)
+            starting[actor.ready.remote()] = actor
+
+    def started(ref: Any) -> None:
+        actor = starting.pop(ref)
         try:
-            ray.get([actor.ready.remote() for actor in fresh])
+            ray.get(ref)
         except died as error:
-            raise RuntimeError(f"a worker process could not start: {_told(error)}") from error
-        free.extend(fresh)
+            if error.actor_init_failed or not busy:
+                raise RuntimeError(f"a worker process could not start: {_told(error)}") from error
+            start(1)  # its node was lost
+        else:
+            free.append(actor)
+
+    def result_of(ref: Any, actor: Any) -> Any:
+        try:
+            return ray.get(ref)
+        except died as error:
+            ray.kill(actor)  # one that cannot be reached may live, and take the place of the next
+            return WorkerDeath(f"the process ended: {_told(error)}")
+        except failed as error:
+            raise RuntimeError(f"a worker process failed: {_told(error)}") from error
 
     try:
         start(min(workers, len(queue)))
@@ -64,19 +87,24 @@ def ray_all(
             while queue and free:
                 actor, item = free.popleft(), queue.popleft()
                 busy[actor.work.remote(item)] = actor, item, time.monotonic()
-            ray.wait(list(busy), timeout=1.0)
+            if busy:
+                stuck = time.monotonic()
+            elif _over(stuck, _START_SECONDS):
+                raise RuntimeError(
+                    f"no worker could start within {_START_SECONDS:g} s: the Ray cluster has no free processor"
+                )
+            ray.wait([*busy, *starting], timeout=1.0)
             # All that are done: one that ended while the caller had another's result is not late.
-            done, _ = ray.wait(list(busy), num_returns=len(busy), timeout=0)
+            awaited = [*busy, *starting]
+            done, _ = ray.wait(awaited, num_returns=len(awaited), timeout=0)
             late = [ref for ref, (_, _, since) in busy.items() if _over(since, timeout)]
             for ref in dict.fromkeys([*done, *late]):
+                if ref in starting:
+                    started(ref)
+                    continue
                 actor, item, _ = busy.pop(ref)
                 if ref in done:
-                    try:
-                        result = ray.get(ref)
-                    except died as error:
-                        result = WorkerDeath(f"the process ended: {_told(error)}")
-                    except failed as error:
-                        raise RuntimeError(f"a worker process failed: {_told(error)}") from error
+                    result = result_of(ref, actor)
                 else:
                     ray.kill(actor)
                     result = WorkerDeath(f"no result within {timeout:g} s", late=True)
@@ -86,7 +114,7 @@ def ray_all(
                     start(1)
                 yield item, result
     finally:
-        for actor in (*free, *(actor for actor, _, _ in busy.values())):
+        for actor in (*free, *starting.values(), *(actor for actor, _, _ in busy.values())):
             ray.kill(actor)
         if ours:
             ray.shutdown()

@@ -5,6 +5,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from avemo.data.engines import ENGINES, EngineName
 from avemo.data.prepare import Job, parse_job, prepare
 from avemo.data.worker import WorkerDeath
 from avemo.storage import FolderInUseError
+from tests.avemo.data import crashing
 from tests.avemo.data.media_files import write_clip
 from tests.avemo.writers import one_writer_elsewhere
 
@@ -114,11 +116,15 @@ def test_shares_that_do_not_fit_are_refused(corpus: Path, tmp_path: Path) -> Non
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
-    """A cluster of this machine for all tests here."""
+    """A cluster of one node on this machine, for all tests here; more can be added to it."""
     ray = pytest.importorskip("ray")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    yield cluster
     ray.shutdown()
+    cluster.shutdown()
 
 
 @pytest.mark.slow
@@ -126,6 +132,63 @@ def ray() -> Iterator[Any]:
 def test_ray_gives_the_bytes_of_one_process(corpus: Path, whole: Path, tmp_path: Path) -> None:
     prepare("manifest", corpus, out=tmp_path, workers=2, engine="ray", **SETTINGS)
     assert contents(tmp_path) == contents(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray")
+def test_a_lost_worker_of_ray_costs_the_clip_it_was_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare_module, "_worker_setup", crashing.crashing_clips)
+    rows = ["path,label,speaker,split"]
+    for name, label, split in (
+        ("a", "sad", "test"),
+        ("crash", "sad", "val"),
+        ("b", "sad", "train"),
+    ):
+        write_clip(tmp_path / f"{name}.mp4")
+        rows.append(f"{name}.mp4,{label},{name},{split}")
+    (tmp_path / "manifest.csv").write_text("\n".join(rows))
+    report = prepare("manifest", tmp_path, out=tmp_path / "cache", workers=1, engine="ray")
+    assert (report.done, report.errors) == (2, {"decoder crashed": 1})
+    assert (
+        'crash.mp4,"decoder crashed: the process ended: '
+        in (tmp_path / "cache" / "errors.csv").read_text()
+    )
+    assert [clip.split for clip in ClipCache(tmp_path / "cache").clips] == ["test", "train"]
+
+
+def _held_back(node: str, lost: Path) -> Callable[[Any], Any]:
+    """Tells in which process of a node an item was worked on; the others wait until that node is lost."""
+    from ray import get_runtime_context
+
+    def task(item: int) -> int | None:
+        if get_runtime_context().get_node_id() == node:
+            return os.getpid()
+        while not lost.exists():
+            time.sleep(0.05)
+        return None
+
+    return task
+
+
+@pytest.mark.slow
+def test_a_lost_node_of_ray_costs_the_clip_it_was_at(ray: Any, tmp_path: Path) -> None:
+    """The others go on, though the cluster has no room for another worker."""
+    node, lost, items = ray.add_node(num_cpus=1), tmp_path / "lost", list(range(20))
+    work = ENGINES["ray"](items, _held_back, (node.node_id, lost), workers=3, timeout=60.0)
+    found = {}
+    for item, result in work:
+        found[item] = result
+        if isinstance(result, WorkerDeath):
+            lost.touch()
+        elif result is not None and node in ray.list_all_nodes():
+            ray.remove_node(node, allow_graceful=False)
+            with suppress(ProcessLookupError):  # it ends with its node
+                os.kill(result, signal.SIGKILL)
+    assert sorted(found) == items
+    (death,) = (result for result in found.values() if isinstance(result, WorkerDeath))
+    assert not death.late
 
 
 def _square(base: int) -> Callable[[Any], Any]:
