@@ -19,7 +19,7 @@ _streams: dict[tuple[torch.device, int], Tensor] = {}
 
 
 def counters(device: torch.device, stream: int, count: int) -> Tensor:
-    """Counters that are 0 and that nobody else uses at the same time.
+    """A stream's counters: 0, and nobody else's. Not for a launch that is captured, whose replays run anywhere.
 
     Args:
         device: of the launch, which is to follow.
@@ -29,8 +29,6 @@ def counters(device: torch.device, stream: int, count: int) -> Tensor:
     Returns:
         int32, at least `count`.
     """
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return _captured(device, count)
     have = _streams.get((device, stream))
     if have is None or have.numel() < count:
         have = _take(device, max(count, 4096))
@@ -39,7 +37,7 @@ def counters(device: torch.device, stream: int, count: int) -> Tensor:
 
 
 def counting(device: torch.device, count: int) -> Callable[[int], Tensor]:
-    """What gives `counters` for launches that need so many, given the device's current stream.
+    """What gives counters for launches that need so many, given the device's current stream: its own, or a graph's.
 
     It keeps what a stream was given, for to look that up by device and stream costs a launch a third of a microsecond.
     """
