@@ -132,6 +132,7 @@ class Pooling:
             kept_size=self._kept_size,
             kept_rows=1,
             check=self._check,
+            narrowed=count,
             fake=self._fake,
             work=self._work,
             reference=getattr(reference, name),
@@ -167,18 +168,12 @@ class Pooling:
                 while the two together take at most 64 MiB, which covers every training batch of the emotion
                 models.
         """
-        if not isinstance(inputs[0], Tensor):
-            self._check((*inputs, *lengths), attributes)
-        kind = inputs[0].device.type
-        inputs = _operator.autocast(kind, inputs)
-        chosen = backends.resolve(self._name, backend, kind, inputs[0].dtype, inputs)
         seed = None
-        if (
-            training and attributes[-1] != 0
-        ):  # the mask follows from torch's generator of the device
+        # The mask follows from torch's generator of the device.
+        if training and attributes[-1] != 0 and isinstance(inputs[0], Tensor):
             seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=inputs[0].device)
         given = (*inputs, *map(_check.as_int64, lengths), seed)
-        return self._operator(given, attributes, chosen, keep_projections)[0]
+        return self._operator(given, attributes, backend, keep_projections)[0]
 
     def _at(self, *positions: int) -> list[int]:
         """Where the inputs are that each part has at these positions of `NAMES`."""

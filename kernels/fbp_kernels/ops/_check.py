@@ -42,12 +42,15 @@ def tensors(operator: str, **arguments: Tensor | None) -> None:
             )
 
 
-def shape(operator: str, name: str, tensor: Tensor, **expected: int | None) -> None:
+def shape(operator: str, name: str, tensor: Tensor | None, **expected: int | None) -> None:
     """The rank and, where given, the sizes, by the name of each dimension.
 
     Raises:
+        TypeError: None.
         ValueError: another rank or size.
     """
+    if tensor is None:
+        raise TypeError(f"{operator}: {name} is None, expected a tensor")
     fits = len(tensor.shape) == len(expected)
     if fits:
         for have, want in zip(tensor.shape, expected.values(), strict=True):

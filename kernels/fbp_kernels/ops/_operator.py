@@ -10,6 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -32,9 +33,9 @@ Values = tuple[Any, ...]
 Call = Callable[..., Sequence[Tensor]]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Operator:
-    """The declaration of an operator; arguments as a schema has them, in this order.
+    """An operator, declared and then registered; arguments as a schema has them, in this order.
 
     A forward kernel is called with (*inputs, *extras, *attributes), and with keep where that is a choice, and returns
     the results and what was kept; a backward kernel with (*gradients, *inputs, *extras, *reused, *kept, *attributes,
@@ -51,7 +52,8 @@ class Operator:
             have no kernel are those of it.
         extras: other tensors.
         check: raises, in the caller's words, for arguments that do not fit; called with inputs and extras, and with the
-            attributes. The native kernels look themselves, in a tenth of the time: before one of them it is not called.
+            attributes. The native kernels look themselves, in a tenth of the time: it is called after one has failed.
+        narrowed: how many of the first inputs autocast casts to its dtype, as it does those of a matrix product.
         results: how many results can be differentiated.
         reused: which of these the backward is given.
         kept: how many tensors the forward keeps for the backward.
@@ -74,6 +76,7 @@ class Operator:
     reference: Callable[..., Any]
     extras: tuple[str, ...] = ()
     check: Callable[[Values, Values], object] = lambda *_: None
+    narrowed: int = 0
     results: int = 1
     reused: tuple[int, ...] = ()
     kept: int = 0
@@ -85,22 +88,14 @@ class Operator:
     seed: int | None = None
     tangent: Callable[..., Tensor] | None = None
 
-    def register(self, **kernels: backends.Kernel) -> "Registered":
-        """Registers schemas and fake kernels with PyTorch, and the kernels by backend."""
-        backends.register(self.name, self.work, **kernels)
-        return Registered(self)
-
-
-class Registered:
-    """An operator that PyTorch knows."""
-
-    def __init__(self, declared: Operator) -> None:
-        d, name = declared, declared.name
-        self.name, self._declared = name, d
-        tensors = d.inputs + d.extras
+    def register(self, **kernels: backends.Kernel) -> "Operator":
+        """Registers schemas and fake kernels with PyTorch, and the kernels by backend: now it can be called."""
+        name = self.name
+        backends.register(name, self.work, **kernels)
+        tensors = self.inputs + self.extras
         self._tensors = len(tensors)
-        self._names = [argument.split()[1] for argument in tensors + d.attributes]
-        arguments = tensors + d.attributes + ("bool keep",) * bool(d.kept_size)
+        self._names = [argument.split()[1] for argument in tensors + self.attributes]
+        arguments = tensors + self.attributes + ("bool keep",) * bool(self.kept_size)
         forward = _library(
             f"{name}_forward",
             arguments,
@@ -108,22 +103,24 @@ class Registered:
             lambda *a: self._results(a, backends.kernel(name, a[-1]).forward(*a[:-1])),
             lambda *a: self._results(a, self._fake(a)),
         )
-        dz = [f"Tensor? dz{i}" for i in range(d.results)] if d.results > 1 else ["Tensor dz"]
-        reused = [f"Tensor z{i}" for i in d.reused]
-        kept = [f"Tensor? kept{i}" for i in range(d.kept)]
+        dz = [f"Tensor? dz{i}" for i in range(self.results)] if self.results > 1 else ["Tensor dz"]
+        reused = [f"Tensor z{i}" for i in self.reused]
+        kept = [f"Tensor? kept{i}" for i in range(self.kept)]
         # No list: PyTorch's loop for batched gradients (is_grads_batched) takes tensors alone.
-        several = f"({', '.join(['Tensor'] * len(d.inputs))})" if len(d.inputs) > 1 else "Tensor"
+        count = len(self.inputs)
         backward = _library(
             f"{name}_backward",
-            (*dz, *tensors, *reused, *kept, *d.attributes, "int needs"),
-            several,
+            (*dz, *tensors, *reused, *kept, *self.attributes, "int needs"),
+            f"({', '.join(['Tensor'] * count)})" if count > 1 else "Tensor",
             lambda *a: self._gradients(a, backends.kernel(name, a[-1]).backward(*a[:-1])),
-            lambda *a: self._gradients(a, map(self._fake_gradient, a[d.results : -2])),
+            lambda *a: self._gradients(
+                a, [t if t is None else self.fake_gradient(t) for t in a[len(dz) :][:count]]
+            ),
         )
 
-        def due_alone(*arguments: Any) -> list[Tensor]:
-            found = _tuple(backward(*arguments))
-            return [found[i] for i in _due(arguments[-2])]
+        def due_alone(*arguments: Any) -> Sequence[Tensor]:
+            found, due = _tuple(backward(*arguments)), _due(arguments[-2])
+            return found if len(due) == count else [found[i] for i in due]
 
         self._forward = _Formula(
             name, forward, self._keep, self._gradient, self._tangent, self._vmap
@@ -132,125 +129,135 @@ class Registered:
             f"{name}_backward", due_alone, self._keep_backward, self._second_gradient,
             self._second_tangent, self._vmap_backward,
         )  # fmt: skip
-        self._recorded = _library(name, arguments, "Tensor[]", lambda *a: list(self._call(a)))
+        call = lambda *a: list(self._forward(a[self._tensors :], a[: self._tensors]))  # noqa: E731
+        self._recorded = _library(name, arguments, "Tensor[]", call)
+        return self
 
     def __call__(
-        self, tensors: Values, attributes: Values, backend: str, keep: bool | None = None
+        self, tensors: Values, attributes: Values, backend: str | None, keep: bool | None = None
     ) -> Sequence[Tensor]:
-        """Calls the operator with inputs and extras, or its reference; gives the results and what is kept.
+        """Calls the operator with inputs and extras, on the backend that is asked for or the best there is.
 
         The forward keeps what the backward would compute again where that is asked for, or by default where it takes at
         most 64 MiB; the reference never does, nor a call of which no gradient is due.
+
+        Returns:
+            The results, and what is kept.
         """
-        compiled = torch.compiler.is_compiling()
-        if compiled or backend != "native":
-            self._declared.check(tensors, attributes)
-        if backend == "reference":
-            return _tuple(self._reference(*tensors, *attributes))
+        chosen = ""
         try:
+            kind = tensors[0].device.type
+            if self.narrowed:
+                tensors = autocast(kind, tensors, self.narrowed)
+            inputs = tensors[: len(self.inputs)]
+            chosen = backends.resolve(self.name, backend, kind, inputs[0].dtype, inputs)
+            compiled = torch.compiler.is_compiling()
+            if compiled or chosen != "native":
+                self.check(tensors, attributes)
+            if chosen == "reference":
+                return _tuple(self._reference(*tensors, *attributes))
             traced = compiled or torch.jit.is_tracing()
-            return self._run(tensors, attributes, backend, keep, traced)
+            constant = not traced and _constant(tensors)
+            options = (*attributes, chosen)
+            if self.kept_size is not None:
+                keep = not constant and self._worth_keeping(keep, tensors)
+                options = (*attributes, keep, chosen)
+            if constant or traced:
+                return (self._forward.raw if constant else self._recorded)(*tensors, *options)
+            return self._forward.apply(options, *tensors)
         except NotImplementedError as error:
-            kinds = {type(t).__name__ for t in tensors if isinstance(t, Tensor)}
+            if chosen == "reference":
+                raise
+            kinds = {
+                type(t).__name__ if t.layout is torch.strided else str(t.layout)
+                for t in tensors
+                if isinstance(t, Tensor)
+            }
             raise NotImplementedError(
                 f"{self.name}: the fused kernels do not run on {', '.join(sorted(kinds))}; use backend='reference',"
                 " or, on a DTensor, torch.distributed.tensor.experimental.local_map"
             ) from error
         except Exception:
-            self._declared.check(tensors, attributes)
+            self.check(tensors, attributes)
             raise
-
-    def _run(
-        self, tensors: Values, attributes: Values, backend: str, keep: bool | None, traced: bool
-    ) -> Sequence[Tensor]:
-        constant = not traced and _constant(tensors)
-        if self._declared.kept_size is not None:
-            attributes = (*attributes, not constant and self._worth_keeping(keep, tensors))
-        options = (*attributes, backend)
-        if constant or traced:
-            return (self._forward.raw if constant else self._recorded)(*tensors, *options)
-        return self._forward.apply(options, *tensors)
 
     def _worth_keeping(self, asked: bool | None, tensors: Values) -> bool:
         if torch.is_grad_enabled():
             for t in tensors:
                 if t is not None and t.requires_grad:
-                    size: Any = self._declared.kept_size
+                    size: Any = self.kept_size
                     return little(size(*tensors), tensors[0]) if asked is None else asked
         return False
 
-    def _call(self, arguments: Values) -> Sequence[Tensor]:
-        return self._forward(arguments[self._tensors :], arguments[: self._tensors])
-
     def _fake(self, arguments: Values) -> Any:
         tensors, others = arguments[: self._tensors], arguments[self._tensors :]
-        self._declared.check(tensors, self._attributes(others))
-        return self._declared.fake(*arguments[:-1])
+        self.check(tensors, self._attributes(others))
+        return self.fake(*arguments[:-1])
 
     def _reference(self, *arguments: Any) -> Any:
-        return self._declared.reference(**dict(zip(self._names, arguments, strict=True)))
+        return self.reference(**dict(zip(self._names, arguments, strict=True)))
 
     # What raw operators return of what kernels and fakes give.
 
     def _results(self, arguments: Values, found: Any) -> list[Tensor]:
         """Results, and what was to be kept."""
-        return list(_tuple(found)[: self._declared.results + self._keeps(arguments)])
+        return list(_tuple(found))[: self.results + self._keeps(arguments)]
 
     def _gradients(self, arguments: Values, found: Any) -> Any:
         """One tensor for each input, empty where no gradient is due."""
-        needs, some = arguments[-2], next(t for t in arguments if t is not None)
-        pairs = zip(range(len(self._declared.inputs)), _tuple(found), strict=False)
-        gradients = tuple([t if needs >> i & 1 else some.new_empty(0) for i, t in pairs])
-        return gradients if len(gradients) > 1 else gradients[0]
-
-    def _fake_gradient(self, tensor: Any) -> Any:
-        return self._declared.fake_gradient(tensor) if isinstance(tensor, Tensor) else None
+        found, due, count = _tuple(found), _due(arguments[-2]), len(self.inputs)
+        if count == 1:
+            return found[0]
+        if len(due) < count:
+            some = next(t for t in arguments if t is not None)
+            found = [found[i] if i in due else some.new_empty(0) for i in range(count)]
+        return tuple(found[:count])
 
     # The forward's formula; options are what is no tensor: attributes, keep, backend.
 
     def _keep(self, ctx: Any, arguments: Values, output: Any) -> None:
-        d = self._declared
         ctx.options, *tensors = arguments
         ctx.set_materialize_grads(False)
         ctx.save_for_forward(*tensors)
-        kept = output[d.results :]
+        kept = output[self.results :]
         ctx.mark_non_differentiable(*kept)
-        ctx.save_for_backward(*tensors, *(output[i] for i in d.reused), *kept or (None,) * d.kept)
+        ctx.save_for_backward(
+            *tensors, *(output[i] for i in self.reused), *kept or (None,) * self.kept
+        )
 
     def _gradient(self, ctx: Any, *dz: Tensor | None) -> tuple[Tensor | None, ...]:
-        d = self._declared
-        wanted = ctx.needs_input_grad[1 : 1 + len(d.inputs)]
-        found: Any = iter(())
-        if any(t is not None for t in dz[: d.results]):
-            options = (*self._attributes(ctx.options), _bits(wanted), ctx.options[-1])
-            found = iter(self._backward(options, (*dz[: d.results], *ctx.saved_tensors)))
-        gradients = (next(found, None) if due else None for due in wanted)
-        return (None, *gradients, *(None,) * len(d.extras))
+        gradients: list[Tensor | None] = [None] * (1 + self._tensors)
+        dz = dz[: self.results]
+        if any(t is not None for t in dz):
+            needs = _bits(ctx.needs_input_grad[1 : 1 + len(self.inputs)])
+            options = (*self._attributes(ctx.options), needs, ctx.options[-1])
+            found = self._backward(options, (*dz, *ctx.saved_tensors))
+            for i, gradient in zip(_due(needs), found, strict=True):
+                gradients[1 + i] = gradient
+        return tuple(gradients)
 
     def _tangent(self, ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        d = self._declared
-        n = len(d.inputs)
+        n = len(self.inputs)
         tensors = [_primal(t) for t in ctx.saved_tensors[: self._tensors]]
         inputs, extras, attributes = tensors[:n], tensors[n:], self._attributes(ctx.options)
-        if d.tangent is None:
+        if self.tangent is None:
             found = push_forward(self._plain(extras, attributes), inputs, tangents[:n])
         else:
             call = lambda x, how: self((*x, *extras), how, ctx.options[-1], False)[0]  # noqa: E731
-            found = [d.tangent(call, inputs, tangents[:n], attributes)]
+            found = [self.tangent(call, inputs, tangents[:n], attributes)]
         return (*found, *(None,) * self._keeps(ctx.options))
 
     def _vmap(self, info: Any, dims: Any, options: Any, *tensors: Tensor | None) -> Any:
-        d = self._declared
-        into = (0,) * d.results + (d.kept_rows,) * self._keeps(options)
+        into = (0,) * self.results + (self.kept_rows,) * self._keeps(options)
         rows = self._rows(tensors)
-        return _batched(self._forward, info, dims, options, tensors, rows, into, bool(d.rows))
+        return _batched(self._forward, info, dims, options, tensors, rows, into, bool(self.rows))
 
     # The backward's; options: attributes, needs, backend.
 
     def _keep_backward(self, ctx: Any, arguments: Values, _: Any) -> None:
         ctx.options, *tensors = arguments
         ctx.set_materialize_grads(False)
-        tensors = tensors[: self._declared.results + self._tensors]
+        tensors = tensors[: self.results + self._tensors]
         ctx.save_for_forward(*tensors)
         ctx.save_for_backward(*tensors)
 
@@ -264,48 +271,45 @@ class Registered:
         return tuple(push_forward(backward, tensors, tangents[: len(tensors)]))
 
     def _vmap_backward(self, info: Any, dims: Any, options: Any, *tensors: Tensor | None) -> Any:
-        d = self._declared
         due = _due(options[-2])
         rows = (
-            *(0,) * d.results,
-            *self._rows(tensors[d.results : d.results + self._tensors]),
-            *(0,) * len(d.reused),
-            *(d.kept_rows,) * d.kept,
+            *(0,) * self.results,
+            *self._rows(tensors[self.results : self.results + self._tensors]),
+            *(0,) * len(self.reused),
+            *(self.kept_rows,) * self.kept,
         )
-        one_call = bool(d.rows) and all(i in d.rows for i in due)
+        one_call = bool(self.rows) and all(i in self.rows for i in due)
         into = (0,) * len(due)
         return _batched(self._backward, info, dims, options, tensors, rows, into, one_call)
 
     # What both share.
 
     def _attributes(self, options: Values) -> Values:
-        return options[: len(self._declared.attributes)]
+        return options[: len(self.attributes)]
 
     def _keeps(self, options: Values) -> int:
         """How many tensors a forward keeps."""
-        return self._declared.kept if self._declared.kept_size is None or options[-2] else 0
+        return self.kept if self.kept_size is None or options[-2] else 0
 
     def _rows(self, tensors: Tensors) -> tuple[int | None, ...]:
         """Where inputs and extras have their rows; nowhere in a seed, which gives each row a mask of its own."""
-        d = self._declared
-        if d.seed is not None and tensors[d.seed] is not None:
+        if self.seed is not None and tensors[self.seed] is not None:
             return (None,) * len(tensors)
-        return tuple(0 if i in d.rows else None for i in range(len(tensors)))
+        return tuple(0 if i in self.rows else None for i in range(len(tensors)))
 
     def _plain(self, extras: Tensors, attributes: Values) -> Callable[..., Any]:
         """The reference as a function of the inputs."""
-        count = self._declared.results
+        count = self.results
         return lambda *inputs: _tuple(self._reference(*inputs, *extras, *attributes))[:count]
 
     def _plain_backward(self, ctx: Any) -> tuple[Callable[..., Any], Tensors]:
         """The gradients that were due as a function of (*dz, *inputs), by the reference; and these."""
-        d = self._declared
         tensors = [_primal(t) for t in ctx.saved_tensors]
-        split = d.results + len(d.inputs)
+        split = self.results + len(self.inputs)
         plain = self._plain(tensors[split:], self._attributes(ctx.options))
 
         def backward(*values: Tensor | None) -> tuple[Tensor | None, ...]:
-            gradients = pull_back(plain, values[d.results :], values[: d.results])
+            gradients = pull_back(plain, values[self.results :], values[: self.results])
             return tuple(gradients[i] for i in _due(ctx.options[-2]))
 
         return backward, tensors[:split]
@@ -338,19 +342,12 @@ class _AsGiven(inspect.Signature):
     their defaults. What a function itself lays down (`__signature__`) is taken; to infer and bind took half of a call.
     """
 
-    def bind(self, *arguments: Any, **_: Any) -> inspect.BoundArguments:
-        return _Bound(arguments)
+    def bind(self, *arguments: Any, **_: Any) -> Any:
+        return SimpleNamespace(args=arguments, kwargs={}, apply_defaults=_nothing)
 
 
-class _Bound(inspect.BoundArguments):
-    def __init__(self, arguments: Values) -> None:
-        self._given = arguments
-
-    args = property(lambda self: self._given)
-    kwargs = property(lambda self: {})
-
-    def apply_defaults(self) -> None:
-        """There are none."""
+def _nothing() -> None:
+    """There are no defaults."""
 
 
 def _constant(tensors: Tensors) -> bool:
@@ -416,8 +413,8 @@ def _laid_beside(tensor: Tensor, dim: int | None, rows: int, many: int) -> Tenso
     return _layout.readable(each.movedim(0, rows).flatten(rows, rows + 1))
 
 
-def _tuple(output: Any) -> Values:
-    return (output,) if isinstance(output, Tensor) else tuple(output)
+def _tuple(output: Any) -> Any:
+    return (output,) if isinstance(output, Tensor) else output
 
 
 def _primal(tensor: Tensor | None) -> Tensor | None:
@@ -459,13 +456,13 @@ def little(numbers: int, like: Tensor) -> bool:
     return numbers * like.element_size() <= KEEP_LIMIT
 
 
-def autocast(kind: str, tensors: Values) -> Values:
-    """What autocast does to a matrix product: tensors in its dtype, where it is enabled on this kind of device."""
+def autocast(kind: str, tensors: Values, count: int) -> Values:
+    """The first tensors as autocast gives them to a matrix product, where it is enabled on this kind of device."""
     # The meta device has no autocast, and raises where it is asked whether that is enabled.
     if kind == "meta" or not torch.is_autocast_enabled(kind):
         return tensors
-    dtype = torch.get_autocast_dtype(kind)
-    narrowed = (torch.float32, torch.float16, torch.bfloat16)
-    return tuple(
-        t.to(dtype) if isinstance(t, Tensor) and t.dtype in narrowed else t for t in tensors
+    dtype, wide = torch.get_autocast_dtype(kind), (torch.float32, torch.float16, torch.bfloat16)
+    narrow = (
+        t.to(dtype) if isinstance(t, Tensor) and t.dtype in wide else t for t in tensors[:count]
     )
+    return (*narrow, *tensors[count:])

@@ -47,24 +47,21 @@ def attention_pool(
         ValueError: shapes, devices, trunks, lengths or backend that do not fit.
         RuntimeError: the backend asked for cannot run here.
     """
-    _check.tensors("attention_pool", x=x)
-    x, weight, bias, query = _operator.autocast(x.device.type, (x, weight, bias, query))
-    _check.tensors("attention_pool", x=x, weight=weight, bias=bias, query=query)
-    if isinstance(scale, Tensor):
-        _check.tensors("attention_pool", scale=scale)
-        _check.shape("attention_pool", "scale", scale)
-        if scale.device != x.device:
-            raise ValueError(f"attention_pool: scale is on {scale.device}, expected {x.device}")
-    chosen = backends.resolve("attention_pool", backend, x.device.type, x.dtype, (x, weight))
     # A number travels as one: a tensor made of it would be a launch of its own.
     tensor, number = (scale, 1.0) if isinstance(scale, Tensor) else (None, float(scale))
     tensors = (x, weight, bias, query, tensor, _check.as_int64(lengths))
-    pooled, trunk_pooled, weights, *_ = _call(tensors, (trunks, number), chosen, keep_hidden)
+    pooled, trunk_pooled, weights, *_ = _call(tensors, (trunks, number), backend, keep_hidden)
     return pooled, trunk_pooled, weights
 
 
 def _check_all(tensors: tuple[Any, ...], attributes: tuple[Any, ...]) -> None:
-    x, weight, bias, query, _, lengths = tensors
+    x, weight, bias, query, scale, lengths = tensors
+    _check.tensors("attention_pool", x=x, weight=weight, bias=bias, query=query)
+    if scale is not None:
+        _check.tensors("attention_pool", scale=scale)
+        _check.shape("attention_pool", "scale", scale)
+        if scale.device != x.device:
+            raise ValueError(f"attention_pool: scale is on {scale.device}, expected {x.device}")
     _check.shape("attention_pool", "x", x, B=None, T=None, C=None)
     _check.shape("attention_pool", "weight", weight, C=x.shape[2], A=None)
     _check.shape("attention_pool", "bias", bias, A=weight.shape[1])
@@ -92,6 +89,7 @@ _call = _operator.Operator(
     extras=("Tensor? lengths",),
     attributes=("SymInt trunks", "float factor"),
     check=_check_all,
+    narrowed=4,  # not the scale
     fake=_fake,
     reference=_reference,
     rows=(0, 5),

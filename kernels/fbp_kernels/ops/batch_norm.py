@@ -52,10 +52,9 @@ def batch_norm(
             raise TypeError(
                 f"batch_norm: {name} is {parameter.dtype}, expected {wide} or that of x, {x.dtype}"
             )
-    chosen = backends.resolve("batch_norm", backend, x.device.type, x.dtype, (x,))
     parameters = (weight.to(wide), bias.to(wide))
     tensors = (_layout.readable(x), *parameters, _check.as_int64(lengths))
-    y, mean, var = _call(tensors, (eps, relu), chosen)
+    y, mean, var = _call(tensors, (eps, relu), backend)
     return y, mean.to(wide), var.to(wide)
 
 

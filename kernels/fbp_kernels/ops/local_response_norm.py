@@ -1,5 +1,7 @@
 """Local response normalisation across channels, with an optional ReLU before it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -40,20 +42,24 @@ def local_response_norm(
         ValueError: too few dimensions, a size below 1, a k that is not positive, an unknown backend.
         RuntimeError: the backend asked for cannot run here.
     """
+    if not k > 0:  # what the native kernels do not look at
+        raise ValueError(f"local_response_norm: k is {k}, expected a positive number")
+    return _call((_layout.readable(x),), (size, alpha, beta, k, relu), backend)[0]
+
+
+def _check_all(tensors: tuple[Any, ...], attributes: tuple[Any, ...]) -> None:
+    (x,), (size, *_) = tensors, attributes
     _check.tensors("local_response_norm", x=x)
     _check.channels("local_response_norm", x)
     if size < 1:
         raise ValueError(f"local_response_norm: size is {size}, expected at least 1")
-    if not k > 0:
-        raise ValueError(f"local_response_norm: k is {k}, expected a positive number")
-    chosen = backends.resolve("local_response_norm", backend, x.device.type, x.dtype, (x,))
-    return _call((_layout.readable(x),), (size, alpha, beta, k, relu), chosen)[0]
 
 
 _call = _operator.Operator(
     "local_response_norm",
     inputs=("Tensor x",),
     attributes=("SymInt size", "float alpha", "float beta", "float k", "bool relu"),
+    check=_check_all,
     fake=lambda x, *_: torch.empty_like(x),
     reference=reference.local_response_norm,
     rows=(0,),

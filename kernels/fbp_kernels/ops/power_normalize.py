@@ -1,5 +1,7 @@
 """Signed square root and L2 normalisation."""
 
+from typing import Any
+
 from torch import Tensor
 
 from .. import backends, native, reference, triton
@@ -24,19 +26,23 @@ def power_normalize(z: Tensor, eps: float = 1e-12, *, backend: str | None = None
         ValueError: no dimension, or an unknown backend.
         RuntimeError: the backend asked for cannot run here.
     """
+    alone = isinstance(z, Tensor) and z.dim() == 1
+    y = _call((z.unsqueeze(0) if alone else z,), (eps,), backend)[0]
+    return y.squeeze(0) if alone else y
+
+
+def _check_all(tensors: tuple[Any, ...], _: Any) -> None:
+    (z,) = tensors
     _check.tensors("power_normalize", z=z)
     if z.dim() < 1:
         raise ValueError("power_normalize: z is a scalar, expected at least one dimension (*, O)")
-    chosen = backends.resolve("power_normalize", backend, z.device.type, z.dtype, (z,))
-    rows = z if z.dim() > 1 else z.unsqueeze(0)
-    y = _call((rows,), (eps,), chosen)[0]
-    return y if z.dim() > 1 else y.squeeze(0)
 
 
 _call = _operator.Operator(
     "power_normalize",
     inputs=("Tensor z",),
     attributes=("float eps",),
+    check=_check_all,
     fake=lambda z, *_: z.new_empty(z.shape),
     reference=reference.power_normalize,
     rows=(0,),
