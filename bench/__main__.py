@@ -133,8 +133,13 @@ def _parser() -> argparse.ArgumentParser:
     steps = commands.add_parser("steps", help="measure a training step beside another commit")
     steps.add_argument("--configurations", nargs="+", choices=BATCHES, default=list(BATCHES))
     steps.add_argument("--against", metavar="COMMIT", required=True)
-    steps.add_argument("--turns", type=int, default=31, help="steps of each side (%(default)s)")
+    steps.add_argument("--turns", type=int, default=21, help="of each side (%(default)s)")
     steps.add_argument("--threads", type=int, default=2, help="of PyTorch (%(default)s)")
+    steps.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep the configurations that the file has, measure the others",
+    )
     steps.add_argument(
         "--out", type=Path, help="file or folder; there it is steps-DEVICE-DATE.json"
     )
@@ -361,8 +366,9 @@ def _steps(options: argparse.Namespace) -> int:
     from .steps import run_steps
 
     return run_steps(
-        options.configurations, options.against, options.turns, options.out, options.threads
-    )
+        options.configurations, options.against, options.turns, options.out, options.threads,
+        resume=options.resume,
+    )  # fmt: skip
 
 
 def _prepare(options: argparse.Namespace) -> int:

@@ -73,6 +73,11 @@ class Worker:
         print(json.dumps([case, calls]), file=self._process.stdin, flush=True)
         return float(self._read())
 
+    def waited(self) -> float:
+        """Seconds that its threads were ready and had no processor, so far; 0 where the system does not say."""
+        files = Path(f"/proc/{self._process.pid}/task").glob("*/schedstat")
+        return sum(1e-9 * int(file.read_text().split()[1]) for file in files)
+
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
