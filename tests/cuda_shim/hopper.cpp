@@ -22,7 +22,7 @@ constexpr std::uint64_t kMapMagic = 0x70616d726f736e74;
 constexpr unsigned char kPoison = 0xff;
 constexpr unsigned kRegisters = 65536;  // of a multiprocessor
 constexpr int kLanes = 32, kGroupWarps = 4;
-constexpr int kRows = 16, kDepth = 16;  // of a warp in a product
+constexpr int kRows = 16;  // of a warp in a product
 
 struct Mbarrier {
   unsigned arrivals, left;
@@ -50,7 +50,7 @@ struct Sums {
 struct Work {
   Product product;
   Sums* sums;
-  std::vector<float> registers;  // a (kRows, kDepth), where it comes from there
+  std::vector<float> registers;  // a (kRows, depth), where it comes from there
   int first_row;                 // of the warp in a
 };
 
@@ -107,9 +107,31 @@ std::uint32_t swizzled(std::uint32_t address, std::uint32_t chunks) {
   return address ^ ((address >> 7 & (chunks - 1)) << 4);
 }
 
-float number(Number type, std::uint16_t bits) {
-  if (type == Number::bfloat16) return bfloat16_to_float(bits);
-  return __half2float(__ushort_as_half(bits));
+float as_float(std::uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+constexpr std::uint32_t kTf32Digits = ~std::uint32_t{0x1fff};
+
+// What the tensor cores take from a number's bits.
+float number(Number type, std::uint32_t bits) {
+  if (type == Number::tf32) return as_float(bits & kTf32Digits);
+  if (type == Number::bfloat16) return bfloat16_to_float(static_cast<std::uint16_t>(bits));
+  return __half2float(__ushort_as_half(static_cast<std::uint16_t>(bits)));
+}
+
+std::uint32_t bytes_of(Number type) { return type == Number::tf32 ? 4 : 2; }
+int depth_of(Number type) { return 32 / static_cast<int>(bytes_of(type)); }
+
+// As the copy engine rounds float32 to TF32.
+void round_to_tf32(unsigned char* x) {
+  std::uint32_t bits;
+  std::memcpy(&bits, x, sizeof bits);
+  if (!std::isfinite(as_float(bits))) return;
+  bits = (bits + 0xfff + (bits >> 13 & 1)) & kTf32Digits;
+  std::memcpy(x, &bits, sizeof bits);
 }
 
 // As the tensor cores round.
@@ -121,33 +143,36 @@ float truncated(double exact) {
 
 void carry_out(const Work& work) {
   const Product& p = work.product;
+  const std::uint32_t bytes = bytes_of(p.number);
+  const int depth = depth_of(p.number);
   const auto read = [&](const Operand& from, int along, int across) {
-    std::uint16_t bits;
-    std::memcpy(&bits, pointer_to(from.address(along, across)), sizeof bits);
+    std::uint32_t bits = 0;
+    std::memcpy(&bits, pointer_to(from.address(along, across)), bytes);
     return number(p.number, bits);
   };
-  double a[kRows][kDepth];
+  constexpr int kMostDepth = 16;
+  double a[kRows][kMostDepth];
   for (int m = 0; m < kRows; ++m)
-    for (int k = 0; k < kDepth; ++k) {
+    for (int k = 0; k < depth; ++k) {
       if (!work.registers.empty()) {
-        a[m][k] = work.registers[static_cast<std::size_t>(m * kDepth + k)];
+        a[m][k] = work.registers[static_cast<std::size_t>(m * depth + k)];
         continue;
       }
-      const Operand from(p.a, p.a_depth_contiguous);
+      const Operand from(p.a, p.a_depth_contiguous, bytes);
       const int row = work.first_row + m;
       a[m][k] = p.a_depth_contiguous ? read(from, k, row) : read(from, row, k);
     }
-  const Operand from(p.b, p.b_depth_contiguous);
+  const Operand from(p.b, p.b_depth_contiguous, bytes);
   const auto columns = static_cast<std::size_t>(p.columns);
-  std::vector<double> b(kDepth * columns), exact(columns);
-  for (int k = 0; k < kDepth; ++k)
+  std::vector<double> b(static_cast<std::size_t>(depth) * columns), exact(columns);
+  for (int k = 0; k < depth; ++k)
     for (int n = 0; n < p.columns; ++n)
       b[static_cast<std::size_t>(k) * columns + static_cast<std::size_t>(n)] =
           p.b_depth_contiguous ? read(from, k, n) : read(from, n, k);
   for (int m = 0; m < kRows; ++m) {
     float* const sums = work.sums->values.data() + static_cast<std::size_t>(m) * columns;
     for (std::size_t n = 0; n < columns; ++n) exact[n] = p.more ? sums[n] : 0.0;
-    for (int k = 0; k < kDepth; ++k)
+    for (int k = 0; k < depth; ++k)
       for (std::size_t n = 0; n < columns; ++n)
         exact[n] += a[m][k] * b[static_cast<std::size_t>(k) * columns + n];
     for (std::size_t n = 0; n < columns; ++n) sums[n] = truncated(exact[n]);
@@ -201,13 +226,16 @@ Sums* sums_of(Warp& warp, const Product* const lanes[kLanes]) {
 std::vector<float> registers_of(const Product* const lanes[kLanes]) {
   std::vector<float> a;
   if (lanes[0]->registers == nullptr) return a;
-  a.resize(kRows * kDepth);
+  // A word has two numbers that are side by side, or one.
+  const Number type = lanes[0]->number;
+  const int depth = depth_of(type), each = depth / 8, bits = 32 / each;
+  a.resize(static_cast<std::size_t>(kRows * depth));
   for (int lane = 0; lane < kLanes; ++lane)
     for (int word = 0; word < 4; ++word)
-      for (int i = 0; i < 2; ++i) {
-        const int row = lane / 4 + word % 2 * 8, depth = word / 2 * 8 + lane % 4 * 2 + i;
-        a[static_cast<std::size_t>(row * kDepth + depth)] = number(
-            lanes[0]->number, static_cast<std::uint16_t>(lanes[lane]->registers[word] >> (16 * i)));
+      for (int i = 0; i < each; ++i) {
+        const int row = lane / 4 + word % 2 * 8, k = (word / 2 * 4 + lane % 4) * each + i;
+        a[static_cast<std::size_t>(row * depth + k)] =
+            number(type, lanes[lane]->registers[word] >> (bits * i));
       }
   return a;
 }
@@ -324,6 +352,7 @@ void bulk_copy(void* to, const TensorMap& map, std::uint64_t* barrier, const int
               for (int i = 1; i < kMapRank; ++i)
                 source += place[i] * static_cast<std::int64_t>(map.stride[i]);
               std::memcpy(cell, source, map.element);
+              if (map.rounds) round_to_tf32(cell);
             } else {
               std::memset(cell, 0, map.element);
             }
@@ -337,10 +366,11 @@ void bulk_copy(void* to, const TensorMap& map, std::uint64_t* barrier, const int
   perhaps_give_way();
 }
 
-Operand::Operand(std::uint64_t descriptor, bool depth_contiguous)
+Operand::Operand(std::uint64_t descriptor, bool depth_contiguous, std::uint32_t bytes)
     : begin_(static_cast<std::uint32_t>(descriptor & 0x3fff) << 4),
       leading_(static_cast<std::uint32_t>(descriptor >> 16 & 0x3fff) << 4),
       stride_(static_cast<std::uint32_t>(descriptor >> 32 & 0x3fff) << 4),
+      bytes_(bytes),
       depth_contiguous_(depth_contiguous) {
   constexpr std::uint32_t kChunks[4] = {1, 8, 4, 2};  // of 16 bytes in a line
   chunks_ = kChunks[descriptor >> 62];
@@ -352,12 +382,13 @@ Operand::Operand(std::uint64_t descriptor, bool depth_contiguous)
 std::uint32_t Operand::address(int along, int across) const {
   const auto i = static_cast<std::uint32_t>(along), j = static_cast<std::uint32_t>(across);
   const std::uint32_t pattern = j % 8 * chunks_ * 16;  // within eight lines
-  std::uint32_t plain = begin_ + pattern + i % (8 * chunks_) * 2;
-  const std::uint32_t next = i / (8 * chunks_);
+  const std::uint32_t line = chunks_ * 16 / bytes_;    // numbers
+  std::uint32_t plain = begin_ + pattern + i % line * bytes_;
+  const std::uint32_t next = i / line;
   // Without a swizzle the two strides of what is contiguous along columns change places.
   const bool swap = chunks_ == 1 && !depth_contiguous_;
   if (depth_contiguous_ && chunks_ > 1) {
-    plain = begin_ + pattern + i * 2 + j / 8 * stride_;
+    plain = begin_ + pattern + i * bytes_ + j / 8 * stride_;
   } else {
     plain += next * (swap ? stride_ : leading_) + j / 8 * (swap ? leading_ : stride_);
   }
@@ -458,7 +489,8 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuui
   constexpr std::uint32_t kLines[4] = {0, 32, 64, 128};
   told.magic = shim::kMapMagic;
   told.data = static_cast<const unsigned char*>(data);
-  told.element = type == CU_TENSOR_MAP_DATA_TYPE_FLOAT32 ? 4 : 2;
+  told.rounds = type == CU_TENSOR_MAP_DATA_TYPE_TFLOAT32;
+  told.element = told.rounds || type == CU_TENSOR_MAP_DATA_TYPE_FLOAT32 ? 4 : 2;
   told.swizzle = kLines[swizzle];
   bool right = rank == shim::kMapRank && type != CU_TENSOR_MAP_DATA_TYPE_FLOAT64 &&
                reinterpret_cast<std::uintptr_t>(data) % 16 == 0;

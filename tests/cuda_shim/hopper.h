@@ -45,6 +45,7 @@ struct TensorMap {
   std::uint32_t box[kMapRank];
   std::uint32_t element;  // bytes
   std::uint32_t swizzle;  // bytes of a line, 0 for none
+  bool rounds;            // float32 to TF32, to the nearest, of two the even one
 };
 
 // Copies the box that begins at `at` to the same address in every block of `blocks`, a bit each.
@@ -53,24 +54,25 @@ void bulk_copy(void* to, const TensorMap& map, std::uint64_t* barrier, const int
 
 // ---- products ----
 
-// Where an element lies that a matrix descriptor tells of: `along` and `across` count along what is
-// contiguous, and across it. Addresses are those of shared_address().
+// Where an element of so many bytes lies that a matrix descriptor tells of: `along` and `across`
+// count along what is contiguous, and across it. Addresses are those of shared_address().
 class Operand {
  public:
-  Operand(std::uint64_t descriptor, bool depth_contiguous);
+  Operand(std::uint64_t descriptor, bool depth_contiguous, std::uint32_t bytes);
 
   std::uint32_t address(int along, int across) const;
 
  private:
-  std::uint32_t begin_, leading_, stride_, chunks_;
+  std::uint32_t begin_, leading_, stride_, chunks_, bytes_;
   bool depth_contiguous_;
 };
 
-enum class Number { bfloat16, float16 };
+// Of numbers of TF32 the digits are not looked at that it does not have.
+enum class Number { bfloat16, float16, tf32 };
 
 // 64 rows of a warpgroup by `columns`, of which the calling warp has 16: adds a (64, 16), from
 // shared memory or, where `registers` are not null, from those of the lanes, times b
-// (16, columns).
+// (16, columns). In TF32 the depth is 8.
 struct Product {
   Number number;
   int columns;

@@ -290,6 +290,40 @@ __global__ void layouts(int* out, Maps maps) {
   out[threadIdx.x] = right ? static_cast<int>(threadIdx.x) : -1;
 }
 
+// (64, 16) times (16, 128) in TF32, a in registers, b as threads have written it. a has a digit
+// more than TF32 has, which does not count.
+__global__ void tf32_of_registers(int* out, Maps) {
+  init_barriers();
+  HopperMemory& memory = hopper_memory();
+  const int t = static_cast<int>(threadIdx.x), lane = t % 32, row = 16 * (t / 32) + lane / 4;
+  for (int i = t; i < kTf32Columns * 32; i += 128) {
+    const int n = i / 32, k = i % 32;
+    *reinterpret_cast<float*>(memory.a + n * 128 + ((k / 4 ^ n % 8) * 16) + k % 4 * 4) =
+        number_at(n, k);
+  }
+  proxy_fence();
+  __syncthreads();
+  Tf32Sums sums;
+  for (float& sum : sums) sum = 1;
+  wgmma_fence();
+  for (int step = 0; step < 2; ++step) {
+    float a[4];
+    for (int i = 0; i < 4; ++i)
+      a[i] = number_at(row + i % 2 * 8, 8 * step + i / 2 * 4 + lane % 4) * (1 + 0x1p-12f);
+    wgmma_tf32(sums, a, descriptor(memory.a + 32 * step, 0, 1024, 1), true);
+  }
+  wgmma_commit();
+  wgmma_wait_for_all(sums);
+  bool right = true;
+  for (int i = 0; i < kSumsOf<kTf32Columns>; ++i) {
+    const int r = row + i % 4 / 2 * 8, c = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    float expected = 1;
+    for (int k = 0; k < 16; ++k) expected += number_at(r, k) * number_at(c, k);
+    right = right && sums[i] == expected;
+  }
+  out[t] = right ? t : -1;
+}
+
 // Warpgroups that hand registers to one another, whoever comes first.
 __global__ void handed_registers(int* out, Maps) {
   if (threadIdx.x < 128) {

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 TESTS = "tests/fbp_kernels/cuda"
 FORWARD, BACKWARD = "test_hopper.py", "test_hopper_backward.py"
 SMALL = "test_hopper_split.py"
+TF32 = "test_hopper_tf32.py"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ DESCRIPTOR, RING, TILES = "matrix_descriptor.h", "wgmma_ring.h", "wgmma_tiles.h"
 EPILOGUE, KERNEL = "wgmma_epilogue.h", "bilinear_forward_wgmma.cu"
 GRADIENT_TILES, GRADIENTS = "wgmma_gradient_tiles.h", "bilinear_backward_wgmma.cu"
 PASS, SPLIT = "bilinear_differentiate.cu", "bilinear_forward_split.cu"
+TF32_OPERANDS, TF32_EPILOGUE, MAPS = "wgmma_tf32.h", "wgmma_tf32_epilogue.h", "tensor_map.h"
 
 MUTANTS = (
     # Descriptors and layouts.
@@ -73,8 +75,8 @@ MUTANTS = (
     Mutant(
         "descriptor: both warpgroups take the same rows",
         RING,
-        "(ring.stage[0].rows[warpgroup], kBoxBytes)",
-        "(ring.stage[0].rows[0], kBoxBytes)",
+        "(first.rows[warpgroup], kBoxBytes)",
+        "(first.rows[0], kBoxBytes)",
     ),
     # Waiting, and saying that one is done.
     Mutant(
@@ -149,8 +151,8 @@ MUTANTS = (
     Mutant(
         "depth of a copy",
         RING,
-        "full, step * kRingDepth);",
-        "full, step * kRingDepth / 2);",
+        "full, step * Ring::kDepth);",
+        "full, step * Ring::kDepth / 2);",
     ),
     Mutant(
         "all boxes go to one place",
@@ -170,10 +172,10 @@ MUTANTS = (
     Mutant(
         "box of half as many rows",
         KERNEL,
-        "mapped_input(part, side, problem.B), 2, kRingRows)",
-        "mapped_input(part, side, problem.B), 2, kRingRows / 2)",
+        "mapped_input(part, side, problem.B), 2, kRingRows,",
+        "mapped_input(part, side, problem.B), 2, kRingRows / 2,",
     ),
-    Mutant("sums begin anew in every step", RING, "step + i > 0", "i > 0"),
+    Mutant("sums begin anew in every step", RING, "sums, step > 0)", "sums, false)"),
     Mutant("more registers than a block has", KERNEL, "take_registers<232>", "take_registers<240>"),
     # Products and sums.
     Mutant(
@@ -485,6 +487,156 @@ MUTANTS = (
         "index & ((1 << own.shift) - 1)",
         "index % 8 >> (3 - own.shift)",
         SMALL,
+    ),
+    # The forward in TF32.
+    Mutant(
+        "TF32: numbers are copied as they are",
+        MAPS,
+        "CU_TENSOR_MAP_DATA_TYPE_TFLOAT32\n",
+        "CU_TENSOR_MAP_DATA_TYPE_FLOAT32\n",
+        TF32,
+    ),
+    Mutant("TF32: float32 without leave", TILES, "wide && !tf32", "wide && false", TF32),
+    Mutant(
+        "TF32: swizzle of columns as of long lines",
+        TF32_OPERANDS,
+        "^ line / 2 % 4)",
+        "^ line % 4)",
+        TF32,
+    ),
+    Mutant("TF32: no swizzle of columns", TF32_OPERANDS, " ^ line / 2 % 4)", ")", TF32),
+    Mutant(
+        "TF32: the first four lines, twice", TF32_OPERANDS, "lane % 4 + 4 * half", "lane % 4", TF32
+    ),
+    Mutant(
+        "TF32: step of columns",
+        TF32_OPERANDS,
+        "i * kTf32Depth * kTf32BoxLine)",
+        "i * kTf32Depth / 2 * kTf32BoxLine)",
+        TF32,
+    ),
+    Mutant(
+        "TF32: step of rows",
+        TF32_OPERANDS,
+        "stage + i * kTf32Depth *",
+        "stage + 2 * i * kTf32Depth *",
+        TF32,
+    ),
+    Mutant(
+        "TF32: one box for all warps",
+        TF32_OPERANDS,
+        "columns_(first.columns[warp])",
+        "columns_(first.columns[0])",
+        TF32,
+    ),
+    Mutant(
+        "TF32: sums of a step begin anew in every product",
+        TF32_OPERANDS,
+        "more || i > 0",
+        "more",
+        TF32,
+    ),
+    Mutant(
+        "TF32: lanes that have columns, in their order",
+        TF32_EPILOGUE,
+        "(column / 8) * 2 + (column / 4 % 2) * 4",
+        "(column / 8) * 4 + (column / 4 % 2) * 2",
+        TF32,
+    ),
+    Mutant(
+        "TF32: lanes keep what they should hand on",
+        TF32_EPILOGUE,
+        "        v[i] = upper ? got : v[i];\n",
+        "",
+        TF32,
+    ),
+    Mutant(
+        "TF32: scales are not waited for",
+        TF32_EPILOGUE,
+        "    mbarrier_wait(&shared_.scaled, turn_.parity);\n",
+        "",
+        TF32,
+    ),
+    Mutant(
+        "TF32: scales are written while the last are read",
+        TF32_EPILOGUE,
+        "    wait_for_warps();  // they may read the last ones still\n",
+        "",
+        TF32,
+    ),
+    Mutant(
+        "TF32: parity of scales never changes", TF32_EPILOGUE, "    turn_.parity ^= 1;\n", "", TF32
+    ),
+    Mutant(
+        "TF32: a warp that scales is not waited for",
+        TF32_EPILOGUE,
+        "mbarrier_init(&scaled, kConsumerWarps)",
+        "mbarrier_init(&scaled, kConsumerWarps - 1)",
+        TF32,
+    ),
+    Mutant(
+        "TF32: biases of the first chunk",
+        TF32_EPILOGUE,
+        "const int n = column(chunk) + i;",
+        "const int n = column(0) + i;",
+        TF32,
+    ),
+    Mutant(
+        "TF32: products that do not count",
+        TF32_EPILOGUE,
+        "(counted[i] >> (2 * g + e) & 1) != 0 ?",
+        "true ?",
+        TF32,
+    ),
+    Mutant(
+        "TF32: random words of the thread's own column for both",
+        TF32_EPILOGUE,
+        "(i == own_column ? own : others)",
+        "own",
+        TF32,
+    ),
+    Mutant("TF32: random words of other rows", TF32_EPILOGUE, ">> half & 3", "& 3", TF32),
+    Mutant(
+        "TF32: rows past the end are kept",
+        TF32_EPILOGUE,
+        "        if (8 * g + e >= rows) return;\n",
+        "",
+        TF32,
+    ),
+    Mutant(
+        "TF32: rows that do not count are kept",
+        TF32_EPILOGUE,
+        "const float low = alive ?",
+        "const float low = true ?",
+        TF32,
+    ),
+    Mutant(
+        "TF32: pairs where columns begin anywhere",
+        TF32_EPILOGUE,
+        " && reinterpret_cast<std::uintptr_t>(to) % 8 == 0;",
+        ";",
+        TF32,
+    ),
+    Mutant(
+        "TF32: outputs past the last of a box",
+        TF32_EPILOGUE,
+        "smaller(per_box, tile.own.all - output)",
+        "tile.own.all - output",
+        TF32,
+    ),
+    Mutant(
+        "TF32: vectors where outputs begin anywhere",
+        TF32_EPILOGUE,
+        "                   aligned && left == kVector<float>);",
+        "                   left == kVector<float>);",
+        TF32,
+    ),
+    Mutant(
+        "TF32: outputs of one lane's rows for all who share a tile",
+        TF32_EPILOGUE,
+        "const int r = i % kLaneRows,",
+        "const int r = first % kLaneRows,",
+        TF32,
     ),
 )
 

@@ -313,6 +313,7 @@ const Probe kProbes[] = {
     LAYOUTS(2),
     LAYOUTS(4),
     LAYOUTS(8),
+    HOPPER(tf32_of_registers),
     {"handed_registers", start_mapped<handed_registers>, 384},
     PROBE(no_barrier),
     {"not_written", start<not_written>, 64, 2},

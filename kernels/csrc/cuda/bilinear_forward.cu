@@ -229,7 +229,7 @@ void forward(const ForwardProblem& problem, const Context& context) {
 
 void bilinear_forward(const ForwardProblem& problem, const Context& context) {
   const DeviceLimits& device = current_device();
-  if (wgmma_serves(problem, device)) return bilinear_forward_wgmma(problem, context);
+  if (wgmma_serves(problem, device, context.tf32)) return bilinear_forward_wgmma(problem, context);
   if (split_serves(problem, device)) return bilinear_forward_split(problem, context);
   with_number(problem.dtype, context.tf32, [&](auto number) {
     using Number = decltype(number);

@@ -7,8 +7,9 @@
 
 namespace fbp::cuda {
 
-// Whether it serves a problem on a device; the rule is in docs/kernels/cuda.md.
-bool wgmma_serves(const ForwardProblem& problem, const DeviceLimits& device);
+// Whether it serves a problem on a device, where float32 may, or may not, be multiplied as TF32;
+// the rule is in docs/kernels/cuda.md.
+bool wgmma_serves(const ForwardProblem& problem, const DeviceLimits& device, bool tf32);
 
 void bilinear_forward_wgmma(const ForwardProblem& problem, const Context& context);
 

@@ -13,10 +13,11 @@
 namespace fbp::cuda {
 
 // The widest lines of a box, as wide as the widest swizzle, 128 bytes.
-constexpr int kMapLine = 64;  // numbers of two bytes
-constexpr int kMapChunk = 8;  // to which addresses and strides are aligned, 16 bytes
+constexpr int kMapLine = 64;   // numbers of two bytes
+constexpr int kMapBytes = 16;  // to which addresses and strides are aligned
+constexpr int kMapChunk = 8;   // in numbers of two bytes
 
-// A tensor of numbers of two bytes, innermost dimension first; its numbers are side by side.
+// A tensor, innermost dimension first; its numbers are side by side.
 struct MappedTensor {
   const void* data = nullptr;
   i64 size[3] = {}, stride[3] = {};  // strides in numbers
@@ -34,15 +35,16 @@ struct MappedTensor {
   }
 
   // Whether a map can tell it: what the driver's documentation asks of addresses, sizes and
-  // strides, and coordinates that are numbers of 32 bits, a box beyond the end included.
-  bool can_be_mapped() const {
-    constexpr i64 kMostStride = i64{1} << 39;  // 2^40 bytes
+  // strides, and coordinates that are numbers of 32 bits, a box beyond the end included. A number
+  // has so many `bytes`.
+  bool can_be_mapped(i64 bytes = 2) const {
+    const i64 most_stride = (i64{1} << 40) / bytes;
     constexpr i64 kMostSize = (i64{1} << 31) - 1024;
-    if (reinterpret_cast<std::uintptr_t>(data) % 16 != 0 || stride[0] != 1) return false;
+    if (reinterpret_cast<std::uintptr_t>(data) % kMapBytes != 0 || stride[0] != 1) return false;
     for (int i = 0; i < 3; ++i)
       if (size[i] < 1 || size[i] > kMostSize) return false;
     for (int i = 1; i < 3; ++i) {
-      if (stride[i] % kMapChunk != 0 || stride[i] >= kMostStride) return false;
+      if (stride[i] % (kMapBytes / bytes) != 0 || stride[i] >= most_stride) return false;
       // Dimensions lie within one another; so none has a stride of 0.
       if (stride[i] < size[i - 1] * stride[i - 1] || (i > 1 && stride[i] % stride[i - 1] != 0))
         return false;
@@ -67,22 +69,24 @@ inline decltype(&cuTensorMapEncodeTiled) tensor_map_encoder() {
   return encoder;
 }
 
-// Boxes of `lines` lines along dimension `along`, 1 or 2, of `line` numbers each, kMapLine or half
-// of it, as a swizzle of so many bytes lays them.
+// Boxes of `lines` lines along dimension `along`, 1 or 2, of `line` numbers each, 128 bytes or 64,
+// as a swizzle of so many bytes lays them. Of float32 the copy engine rounds each number to TF32,
+// to the nearest: the tensor cores would truncate it.
 inline CUtensorMap tensor_map(Dtype dtype, const MappedTensor& tensor, int along, int lines,
                               int line = kMapLine) {
-  const auto type =
-      dtype == Dtype::bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  constexpr cuuint64_t kBytes = 2;
+  const auto type = dtype == Dtype::float32    ? CU_TENSOR_MAP_DATA_TYPE_TFLOAT32
+                    : dtype == Dtype::bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                               : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  const cuuint64_t bytes = dtype == Dtype::float32 ? 4 : 2;
   const cuuint64_t sizes[3] = {static_cast<cuuint64_t>(tensor.size[0]),
                                static_cast<cuuint64_t>(tensor.size[1]),
                                static_cast<cuuint64_t>(tensor.size[2])};
-  const cuuint64_t strides[2] = {static_cast<cuuint64_t>(tensor.stride[1]) * kBytes,
-                                 static_cast<cuuint64_t>(tensor.stride[2]) * kBytes};
+  const cuuint64_t strides[2] = {static_cast<cuuint64_t>(tensor.stride[1]) * bytes,
+                                 static_cast<cuuint64_t>(tensor.stride[2]) * bytes};
   cuuint32_t box[3] = {static_cast<cuuint32_t>(line), 1, 1};
   box[along] = static_cast<cuuint32_t>(lines);
   const cuuint32_t every[3] = {1, 1, 1};
-  const auto swizzle = line == kMapLine ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
+  const auto swizzle = line * bytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
   CUtensorMap map;
   const CUresult result =
       tensor_map_encoder()(&map, type, 3, const_cast<void*>(tensor.data), sizes, strides, box,

@@ -16,6 +16,7 @@ namespace fbp::cuda {
 
 constexpr int kWgmmaRows = 64, kWgmmaColumns = 256, kWgmmaDepth = 16;
 constexpr int kWgmmaFewColumns = 32;
+constexpr int kTf32Columns = 128, kTf32Depth = 8;
 constexpr int kWarpgroup = 128;  // threads
 
 // Of a thread, for so many columns.
@@ -25,6 +26,7 @@ constexpr int kWgmmaSums = kSumsOf<kWgmmaColumns>;
 
 using WgmmaSums = float[kWgmmaSums];
 using WgmmaFewSums = float[kSumsOf<kWgmmaFewColumns>];
+using Tf32Sums = float[kSumsOf<kTf32Columns>];
 
 // Before the first product after a wait: registers are as the thread has left them.
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -95,6 +97,20 @@ __device__ inline void wgmma(WgmmaFewSums& d, std::uint64_t a, std::uint64_t b, 
   } else {
     FBP_WGMMA_FEW("bf16");
   }
+}
+
+// The same in TF32, b (8, 128) along its depth, and a (64, 8) in registers: thread t of a warpgroup
+// has rows r, as of the sums, and r + 8, of depth t % 4, and then of depth t % 4 + 4. The tensor
+// cores leave out the digits that TF32 does not have.
+__device__ inline void wgmma_tf32(Tf32Sums& d, const float (&a)[4], std::uint64_t b, bool more) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k8.f32.tf32.tf32"
+      " {" FBP_TEN() FBP_TEN(1) FBP_TEN(2) FBP_TEN(3) FBP_TEN(4)
+          FBP_TEN(5) "%60, %61, %62, %63}, {%64, %65, %66, %67}, %68, p, 1, 1;\n}"
+      : FBP_SIXTEEN(0), FBP_SIXTEEN(16), FBP_SIXTEEN(32), FBP_SIXTEEN(48)
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+        "r"(__float_as_uint(a[3])), "l"(b), "r"(static_cast<int>(more)));
 }
 
 #undef FBP_WGMMA_FEW

@@ -98,11 +98,23 @@ class WgmmaEpilogue {
   static constexpr int kBoxGroups = kBoxColumns / 8;  // of eight columns
 
  public:
+  using Sums = WgmmaSums;
   using Packed = u32[kWgmmaSums / 2];
+  struct Shared {
+    float sums[kConsumerWarps][PooledSums::kSize];
 
-  __device__ WgmmaEpilogue(const ForwardProblem& problem, const WgmmaTile& tile, int warp,
-                           float* sums)
-      : problem_(problem), tile_(tile), row_(first_row_of(tile, warp)), sums_(sums) {
+    __device__ void init() {}
+  };
+  struct Turn {};
+
+  __device__ static auto operands(const RingStage& first, int warp) {
+    return SharedOperands<T, Along::depth, Along::other, RingStage>(first,
+                                                                    warp / (kWarpgroup / kWarp));
+  }
+
+  __device__ WgmmaEpilogue(const ForwardProblem& problem, const WgmmaTile<T>& tile, int warp,
+                           Shared& shared, Turn&)
+      : problem_(problem), tile_(tile), row_(first_row_of(tile, warp)), sums_(shared.sums[warp]) {
     sums_.clear(tile.per_box());
   }
 
@@ -182,7 +194,7 @@ class WgmmaEpilogue {
   // wanted: sum(place) of where each is in PooledSums. For all lanes, which may change the sums
   // then.
   template <class Sum>
-  __device__ static void store(const ForwardProblem& problem, const WgmmaTile& tile, int warp,
+  __device__ static void store(const ForwardProblem& problem, const WgmmaTile<T>& tile, int warp,
                                int first_row, int every, const Sum& sum) {
     if (problem.z == nullptr) return;
     const int row = first_row_of(tile, warp);
@@ -212,7 +224,7 @@ class WgmmaEpilogue {
  private:
   __device__ static int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
 
-  __device__ static int first_row_of(const WgmmaTile& tile, int warp) {
+  __device__ static int first_row_of(const WgmmaTile<T>& tile, int warp) {
     return static_cast<int>(tile.of.row) + kWarp / 2 * warp;
   }
 
@@ -349,7 +361,7 @@ class WgmmaEpilogue {
   }
 
   const ForwardProblem& problem_;
-  const WgmmaTile& tile_;
+  const WgmmaTile<T>& tile_;
   const int row_;  // the warp's first
   PooledSums sums_;
 };

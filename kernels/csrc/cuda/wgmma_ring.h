@@ -32,10 +32,10 @@ struct alignas(kPatternBytes) RingStage {
   unsigned char columns[kBoxes][kBoxBytes];
 };
 
-template <class StageOf, int kCount>
+template <class StageOf, int kCount, int kDepthOf = kRingDepth>
 struct RingOf {
   using Stage = StageOf;
-  static constexpr int kStages = kCount;
+  static constexpr int kStages = kCount, kDepth = kDepthOf;
 
   Stage stage[kStages];
   Mbarrier full[kStages];   // its copies have come
@@ -79,7 +79,7 @@ __device__ inline void fill_ring(Ring& ring, TurnOf<Ring::kStages>& turn, int st
     Mbarrier* const full = &ring.full[turn.stage];
     mbarrier_wait(&ring.empty[turn.stage], turn.parity ^ 1);
     mbarrier_arrive_expecting(full, sizeof(typename Ring::Stage));
-    copy(ring.stage[turn.stage], full, step * kRingDepth);
+    copy(ring.stage[turn.stage], full, step * Ring::kDepth);
     turn.next();
   }
 }
@@ -97,33 +97,59 @@ __device__ inline void release_stage(Ring& ring, int stage) {
   if (threadIdx.x % kWarp == 0) mbarrier_arrive(&ring.empty[stage]);
 }
 
-// Multiplies what fill_ring() asks for: the sums of the rows of a warpgroup, number 0 or 1. For all
-// of its threads. `A` and `B` are how rows and columns lie in a stage. A stage that is full is
-// multiplied after await(turn); look(rows) may read the warpgroup's rows of it.
-template <class T, Along A, Along B, class Ring, class Sums, class Await, class Look>
-__device__ inline void multiply_ring(Ring& ring, TurnOf<Ring::kStages>& turn, int steps,
-                                     int warpgroup, Sums& sums, const Await& await,
-                                     const Look& look) {
-  using Stage = typename Ring::Stage;
+// What a warpgroup multiplies of a stage, both operands in shared memory: `A` and `B` are how rows
+// and columns lie there. `Kept` is what has to stay in registers until the products of a step are
+// done, of which those of kSteps steps are under way.
+template <class T, Along A, Along B, class Stage>
+class SharedOperands {
   // From product to product: along a line, or some lines on.
-  constexpr int kAlongStep = kWgmmaDepth * 2;
-  constexpr int kRowsStep = A == Along::depth ? kAlongStep : kWgmmaDepth * kLineBytes;
-  constexpr int kColumnsStep = B == Along::depth ? kAlongStep : kWgmmaDepth * Stage::kColumnLine;
-  const auto rows = MatrixDescriptor::of<A>(ring.stage[0].rows[warpgroup], kBoxBytes);
-  const auto columns =
-      MatrixDescriptor::of<B, Stage::kColumnLine>(ring.stage[0].columns, kBoxBytes);
+  static constexpr int kAlongStep = kWgmmaDepth * 2;
+  static constexpr int kRowsStep = A == Along::depth ? kAlongStep : kWgmmaDepth * kLineBytes;
+  static constexpr int kColumnsStep =
+      B == Along::depth ? kAlongStep : kWgmmaDepth * Stage::kColumnLine;
+
+ public:
+  static constexpr int kSteps = 1;
+  struct Kept {};
+
+  __device__ SharedOperands(const Stage& first, int warpgroup)
+      : rows_(MatrixDescriptor::of<A>(first.rows[warpgroup], kBoxBytes)),
+        columns_(MatrixDescriptor::of<B, Stage::kColumnLine>(first.columns, kBoxBytes)) {}
+
+  // Of the stage that begins so many bytes after the first.
+  __device__ Kept load(int) const { return {}; }
+
+  // Asks for the products of that stage, upon the sums where there is `more`.
+  template <class Sums>
+  __device__ void multiply(int stage, const Kept&, Sums& sums, bool more) const {
+#pragma unroll
+    for (int i = 0; i < kRingDepth / kWgmmaDepth; ++i)
+      wgmma<T, A, B>(sums, rows_.at(stage + i * kRowsStep), columns_.at(stage + i * kColumnsStep),
+                     more || i > 0);
+  }
+
+ private:
+  const MatrixDescriptor rows_, columns_;
+};
+
+// Multiplies what fill_ring() asks for: the sums of a warpgroup, number 0 or 1. For all of its
+// threads. A stage that is full is multiplied after await(turn); look(rows) may read the
+// warpgroup's rows of it.
+template <class Operands, class Ring, class Sums, class Await, class Look>
+__device__ inline void multiply_steps(Ring& ring, TurnOf<Ring::kStages>& turn, int steps,
+                                      int warpgroup, const Operands& operands, Sums& sums,
+                                      const Await& await, const Look& look) {
+  constexpr int kUnroll = Operands::kSteps, kStageBytes = sizeof(typename Ring::Stage);
   int before = -1;  // the stage of the step before, which may still be read
-#pragma unroll 1
+#pragma unroll kUnroll
   for (int step = 0; step < steps; ++step) {
     mbarrier_wait(&ring.full[turn.stage], turn.parity);
     await(turn);
     __syncwarp();
-    const int stage = turn.stage * static_cast<int>(sizeof(Stage));
+    const int stage = turn.stage * kStageBytes;
+    const auto kept = operands.load(stage);
     wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < kRingDepth / kWgmmaDepth; ++i)
-      wgmma<T, A, B>(sums, rows.at(stage + i * kRowsStep), columns.at(stage + i * kColumnsStep),
-                     step + i > 0);
+    operands.multiply(stage, kept, sums, step > 0);
     wgmma_commit();
     look(ring.stage[turn.stage].rows[warpgroup]);
     wgmma_wait_for_earlier();
@@ -133,6 +159,15 @@ __device__ inline void multiply_ring(Ring& ring, TurnOf<Ring::kStages>& turn, in
   }
   wgmma_wait_for_all(sums);
   if (before >= 0) release_stage(ring, before);
+}
+
+// The same, of operands that lie in shared memory.
+template <class T, Along A, Along B, class Ring, class Sums, class Await, class Look>
+__device__ inline void multiply_ring(Ring& ring, TurnOf<Ring::kStages>& turn, int steps,
+                                     int warpgroup, Sums& sums, const Await& await,
+                                     const Look& look) {
+  const SharedOperands<T, A, B, typename Ring::Stage> operands(ring.stage[0], warpgroup);
+  multiply_steps(ring, turn, steps, warpgroup, operands, sums, await, look);
 }
 
 }  // namespace fbp::cuda

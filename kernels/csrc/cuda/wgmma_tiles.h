@@ -1,5 +1,5 @@
 // What the bilinear kernels on Hopper serve, and how the forward is cut up: tiles of 128 rows by
-// four boxes of columns, which both the warp that copies and the warpgroups that multiply go
+// some boxes of columns, which both the warp that copies and the warpgroups that multiply go
 // through in the same order.
 
 #pragma once
@@ -7,14 +7,31 @@
 #include "bilinear_tiles.h"
 #include "cuda/vectors.h"
 #include "wgmma_ring.h"
+#include "wgmma_tf32.h"
 
 namespace fbp::cuda {
 
+// By storage type, what is copied for a step, and multiplied: half precision, and float32 as TF32.
+// An output of more columns than a box has takes several products, chunks.
+template <class T>
+struct WgmmaForm {
+  using Ring = WgmmaRing;
+  static constexpr int kBoxes = fbp::cuda::kBoxes, kBoxColumns = fbp::cuda::kBoxColumns;
+};
+template <>
+struct WgmmaForm<float> {
+  using Ring = RingOf<Tf32Stage, 5, kTf32StepDepth>;
+  static constexpr int kBoxes = kTf32Boxes, kBoxColumns = kTf32BoxColumns;
+};
+
 // Outputs of a box: whole ones, as many as fit its columns, and no more than there is memory for
-// the sums of. An output of more columns than a box has takes several products, chunks.
+// the sums of.
 constexpr int kMostBoxOutputs = 16;
 
-constexpr i64 box_outputs(i64 K) { return larger(smaller(kBoxColumns / K, kMostBoxOutputs), 1); }
+template <class T>
+constexpr i64 box_outputs(i64 K) {
+  return larger(smaller(WgmmaForm<T>::kBoxColumns / K, kMostBoxOutputs), 1);
+}
 
 // A part's tensors as maps tell them: (width, H, B) and (N, width, H).
 inline MappedTensor mapped_input(const Part& part, int side, i64 B) {
@@ -31,15 +48,17 @@ inline MappedTensor mapped_weight(const Part& part, int side) {
           {view.stride[2], view.stride[1], view.stride[0]}};
 }
 
-// What is asked of a problem's device, type, inputs and weights.
+// What is asked of a problem's device, type, inputs and weights. With `tf32` also float32 serves.
 template <class Problem>
-bool wgmma_can_multiply(const Problem& problem, const DeviceLimits& device) {
-  if (device.major != 9) return false;
-  if (problem.dtype != Dtype::bfloat16 && problem.dtype != Dtype::float16) return false;
+bool wgmma_can_multiply(const Problem& problem, const DeviceLimits& device, bool tf32 = false) {
+  if (device.major != 9 || problem.dtype == Dtype::float64) return false;
+  const bool wide = problem.dtype == Dtype::float32;
+  if (wide && !tf32) return false;
+  const i64 bytes = wide ? 4 : 2;
   for (int i = 0; i < problem.parts; ++i)
     for (int side = 0; side < 2; ++side)
-      if (!mapped_input(problem.part[i], side, problem.B).can_be_mapped() ||
-          !mapped_weight(problem.part[i], side).can_be_mapped())
+      if (!mapped_input(problem.part[i], side, problem.B).can_be_mapped(bytes) ||
+          !mapped_weight(problem.part[i], side).can_be_mapped(bytes))
         return false;
   return true;
 }
@@ -92,7 +111,11 @@ __device__ inline float squares_of(const unsigned char* rows) {
 }
 
 // One tile of one part, as a warp sees it.
+template <class T>
 class WgmmaTile {
+  using Ring = typename WgmmaForm<T>::Ring;
+  static constexpr int kBoxes = WgmmaForm<T>::kBoxes, kBoxColumns = WgmmaForm<T>::kBoxColumns;
+
  public:
   __device__ WgmmaTile(const ForwardProblem& problem, const WgmmaPlan& plan, int index, i64 share)
       : part(problem.part[index]),
@@ -138,11 +161,11 @@ class WgmmaTile {
   }
 
   __device__ int steps(int side) const {
-    return static_cast<int>(ceil_div(part.side[side].width, kRingDepth));
+    return static_cast<int>(ceil_div(part.side[side].width, Ring::kDepth));
   }
 
   // Asks for the copies of one step of a product.
-  __device__ void copy(RingStage& stage, Mbarrier* full, int h, int chunk, int side,
+  __device__ void copy(typename Ring::Stage& stage, Mbarrier* full, int h, int chunk, int side,
                        int depth) const {
     bulk_copy(stage.rows, own.input[side], full, depth, h, static_cast<int>(of.row));
 #pragma unroll
@@ -153,7 +176,7 @@ class WgmmaTile {
 
 // Calls f with each tile that a block has a share of, those of the last part first: those of the
 // trunks take longest.
-template <class F>
+template <class T, class F>
 __device__ inline void for_tiles(const ForwardProblem& problem, const WgmmaPlan& plan, const F& f) {
 #pragma unroll 1
   for (i64 share = blockIdx.x; share < plan.shares; share += gridDim.x) {
@@ -163,15 +186,17 @@ __device__ inline void for_tiles(const ForwardProblem& problem, const WgmmaPlan&
       own -= plan.part[index].tiles * plan.part[index].splits;
       --index;
     }
-    f(WgmmaTile(problem, plan, index, own));
+    f(WgmmaTile<T>(problem, plan, index, own));
   }
 }
 
 // Asks for all copies of a block. For one warp.
+template <class T>
 __device__ inline void copy_tiles(const ForwardProblem& problem, const WgmmaPlan& plan,
-                                  WgmmaRing& ring) {
-  RingTurn turn;
-  for_tiles(problem, plan, [&](const WgmmaTile& tile) {
+                                  typename WgmmaForm<T>::Ring& ring) {
+  using Ring = typename WgmmaForm<T>::Ring;
+  TurnOf<Ring::kStages> turn;
+  for_tiles<T>(problem, plan, [&](const WgmmaTile<T>& tile) {
     const int last = tile.last_trunk();
     if (threadIdx.x == 0) {
 #pragma unroll 1
@@ -181,7 +206,7 @@ __device__ inline void copy_tiles(const ForwardProblem& problem, const WgmmaPlan
 #pragma unroll 1
           for (int side = 0; side < 2; ++side)
             fill_ring(ring, turn, tile.steps(side),
-                      [&](RingStage& stage, Mbarrier* full, int depth) {
+                      [&](typename Ring::Stage& stage, Mbarrier* full, int depth) {
                         tile.copy(stage, full, h, chunk, side, depth);
                       });
     }

@@ -109,7 +109,7 @@ def test_results_that_depend_on_the_order_of_blocks_differ(library: Shim) -> Non
     "kernel",
     [
         "barriers", "boxes", "multicast", "handed_registers", "written_before_a_proxy_fence", "clusters",
-        "warps", "half_product", "bfloat16_product", "tf32_product", "rounding",
+        "warps", "half_product", "bfloat16_product", "tf32_product", "tf32_of_registers", "rounding",
     ],
 )  # fmt: skip
 def test_right_kernels_have_right_results(library: Shim, kernel: str) -> None:

@@ -9,6 +9,7 @@ namespace fbp::cuda {
 
 constexpr int kWgmmaRows = 64, kWgmmaColumns = 256, kWgmmaDepth = 16;
 constexpr int kWgmmaFewColumns = 32;
+constexpr int kTf32Columns = 128, kTf32Depth = 8;
 constexpr int kWarpgroup = 128;
 template <int kColumns>
 constexpr int kSumsOf = kWgmmaRows * kColumns / kWarpgroup;
@@ -16,6 +17,7 @@ constexpr int kWgmmaSums = kSumsOf<kWgmmaColumns>;
 
 using WgmmaSums = float[kWgmmaSums];
 using WgmmaFewSums = float[kSumsOf<kWgmmaFewColumns>];
+using Tf32Sums = float[kSumsOf<kTf32Columns>];
 
 inline void wgmma_fence(FBP_SHIM_PLACE) { shim::wgmma_fence({file, line}); }
 inline void wgmma_commit(FBP_SHIM_PLACE) { shim::wgmma_commit({file, line}); }
@@ -32,6 +34,13 @@ void wgmma(float (&d)[kSums], std::uint64_t a, std::uint64_t b, bool more, FBP_S
   constexpr int kColumns = kSums * kWarpgroup / kWgmmaRows;
   shim::wgmma({number, kColumns, d, nullptr, a, b, A == Along::depth, B == Along::depth, more},
               {file, line});
+}
+
+inline void wgmma_tf32(Tf32Sums& d, const float (&a)[4], std::uint64_t b, bool more,
+                       FBP_SHIM_PLACE) {
+  std::uint32_t words[4];
+  std::memcpy(words, a, sizeof words);
+  shim::wgmma({shim::Number::tf32, kTf32Columns, d, words, 0, b, true, true, more}, {file, line});
 }
 
 }  // namespace fbp::cuda
