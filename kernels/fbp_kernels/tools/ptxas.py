@@ -170,7 +170,8 @@ def asked(ptx: str, architecture: str) -> dict[str, int]:
 _NOTE = re.compile(
     r"\((C75\d\d)\)\s*(?P<said>[^\n]*)|(?P<ignored>[^\n]*setmaxnreg[^\n]*ignored[^\n]*)"
 )
-_HGMMA = 0x9F0  # the lowest 12 bits of the instruction, of 16 bytes
+# The lowest 12 bits of the instruction, of 16 bytes: the left operand in shared memory, or in registers.
+_HGMMA = (0x9F0, 0xDF0)
 
 
 def notes(text: str) -> list[str]:
@@ -178,8 +179,8 @@ def notes(text: str) -> list[str]:
     return [(match["said"] or match["ignored"]).strip() for match in _NOTE.finditer(text)]
 
 
-def instructions(cubin: bytes, kernel: str, opcode: int) -> int:
-    """How many instructions of an opcode a kernel has in an object of the assembler.
+def instructions(cubin: bytes, kernel: str, opcodes: Sequence[int]) -> int:
+    """How many instructions of some opcodes a kernel has in an object of the assembler.
 
     Raises:
         ValueError: it has no such kernel.
@@ -194,7 +195,7 @@ def instructions(cubin: bytes, kernel: str, opcode: int) -> int:
         at = sections[names][4] + name
         if cubin[at : cubin.index(b"\0", at)] == wanted:
             words = struct.iter_unpack("<QQ", cubin[offset : offset + size])
-            return sum(word & 0xFFF == opcode for word, _ in words)
+            return sum(word & 0xFFF in opcodes for word, _ in words)
     raise ValueError(f"the object has no kernel {kernel}")
 
 

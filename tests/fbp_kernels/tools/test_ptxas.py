@@ -168,27 +168,39 @@ WARPGROUP = """
     #include "cuda/wgmma.h"
     namespace fbp::cuda {{ namespace {{
     __global__ __launch_bounds__(128) void multiplies(float* out, std::uint64_t a, std::uint64_t b, int n) {{
-      WgmmaSums d;
-      for (int i = 0; i < kWgmmaSums; ++i) d[i] = out[i];
+      {sums} d;
+      constexpr int count = sizeof d / sizeof *d;
+      for (int i = 0; i < count; ++i) d[i] = out[i];
       wgmma_fence();
       for (int i = 0; i < n; ++i) {{
-        wgmma<__half, Along::depth, Along::depth>(d, a, b, true);
+        {product};
         {between}
       }}
       wgmma_commit();
       wgmma_wait_for_all(d);
-      for (int i = 0; i < kWgmmaSums; ++i) out[i] = d[i];
+      for (int i = 0; i < count; ++i) out[i] = d[i];
     }} }}
     void run(float* out) {{ multiplies<<<1, 128>>>(out, 0, 0, 3); }} }}
 """
 
 
-@pytest.mark.parametrize(("between", "serial"), [("", False), ("d[5] += out[threadIdx.x];", True)])
+IN_SHARED_MEMORY = ("WgmmaSums", "wgmma<__half, Along::depth, Along::depth>(d, a, b, true)")
+IN_REGISTERS = ("Tf32Sums", "wgmma_tf32(d, {1, 2, 3, 4}, b, true)")
+
+
+@pytest.mark.parametrize(
+    ("sums", "product", "between", "serial"),
+    [
+        (*IN_SHARED_MEMORY, "", False),
+        (*IN_SHARED_MEMORY, "d[5] += out[threadIdx.x];", True),
+        (*IN_REGISTERS, "", False),
+    ],
+)
 def test_products_of_warpgroups_must_not_be_serialised(
-    nvcc: str, tmp_path: Path, between: str, serial: bool
+    nvcc: str, tmp_path: Path, sums: str, product: str, between: str, serial: bool
 ) -> None:
     source = tmp_path / "one.cu"
-    source.write_text(WARPGROUP.format(between=between))
+    source.write_text(WARPGROUP.format(sums=sums, product=product, between=between))
     (row,) = ptxas.compile_source(nvcc, source, "sm_90a")
     assert any("wgmma" in problem for problem in row.problems) == serial
     assert not any("HGMMA" in problem for problem in row.problems)
