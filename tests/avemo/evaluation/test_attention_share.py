@@ -20,7 +20,7 @@ CLASSES = ("angry", "happy", "neutral", "sad")
 BINS, FACE_SIZE, FRAMES = 20, 16, 24
 SPLITS = {"train": (64, 8), "val": (16, 2), "test": (40, 5)}  # clips, speakers
 SHARE = 0.5  # of the time in which the emotion shows
-EPOCHS = 16
+EPOCHS, RATE = 12, 0.002  # no more: what learns for longer finds the emotion with an even lambda, too
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_both_attentions_find_the_emotion_of_speakers_never_met(
             video=VideoEncoderConfig((8, 12), out_features=16),
             fusion=FusionConfig(16, 2, 16, 2, trunks=4),
         ),
-        optimizer=OptimizerConfig(learning_rate=0.01),
+        optimizer=OptimizerConfig(learning_rate=RATE),
         trainer=TrainerConfig(epochs=EPOCHS, accelerator="cpu"),
         seed=seed,
         out=tmp_path / "run",
