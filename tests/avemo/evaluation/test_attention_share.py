@@ -20,7 +20,8 @@ CLASSES = ("angry", "happy", "neutral", "sad")
 BINS, FACE_SIZE, FRAMES = 20, 16, 24
 SPLITS = {"train": (64, 8), "val": (16, 2), "test": (40, 5)}  # clips, speakers
 SHARE = 0.5  # of the time in which the emotion shows
-EPOCHS, RATE = 12, 0.002  # no more: what learns for longer finds the emotion with an even lambda, too
+# No more: what learns for longer finds the emotion with an even lambda, too.
+EPOCHS, RATE = 12, 0.002
 
 
 @pytest.fixture(scope="module")
