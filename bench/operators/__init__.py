@@ -9,6 +9,7 @@ from . import (
     am_fbp,
     attention_pool,
     batch_norm,
+    dropout,
     fbp,
     local_response_norm,
     power_normalize,
@@ -77,6 +78,7 @@ OPERATORS = {
     "am_fbp": Subject(am_fbp.make, _BOTH),
     "attention_pool": Subject(attention_pool.make, _FRAMES),
     "batch_norm": Subject(batch_norm.make, _MAPS),
+    "dropout": Subject(dropout.make, _FUSED),
     "local_response_norm": Subject(local_response_norm.make, _MAPS),
     "power_normalize": Subject(power_normalize.make, _FUSED),
 }

@@ -169,6 +169,18 @@ struct PowerNormalizeProblem {
   void* out = nullptr;  // (rows, columns), contiguous: y, or dz in the backward
 };
 
+// Elements multiplied by a mask that follows from a state of PyTorch's generator of the CPU, see
+// cpu/dropout.h; forward and backward alike. There is at least one element.
+struct DropoutProblem {
+  Dtype dtype = Dtype::float32;
+  i64 count = 0;
+  double p = 0;
+  const void* x = nullptr;     // or dy
+  const i64* state = nullptr;  // as torch.Generator.get_state() gives it
+  void* out = nullptr;         // in the layout of x
+  i64* after = nullptr;        // a copy of the state, which is moved on; null in the backward
+};
+
 // What a kernel needs of its device beside the tensors; those of the CPU need neither.
 struct Context {
   void* stream = nullptr;  // of CUDA
@@ -194,6 +206,7 @@ struct Kernels {
   void (*attention_pool_backward)(const AttentionPoolProblem&, const Context&) = nullptr;
   void (*power_normalize_forward)(const PowerNormalizeProblem&, const Context&) = nullptr;
   void (*power_normalize_backward)(const PowerNormalizeProblem&, const Context&) = nullptr;
+  void (*dropout)(const DropoutProblem&, const Context&) = nullptr;
   // lrn_backward, and batch_norm_backward where dx is needed, also read a dy whose channels are
   // apart where those of x are together.
   bool any_gradient = false;

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from . import backends, modules
+from . import backends
 from .accelerating import layout, served
 from .accelerating.report import Replacement, Report
 
@@ -42,9 +42,9 @@ def accelerate(
     """Switches every module that has a fused kernel to it, in place; all of them, or after an exception none.
 
     Modules stay the objects that they are: parameters, buffers, hooks, training mode and state-dict keys do not change.
-    Known are the modules of `fbp_kernels` and `torch.nn.LocalResponseNorm`, whose class becomes
-    `fbp_kernels.LocalResponseNorm`. What cannot be served stays as it was, and the report says why. Where no backend is
-    asked for, every call chooses one, so that a model may be moved to another device or dtype afterwards.
+    Known are the modules of `fbp_kernels`, and `torch.nn.LocalResponseNorm` and `torch.nn.Dropout`, whose class becomes
+    that of `fbp_kernels` of the same name. What cannot be served stays as it was, and the report says why. Where no
+    backend is asked for, every call chooses one, so that a model may be moved to another device or dtype afterwards.
 
     With `channels_last`, the weights of `torch.nn.Conv2d` are laid out channels last, in place, as
     `module.to(memory_format=torch.channels_last)` does: values, shapes and state dicts stay, strides do not.
@@ -104,9 +104,10 @@ def restore(model: nn.Module) -> list[str]:
     changed = {n: module for n, module in model.named_modules() if _BEFORE in vars(module)}
     for name, module in changed.items():
         kind, now = vars(module)[_BEFORE].kind, type(module)
-        if kind is nn.LocalResponseNorm and now is not modules.LocalResponseNorm:
+        turned = served.TURNED.get(kind)
+        if turned and now is not turned.kind:
             raise RuntimeError(
-                f"restore: {name or 'the model'} is a {now.__name__}, expected a LocalResponseNorm"
+                f"restore: {name or 'the model'} is a {now.__name__}, expected a {kind.__name__}"
             )
     with ExitStack() as undo:
         for module in changed.values():
@@ -121,12 +122,11 @@ def _plan(name: str, module: nn.Module, backend: str | None, device: torch.devic
     assert kind is not None
     operator = served.OPERATORS[kind]
     device_type = next((p.device for p in module.parameters()), device).type
-    if kind is nn.LocalResponseNorm:
-        now = "reference"
-    else:
-        now = str(module.backend or backends.resolve(operator, None, device_type))
+    plain = kind in served.TURNED
+    own = None if plain else module.backend or backends.resolve(operator, None, device_type)
+    now = str(own or "reference")
     entry = (name, type(module).__name__, operator)
-    if kind is nn.LocalResponseNorm and backend == "reference":
+    if plain and backend == "reference":
         return Replacement(*entry, "reference")
     reason = served.why_not(module)
     if reason:
@@ -161,16 +161,17 @@ def _refuse(report: Report, known: dict[str, nn.Module], backend: str | None) ->
 
 def _switch(module: nn.Module, backend: str | None, undo: ExitStack) -> None:
     """Tells a module its backend; PyTorch's own becomes one that can be told."""
-    plain = type(module) is nn.LocalResponseNorm
-    if plain and backend == "reference":
+    turned = served.TURNED.get(type(module))
+    if turned and backend == "reference":
         return
     _set_back_on(undo, module)
-    before = _Before(type(module), None if plain else module.backend)  # type: ignore[arg-type]
+    before = _Before(type(module), None if turned else module.backend)  # type: ignore[arg-type]
     vars(module).setdefault(_BEFORE, before)
-    if plain:
-        # Same attributes and two more: changing the class keeps the object, and so everything hung on it.
-        module.__class__ = modules.LocalResponseNorm
-        module.relu = False  # type: ignore[assignment]
+    if turned:
+        # Same attributes and a few more: changing the class keeps the object, and so everything hung on it.
+        module.__class__ = turned.kind
+        for name, value in turned.added.items():
+            setattr(module, name, value)
     module.backend = backend  # type: ignore[assignment]
 
 
@@ -190,8 +191,9 @@ def _undo(module: nn.Module, undo: ExitStack) -> None:
         weight = module.weight
         if type(weight) is nn.Parameter and weight.shape == before.shape:
             layout.lay_out(weight, before.strides, undo)
-    elif before.kind is nn.LocalResponseNorm:
-        del module.relu, module.backend
+    elif turned := served.TURNED.get(before.kind):
+        for name in turned.names:
+            delattr(module, name)
         module.__class__ = before.kind
     else:
         module.backend = before.backend  # type: ignore[assignment]

@@ -23,10 +23,15 @@ TARGETS = {"cpu": native.instruction_set(), "cuda": choice.GPU}
 
 @dataclass(frozen=True)
 class Kernel:
-    """The fused forward and backward of one operator in one backend, called as the schema says."""
+    """The fused forward and backward of one operator in one backend, called as the schema says.
+
+    Attributes:
+        devices: where there is one, of those that the backend runs on.
+    """
 
     forward: Callable[..., Any]
     backward: Callable[..., Any]
+    devices: tuple[str, ...] = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -278,6 +283,8 @@ def _why_not(
         return ""
     if backend not in _kernels[operator]:
         return f"this version has no {backend} kernel for {operator}"
-    if backend == "triton":
-        return triton.why_not(device_type, dtype)
-    return native.why_not(device_type, dtype)
+    devices = _kernels[operator][backend].devices
+    reason = (triton if backend == "triton" else native).why_not(device_type, dtype)
+    if not reason and device_type not in devices:
+        return f"this version has no {backend} kernel for {operator} on {device_type}"
+    return reason

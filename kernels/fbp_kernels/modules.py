@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from . import backends, ops
+from . import backends, generator, ops
 
 
 class _Leaf(nn.Module):
@@ -422,6 +422,48 @@ class LocalResponseNorm(_Leaf, nn.LocalResponseNorm):
         return f"{super().extra_repr()}, relu={self.relu}, backend={self.backend}"
 
 
+class Dropout(_Leaf, nn.Dropout):
+    """`torch.nn.Dropout`, whose masks many threads draw and nobody keeps, see `fbp_kernels.dropout`.
+
+    Results are those of PyTorch's own to the bit, and so is the state in which torch's generator is left. PyTorch's own
+    runs where it takes no time (in evaluation, with p of 0 or 1), where it was measured to be faster, in place, under
+    `torch.vmap` and other transforms, and where a call is traced. If nobody asks for a backend, it does as well where
+    it draws other masks: by MKL, on Intel's processors.
+
+    Args:
+        p: probability of dropping an element.
+        inplace: write the result into the input.
+        backend: which kernels run it.
+    """
+
+    def __init__(
+        self, p: float = 0.5, inplace: bool = False, *, backend: str | None = None
+    ) -> None:
+        super().__init__(p, inplace)
+        self.backend = backend
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drops elements of a tensor of any shape, in training."""
+        if torch.jit.is_scripting():
+            return F.dropout(input, self.p, self.training, self.inplace)
+        else:  # a branch, so that TorchScript does not see it
+            if self.training and self._fused(input):
+                return ops.dropout(input, self.p, backend="native")
+            return super().forward(input)
+
+    def _fused(self, x: Any) -> bool:
+        """Whether a call in training is for our kernel."""
+        if self.inplace or not 0 < self.p < 1 or torch.compiler.is_compiling():
+            return False
+        if torch.jit.is_tracing() or not _plain(x) or x.numel() == 0:
+            return False
+        chosen = backends.resolve("dropout", self.backend, x.device.type, x.dtype, (x,))
+        return chosen == "native" and (self.backend is not None or generator.draws_alike())
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, backend={self.backend}"
+
+
 class BatchNorm(_Leaf, nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d` for clips of different lengths, see `fbp_kernels.batch_norm`.
 
@@ -608,6 +650,17 @@ def _track(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: Tensor | int)
         # A quotient of integers would be float32.
         share = batches.to(running.dtype).reciprocal() if momentum is None else momentum
         running.lerp_(batch.to(running.dtype), share)
+
+
+def _plain(x: Any) -> bool:
+    """Whether x is a tensor with memory of its own: neither a subclass nor what a transform of `torch.func` sees."""
+    if type(x) not in (Tensor, nn.Parameter):
+        return False
+    try:
+        x.data_ptr()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _watched(module: nn.Module) -> bool:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import generator
+
 # Dropout streams: the two halves of am_fbp draw different masks from one seed.
 GLOBAL_STREAM, TRUNK_STREAM = 0, 1
 
@@ -183,6 +185,13 @@ def power_normalize(z: Tensor, eps: float = 1e-12) -> Tensor:
     # The root's slope is infinite at 0: zeros bypass it in the forward and so in the backward too.
     root = torch.sqrt(torch.where(zero, 1.0, z.abs()))
     return F.normalize(torch.where(zero, 0.0, z.sign() * root), dim=-1, eps=eps)
+
+
+def dropout(x: Tensor, state: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """Dropout with the mask of a generator's state, see `fbp_kernels.dropout`; and the state after it."""
+    numbers, after = generator.uniform_like(x, state)
+    mask = (numbers < 1.0 - p).to(x.dtype)  # 0 or 1
+    return x * (mask / (1.0 - p) if p < 1 else mask), after
 
 
 def adaptive_scales(a: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -252,7 +252,20 @@ def attention_pool(draw: Draw) -> Case:
     return Case(fk.attention_pool, inputs, arguments, draw.dtype)
 
 
+def dropped(draw: Draw) -> Case:
+    """`fk.dropout`."""
+    data = draw.data
+    shape = data.draw(st.lists(draw.scope.width, min_size=1, max_size=3), label="shape")
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99), label="seed"))
+    for _ in range(data.draw(st.sampled_from([0, 1, 2, 623, 624]), label="drawn before")):
+        torch.randint(9, (), generator=generator)  # a word of 32 bits each
+    state = generator.get_state().view(torch.int64)
+    arguments = {"p": data.draw(dropout, label="p"), "state": state}
+    return Case(fk.dropout, [draw.tensor(*shape)], arguments, draw.dtype)
+
+
 CASES = {
+    "dropout": dropped,
     "fbp": fbp,
     "trunk_fbp": trunk_fbp,
     "am_fbp": am_fbp,

@@ -47,6 +47,13 @@ def norm_arguments(**changes: Any) -> dict[str, Any]:
     return arguments | changes
 
 
+STATE = torch.Generator().manual_seed(2).get_state().view(torch.int64)
+
+
+def drop_arguments(**changes: Any) -> dict[str, Any]:
+    return {"x": torch.randn(3), "state": STATE} | changes
+
+
 BAD: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
     # rank and width
     (fk.fbp, global_arguments(a=torch.randn(C)), ValueError, r"fbp: a has shape \(5,\), expected \(B, C\)"),
@@ -103,6 +110,11 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
     (fk.batch_norm, norm_arguments(lengths=torch.tensor([1])), ValueError, r"lengths has shape \(1,\), expected \(B=4\)"),
     # backend
     (fk.fbp, global_arguments(backend="cuda"), ValueError, "backend is 'cuda', expected one of native, reference, triton"),
+    (fk.dropout, drop_arguments(p=1.5), ValueError, "dropout: p is 1.5, expected a probability from 0 to 1"),
+    (fk.dropout, drop_arguments(state=STATE[1:]), ValueError, r"state is torch.int64 of shape \(631,\) on cpu, expected"),
+    (fk.dropout, drop_arguments(state=STATE.double()), ValueError, r"state is torch.float64 of shape \(632,\)"),
+    (fk.dropout, drop_arguments(x=torch.ones(3, dtype=torch.int64)), TypeError, "x is torch.int64"),
+    (fk.dropout, drop_arguments(backend="triton"), RuntimeError, "dropout cannot run on backend 'triton': this version has no"),
     (fk.batch_norm, norm_arguments(backend="triton"), RuntimeError, "batch_norm cannot run on backend 'triton': this version has no triton kernel"),
 ]  # fmt: skip
 
@@ -139,6 +151,7 @@ def test_shapes_that_do_not_fit_are_seen_without_memory(
 
 def test_the_good_arguments_are_good() -> None:
     for operator, arguments in (
+        (fk.dropout, drop_arguments()),
         (fk.fbp, global_arguments()),
         (fk.trunk_fbp, trunk_arguments()),
         (fk.am_fbp, am_arguments()),

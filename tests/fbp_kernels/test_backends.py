@@ -20,6 +20,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "am_fbp": (*CALL[:2], *TRUNKS[:2], *CALL[2:4], *TRUNKS[2:], 2, 2),
     "attention_pool": (torch.randn(2, 5, 3), torch.randn(3, 4), torch.ones(4), torch.ones(4), 2.0),
     "local_response_norm": (torch.randn(2, 3, 4),),
+    "dropout": (torch.randn(2, 3),),
     "power_normalize": (torch.randn(2, 3),),
 }
 TRITON = [o for o in CALLS if "triton" in fused(o)]
@@ -49,6 +50,15 @@ def test_operators_without_a_fused_kernel_say_so_and_never_fall_back_silently() 
     assert "no triton kernel for batch_norm" in status("batch_norm", "triton").reason
     with pytest.raises(RuntimeError, match="batch_norm cannot run on backend 'triton'"):
         fk.batch_norm(torch.randn(2, 3, 4), torch.ones(3), torch.zeros(3), backend="triton")
+
+
+def test_an_operator_may_have_kernels_for_some_devices_alone() -> None:
+    assert status("dropout", "native").available
+    monkey = status("dropout", "native", "cuda")
+    assert not monkey.available
+    if not native.CUDA_MISSING:
+        assert monkey.reason == "this version has no native kernel for dropout on cuda"
+    assert backends.resolve("dropout", None, "cuda") == "reference"
 
 
 def float64(*tensors: Any) -> list[Any]:

@@ -27,6 +27,7 @@ from .checks import fused, pairs
 
 Call = Callable[..., Any]
 LENGTHS = torch.tensor([2, 0])
+STATE = torch.Generator().manual_seed(2).get_state().view(torch.int64)
 
 
 def fbp(backend: str | None) -> Call:
@@ -68,6 +69,7 @@ def batch_norm(backend: str | None) -> Call:
 
 
 CALLS: dict[str, tuple[Callable[[str | None], Call], list[tuple[int, ...]]]] = {
+    "dropout": (lambda k: lambda x: fk.dropout(x, 0.3, state=STATE, backend=k), [(3, 4)]),
     "fbp": (fbp, [(2, 3), (2, 2), (3, 4), (2, 4), (4,), (4,)]),
     "trunk_fbp": (trunk_fbp, [(2, 2, 3), (2, 2, 2), (2, 3, 4), (2, 2, 4), (2, 4), (2, 4)]),
     "am_fbp": (

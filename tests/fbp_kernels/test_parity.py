@@ -43,7 +43,9 @@ def test_bit_identical_from_run_to_run_and_for_any_number_of_threads(
     B, C, D = (70, 50, 90) if backend == "native" else (35, 20, 40)
     a, v = torch.randn(B, 3, C), torch.randn(B, 3, D)
     p, q = torch.randn(3, C, 65), torch.randn(3, D, 65)
+    state = torch.Generator().manual_seed(2).get_state().view(torch.int64)
     calls = {
+        "dropout": lambda a, *_: fk.dropout(a.repeat(9, 1, 1), 0.3, state=state, backend=backend),
         "fbp": (
             lambda a, v, p, q: fk.fbp(
                 a[:, 0], v[:, 0], p[0], q[0], 5, adaptive=True, backend=backend
@@ -175,6 +177,7 @@ def test_gradcheck(operator: str, backend: str) -> None:
     a, v, at, vt = draw(4, 3), draw(4, 5), draw(4, 3, 3), draw(4, 3, 5)
     p, q, pt, qt = draw(3, 6), draw(5, 6), draw(3, 3, 6), draw(3, 5, 6)
     pb, qb, ptb, qtb = draw(6), draw(6), draw(3, 6), draw(3, 6)
+    state = torch.Generator().manual_seed(2).get_state().view(torch.int64)
     checks = {
         "fbp": (
             lambda a, v, p, q, pb, qb: fk.fbp(
@@ -207,6 +210,7 @@ def test_gradcheck(operator: str, backend: str) -> None:
             (at, draw(3, 4), draw(4), draw(4), draw()),
         ),
         "power_normalize": (lambda z: fk.power_normalize(z, **options), (draw(4, 3, 5),)),
+        "dropout": (lambda x: fk.dropout(x, 0.3, state=state, **options), (draw(4, 3, 5).mT,)),
     }
     function, inputs = checks[operator]
     assert torch.autograd.gradcheck(function, inputs)

@@ -83,9 +83,15 @@ def call_batch_norm(backend: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
     return call, [leaf(2, 7, 3, 4), leaf(7), leaf(7)]
 
 
+def call_dropout(backend: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    state = torch.Generator().manual_seed(2).get_state().view(torch.int64)
+    return lambda x: fk.dropout(x, 0.3, state=state, backend=backend), [leaf(5, 7)]
+
+
 BILINEAR = {"fbp": call_fbp, "trunk_fbp": call_trunk_fbp, "am_fbp": call_am_fbp}
 OPERATORS = {
     **BILINEAR,
+    "dropout": call_dropout,
     "local_response_norm": call_local_response_norm,
     "batch_norm": call_batch_norm,
     "attention_pool": call_attention_pool,

@@ -178,6 +178,22 @@ def power_normalize(draw: Draw, run: Run) -> None:
     run(Call("power_normalize_backward", [dy, z, eps]))
 
 
+def dropout(draw: Draw, run: Run) -> None:
+    shape = _map(draw)
+    x, dy = draw.tensor(*shape), draw.tensor(*shape)
+    generator = torch.Generator().manual_seed(draw.rng.getrandbits(40))
+    torch.randint(9, (draw.rng.choice((1, 2, 623, 624, 1000)),), generator=generator)
+    state = generator.get_state().view(torch.int64)
+    p = draw.rng.choice((0.0, 0.1, 0.5, 1.0))
+    forward = Call("dropout_forward", [x, state, p])
+    backward = Call("dropout_backward", [dy, x, state, p])
+    if draw.wrong:
+        run(draw.spoil(backward, {0: "tensor", 2: "tensor", 3: "probability"}))
+        return
+    run(forward)
+    run(backward)
+
+
 OPERATORS: dict[str, Callable[[Draw, Run], None]] = {
     "fbp": fbp,
     "trunk_fbp": trunk_fbp,
@@ -186,4 +202,5 @@ OPERATORS: dict[str, Callable[[Draw, Run], None]] = {
     "batch_norm": batch_norm,
     "attention_pool": attention_pool,
     "power_normalize": power_normalize,
+    "dropout": dropout,
 }

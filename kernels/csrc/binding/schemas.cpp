@@ -56,4 +56,6 @@ STABLE_TORCH_LIBRARY(FBP_LIBRARY, m) {
       "(Tensor dx, Tensor d_weight, Tensor d_bias, Tensor d_query, Tensor d_scale)");
   m.def("power_normalize_forward(Tensor z, float eps) -> Tensor");
   m.def("power_normalize_backward(Tensor dy, Tensor z, float eps) -> Tensor");
+  m.def("dropout_forward(Tensor x, Tensor state, float p) -> (Tensor y, Tensor after)");
+  m.def("dropout_backward(Tensor dy, Tensor x, Tensor state, float p) -> Tensor");
 }

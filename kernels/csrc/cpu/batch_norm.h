@@ -17,6 +17,7 @@
 #include "elementary.h"
 #include "layout.h"
 #include "memory.h"
+#include "tile.h"
 
 namespace fbp::FBP_ISA {
 
@@ -57,7 +58,7 @@ class BatchNorm {
     merge(origin, means, squares);
     const Buffer<S> rows = parameters();
     over_blocks(kBackwards, [&](i64 block, i64 first, i64 end, S*) {
-      write(block, first, end, rows.get(), Normalise{});
+      write(block, first, end, rows.get(), Normalise{}, streams(kStreamedForward));
     });
   }
 
@@ -75,7 +76,9 @@ class BatchNorm {
     finish(sums, products, rows.get());
     if (problem_.out == nullptr) return;
     over_blocks(kBackwards, [&](i64 block, i64 first, i64 end, S*) {
-      write(block, first, end, rows.get(), Differentiate{});
+      // Where dy was gathered, the lines of dx are in the cache.
+      write(block, first, end, rows.get(), Differentiate{},
+            !gathers_ && streams(kStreamedBackward));
     });
   }
 
@@ -88,6 +91,9 @@ class BatchNorm {
   static constexpr i64 kPlane = 4096;   // of a channel in a job, at most, with the channels apart
   static constexpr i64 kChain = 16;     // sums over pixels in a row
   static constexpr int kParameters = 7;
+  // Results of so many bytes are streamed past the cache, that of the forward where whoever reads
+  // it next would not find it there either.
+  static constexpr i64 kStreamedForward = 64 << 20, kStreamedBackward = 32 << 20;
 
   // ---- what is done to a value: x, its dy, and the parameters p of its channel ----
 
@@ -402,17 +408,22 @@ class BatchNorm {
     return x;
   }
 
+  // Whether the result is of so many bytes and consists of whole lines.
+  bool streams(i64 least) const {
+    constexpr i64 line = 64, bytes = sizeof(T);
+    return kStreams && __is_same(T, S) && problem_.channels_last &&
+           reinterpret_cast<std::uintptr_t>(problem_.out) % line == 0 &&
+           channels_ * bytes % line == 0 && all_ * channels_ * bytes >= least;
+  }
+
   // The results of a block's values; 0 past a clip's length.
   template <class F>
-  void write(i64 block, i64 first, i64 end, const S* rows, const F& value) const {
-    if (problem_.channels_last) {
-      over_runs(block, [&](i64 from, i64 to, bool inside) {
-        if (!inside) return clear(from * channels_, (to - from) * channels_);
-        for (; from + 4 <= to; from += 4) write_pixels<4>(from, rows, value);
-        for (; from < to; ++from) write_pixels<1>(from, rows, value);
-      });
-      return;
+  void write(i64 block, i64 first, i64 end, const S* rows, const F& value, bool streamed) const {
+    if (streamed) {
+      write_together<true>(block, rows, value);
+      return finish_streams();
     }
+    if (problem_.channels_last) return write_together<false>(block, rows, value);
     for (i64 c = first; c < end; ++c) {
       V p[kParameters];
       splat_parameters<F>(rows, c, p);
@@ -427,7 +438,16 @@ class BatchNorm {
     }
   }
 
-  template <int Pixels, class F>
+  template <bool Streamed, class F>
+  void write_together(i64 block, const S* rows, const F& value) const {
+    over_runs(block, [&](i64 from, i64 to, bool inside) {
+      if (!inside) return clear(from * channels_, (to - from) * channels_);
+      for (; from + 4 <= to; from += 4) write_pixels<4, Streamed>(from, rows, value);
+      for (; from < to; ++from) write_pixels<1, Streamed>(from, rows, value);
+    });
+  }
+
+  template <int Pixels, bool Streamed, class F>
   void write_pixels(i64 pixel, const S* rows, const F& value) const {
     for (i64 c = 0; c < channels_; c += W) {
       V p[kParameters];
@@ -435,7 +455,12 @@ class BatchNorm {
 #pragma GCC unroll 4
       for (int i = 0; i < Pixels; ++i) {
         const i64 at = (pixel + i) * channels_ + c, count = channels_ - c;
-        store_first<T>(out_at(at), value(x_at<F>(at, count), dy_at<F>(at, count), p), count);
+        const V result = value(x_at<F>(at, count), dy_at<F>(at, count), p);
+        if constexpr (Streamed && __is_same(T, S)) {
+          stream(out_at(at), result);
+        } else {
+          store_first<T>(out_at(at), result, count);
+        }
       }
     }
   }

@@ -3,6 +3,7 @@
 #include "attention_pool.h"
 #include "backward.h"
 #include "batch_norm.h"
+#include "dropout.h"
 #include "forward.h"
 #include "lrn.h"
 #include "power_normalize.h"
@@ -88,6 +89,10 @@ void power_normalize_backward(const PowerNormalizeProblem& problem, const Contex
   with_type(problem.dtype, [&](auto type) { PowerNormalize<decltype(type)>(problem).backward(); });
 }
 
+void dropout(const DropoutProblem& problem, const Context&) {
+  with_type(problem.dtype, [&](auto type) { DropoutOf<decltype(type)>(problem).run(); });
+}
+
 }  // namespace
 
 #define FBP_QUOTE(x) #x
@@ -108,6 +113,7 @@ Kernels kernels() {
       attention_pool_backward,
       power_normalize_forward,
       power_normalize_backward,
+      dropout,
       /*any_gradient=*/true,
   };
 }

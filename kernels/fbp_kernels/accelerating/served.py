@@ -1,6 +1,9 @@
 """Which modules `accelerate` knows, and why it cannot serve one of them."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -14,9 +17,31 @@ OPERATORS: dict[type[nn.Module], str] = {
     modules.AttentionPool: "attention_pool",
     modules.BatchNorm: "batch_norm",
     modules.BatchNormReLU: "batch_norm",
+    modules.Dropout: "dropout",
     modules.LocalResponseNorm: "local_response_norm",
+    nn.Dropout: "dropout",
     nn.LocalResponseNorm: "local_response_norm",
 }
+
+
+@dataclass(frozen=True)
+class Turned:
+    """What becomes of a module of PyTorch's own: of the same attributes and a few more, which a change of class adds.
+
+    Attributes:
+        kind: the class that it gets.
+        added: the attributes and what they begin with; and there is `backend`.
+        why_not: why that cannot be, or an empty string.
+    """
+
+    kind: type[nn.Module]
+    added: dict[str, Any]
+    why_not: Callable[[Any], str]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all that is added."""
+        return (*self.added, "backend")
 
 
 def kind(module: nn.Module) -> type[nn.Module] | None:
@@ -32,22 +57,29 @@ def why_not(module: nn.Module) -> str:
         return "its forward was replaced on the object"
     if own.forward is not base.forward:
         return f"{own.__name__} is a subclass of {base.__name__} with a forward of its own"
-    if base is nn.LocalResponseNorm:
-        return _why_not_local_response_norm(module)
+    if base in TURNED:
+        return _why_not_turned(module, base)
     if isinstance(module, modules.BatchNormReLU):
         return module.apart()
     return ""
 
 
-def _why_not_local_response_norm(module: nn.Module) -> str:
+def _why_not_turned(module: nn.Module, base: type[nn.Module]) -> str:
     """The same of PyTorch's own, whose class would be changed."""
-    if type(module) is not nn.LocalResponseNorm:
-        return (
-            f"{type(module).__name__} is a subclass of LocalResponseNorm, and would not be any more"
-        )
-    for name in ("relu", "backend"):
+    own = type(module).__name__
+    if type(module) is not base:
+        return f"{own} is a subclass of {base.__name__}, and would not be any more"
+    for name in TURNED[base].names:
         if hasattr(module, name):
             return f"it has an attribute {name!r} of its own"
+    return TURNED[base].why_not(module)
+
+
+def _why_not_dropout(module: nn.Dropout) -> str:
+    return "it works in place" if module.inplace else ""
+
+
+def _why_not_local_response_norm(module: nn.LocalResponseNorm) -> str:
     size, numbers = module.size, {n: getattr(module, n) for n in ("alpha", "beta", "k")}
     if type(size) is not int or size < 1:
         return f"size is {size!r}, expected an integer of at least 1"
@@ -59,3 +91,11 @@ def _why_not_local_response_norm(module: nn.Module) -> str:
     if numbers["alpha"] < 0:
         return f"alpha is {numbers['alpha']}, expected at least 0"
     return ""
+
+
+TURNED: dict[type[nn.Module], Turned] = {
+    nn.Dropout: Turned(modules.Dropout, {}, _why_not_dropout),
+    nn.LocalResponseNorm: Turned(
+        modules.LocalResponseNorm, {"relu": False}, _why_not_local_response_norm
+    ),
+}

@@ -3,6 +3,7 @@
 from .am_fbp import am_fbp
 from .attention_pool import attention_pool
 from .batch_norm import batch_norm
+from .dropout import dropout
 from .fbp import fbp
 from .local_response_norm import local_response_norm
 from .power_normalize import power_normalize
@@ -12,6 +13,7 @@ __all__ = [
     "am_fbp",
     "attention_pool",
     "batch_norm",
+    "dropout",
     "fbp",
     "local_response_norm",
     "power_normalize",
