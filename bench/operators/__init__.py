@@ -78,7 +78,7 @@ OPERATORS = {
     "am_fbp": Subject(am_fbp.make, _BOTH),
     "attention_pool": Subject(attention_pool.make, _FRAMES),
     "batch_norm": Subject(batch_norm.make, _MAPS),
-    "dropout": Subject(dropout.make, _FUSED),
+    "dropout": Subject(dropout.make, _FUSED, curves=("B",)),
     "local_response_norm": Subject(local_response_norm.make, _MAPS),
     "power_normalize": Subject(power_normalize.make, _FUSED),
 }

@@ -47,6 +47,27 @@ def test_is_the_batch_norm_of_pytorch(layout: torch.memory_format, backend: str)
         torch.testing.assert_close(got, true, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "portable"])
+def test_results_that_are_written_past_the_cache(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than 64 MB, channels last, an odd number of pixels; with lengths, parts of it are cleared beside."""
+    monkeypatch.setenv("FBP_CPU_ISA", isa)
+    x = torch.randn(3, 64, 1, 90_001).to(memory_format=torch.channels_last)
+    weight, bias = torch.randn(2, 64)
+    whole, *_, slope, _, _ = differentiated(x, weight, bias, relu=True, backend="native")
+    leaf = x.clone().requires_grad_()
+    want = F.relu(F.batch_norm(leaf, None, None, weight, bias, True))
+    torch.testing.assert_close(whole, want.detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        slope, torch.autograd.grad(want.square().sum(), leaf)[0], rtol=1e-3, atol=1e-3
+    )
+    lengths = torch.tensor([90_001, 50_002, 0])
+    parts = differentiated(x, weight, bias, lengths=lengths, relu=True, backend="native")
+    for result in (parts[0], parts[3]):
+        assert result[0].abs().sum() > 0
+        assert result[1, ..., 50_002:].abs().sum() == 0
+        assert result[2].abs().sum() == 0
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_what_stands_after_a_clip_does_not_count(layout: torch.memory_format, backend: str) -> None:
