@@ -49,12 +49,18 @@ def test_what_the_cuda_kernels_do_not_have_is_said_and_not_chosen(built: None) -
     assert backends.resolve("fbp", None, "cpu", torch.float64) == "native"
 
 
+PLAIN = {"dropout"}  # PyTorch's own is one kernel each way, with a mask that a GPU draws
+
+
 def test_no_operator_is_left_behind_on_a_gpu(built: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for triton_there in (True, False):
         if not triton_there:
             monkeypatch.setattr(triton, "why_not", lambda *_: "Triton is not installed")
         for status in backends.available_backends("cuda"):
             chosen = backends.resolve(status.operator, None, "cuda", torch.bfloat16)
+            if status.operator in PLAIN:
+                assert chosen == "reference", status.operator
+                continue
             assert chosen == "native" or (triton_there and chosen == "triton"), status.operator
 
 
