@@ -42,8 +42,11 @@ def export(
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: it is no checkpoint, or what was written does not answer as PyTorch does.
+        ValueError: it is no checkpoint, `out` is a folder or a device, or what was written does not answer as PyTorch
+            does.
     """
+    if out.exists() and not out.is_file():
+        raise ValueError(f"out must be the name of a file, got {out}, which is something else")
     from avemo.models import needed_streams
     from avemo.training.checkpoint import load
 

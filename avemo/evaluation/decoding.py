@@ -28,6 +28,9 @@ from avemo.data.worker import WorkerDeath, ended, process_all
 
 PEAKS_PER_SECOND = 50
 FRAME_HEIGHT = 90
+SHORTEST_HOP_SECONDS = (
+    0.01  # windows begin at frames: what is far less than one brings nothing, and takes for ever
+)
 _AHEAD = 8  # windows that wait for the model at most
 
 
@@ -65,8 +68,10 @@ def windows_of(longest: float | None, window: float | None, hop: float | None) -
             f"got {window:g}"
         )
     hop = window if hop is None else hop
-    if not 0 < hop <= window:
-        raise ValueError(f"hop must lie in (0, {window:g}], the window's length, got {hop:g}")
+    if not SHORTEST_HOP_SECONDS <= hop <= window:
+        raise ValueError(
+            f"hop must lie in {SHORTEST_HOP_SECONDS:g}..{window:g} seconds, up to the window's length, got {hop:g}"
+        )
     return Windows(window, hop)
 
 

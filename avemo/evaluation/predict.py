@@ -105,6 +105,8 @@ def predict(
     """
     if (camera is None) == (not clips):
         raise ValueError("clips must name at least one media file, or camera a camera")
+    if seconds is not None and (camera is None or seconds <= 0):
+        raise ValueError(f"seconds must be above 0, and needs a camera, got {seconds:g}")
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     found = find_clips(map(os.fspath, clips))

@@ -30,6 +30,7 @@ def find_clips(names: Iterable[str]) -> list[Path]:
     Raises:
         FileNotFoundError: a pattern or a folder has no media file, standard input no name, or there is no file of any
             name.
+        ValueError: a name is empty, as that of a shell's variable that is not set: it is not the folder where one is.
     """
     clips = list(dict.fromkeys(path for name in names for path in _meant(name)))
     if clips and not any(path.exists() for path in clips):
@@ -40,6 +41,8 @@ def find_clips(names: Iterable[str]) -> list[Path]:
 
 def _meant(name: str) -> Iterator[Path]:
     path = Path(name)
+    if not name:
+        raise ValueError("clips must be names of files, folders or patterns, got an empty one")
     if name == STANDARD_INPUT:
         lines = _listed()
         if not lines:

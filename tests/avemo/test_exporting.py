@@ -128,3 +128,9 @@ def test_what_does_not_answer_as_pytorch_does_is_an_error(
     monkeypatch.setattr(exporting, "exported", lambda trained: None)
     with pytest.raises(ValueError, match=r"differs from PyTorch by 2.0e-04, more than 0.0001"):
         export(checkpoint, out=tmp_path / "a.pt2", format="pt2")
+
+
+def test_what_is_no_file_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    for place in (tmp_path, Path("/dev/null")):
+        with pytest.raises(ValueError, match=f"out must be the name of a file, got {place}"):
+            export(tmp_path / "no.safetensors", out=place)

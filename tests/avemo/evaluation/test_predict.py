@@ -126,6 +126,9 @@ def test_errors(make_checkpoint: MakeCheckpoint, clip: Path, tmp_path: Path) -> 
         predict(make_checkpoint(), [tmp_path / "a", tmp_path / "b"], out=tmp_path)
     with pytest.raises(ValueError, match="at least one media file"):
         predict(make_checkpoint(), [], out=tmp_path)
+    for given in ({"seconds": 3.0}, {"seconds": -1.0, "camera": "0"}):
+        with pytest.raises(ValueError, match="seconds must be above 0, and needs a camera, got"):
+            predict(make_checkpoint(), [] if "camera" in given else ["a"], **given)
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         predict(tmp_path / "none.safetensors", [clip], out=tmp_path)
     other = make_checkpoint(features=FeatureConfig(bins=20, face_size=16, detector="yunet:0123"))

@@ -64,3 +64,8 @@ def test_lists_on_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     assert listed(raw + b"\n", monkeypatch) == ["caf\udce9.mp4"]
     with pytest.raises(FileNotFoundError, match="no name of a media file on standard input"):
         listed(b"\n-\n", monkeypatch)
+
+
+def test_an_empty_name_is_not_the_folder_where_one_is() -> None:
+    with pytest.raises(ValueError, match=r"clips must be names of files, .* got an empty one"):
+        found("x1.mp4", "")
