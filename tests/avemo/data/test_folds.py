@@ -66,6 +66,14 @@ def test_classes_are_dealt_evenly() -> None:
         ]
 
 
+def test_who_has_most_clips_is_dealt_first() -> None:
+    of = {"a": 1, "b": 1, "c": 1, "d": 1, "e": 1, "f": 1, "x": 3, "y": 3}
+    corpus = [clip(0, speaker, "calm") for speaker, count in of.items() for _ in range(count)]
+    parts = deal(corpus, "speaker", 4)
+    sizes = Counter(parts[c.speaker] for c in corpus)
+    assert sorted(sizes.values()) == [3, 3, 3, 3]  # dealt last, the two would make parts of 4 and 2
+
+
 def test_groups_stay_together_whoever_speaks() -> None:
     corpus = [clip(i, f"s{i % 8}", "calm", f"session{i % 4}") for i in range(40)]
     for n in range(4):
