@@ -8,15 +8,24 @@ from bench.operators.call import forward, on_backend
 from .shim import Shim
 
 
-@pytest.mark.parametrize(("label", "served"), [("tiny", False), ("few", True), ("many", True)])
+SERVED = [
+    ("tiny", "bfloat16", False),
+    ("few", "bfloat16", True),
+    ("many", "bfloat16", True),
+    ("many", "tf32", True),
+]
+
+
+@pytest.mark.parametrize(("label", "dtype", "served"), SERVED)
 def test_the_shapes_for_hoppers_kernels_are_served_by_them(
-    shim: Shim, label: str, served: bool
+    shim: Shim, label: str, dtype: str, served: bool
 ) -> None:
     """Told by the threads of a block: the same sizes with inputs of stride 0 have those of the tiles."""
     shim.fixed_capability = 9
+    shim.tf32(dtype == "tf32")
     threads = []
     for name in ("am_fbp", "am_fbp_tiles"):
-        call = SUBJECTS[name].make(SUBJECTS[name].sizes[label], Draw("bfloat16"))
+        call = SUBJECTS[name].make(SUBJECTS[name].sizes[label], Draw(dtype))
         run = forward(on_backend(call.function, "native"), call.tensors)
         threads.append(shim.threads(run))
     assert (threads[0] != threads[1]) == served
