@@ -195,6 +195,18 @@ def test_autocast_is_a_call_in_the_low_dtype(
     torch.testing.assert_close(got[0], call(*low), **tolerance)
 
 
+@pytest.mark.parametrize("backend", [*fused("attention_pool"), "reference"])
+def test_autocast_leaves_the_scale_of_attention_alone(backend: str) -> None:
+    """Which may be of any dtype, and loses 0.9 in bfloat16."""
+    *inputs, _ = (t.detach() for t in call_attention_pool(backend)[1])
+    scale = torch.tensor(300.9)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = fk.attention_pool(*inputs, scale, trunks=2, backend=backend)
+    low = [t.bfloat16() for t in inputs]
+    want = fk.attention_pool(*low, scale, trunks=2, backend=backend)
+    assert all(torch.equal(x, y) for x, y in zip(got, want, strict=True))
+
+
 def saved_bytes(call: Callable[..., Tensor], inputs: list[Tensor]) -> int:
     """Bytes kept for the backward beyond the inputs themselves."""
     own = {t.untyped_storage().data_ptr() for t in inputs}
