@@ -221,7 +221,7 @@ def serve(configuration: str, threads: str) -> None:
     )  # fmt: skip
     print(f"steps: {Path.cwd().name}: {use_backend(model)}", file=sys.stderr)
     # As all commits train; what `accelerate` does with convolutions where it is asked for nothing has changed.
-    model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     step = TrainingStep(model, _CLASSES, OptimizerConfig(), seed=0, total=10_000)
     batch = random_batch(**sizes, classes=_CLASSES)
     losses = [float(step(batch)) for _ in range(_FIRST)]
