@@ -7,7 +7,6 @@ from bench.operators.call import forward, on_backend
 
 from .shim import Shim
 
-
 SERVED = [
     ("tiny", "bfloat16", False),
     ("few", "bfloat16", True),
