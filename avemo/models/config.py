@@ -149,6 +149,8 @@ class ModelConfig:
         video_attention: attention over the video frames.
         fusion: the bilinear fusion of both streams.
         dropout: probability of dropping a feature before the classifier.
+        stream_loss: a fusion of vectors also learns to classify by each stream's own vector, in training alone: a
+            fusion need not see in one stream what the other one tells.
         members: of an `ensemble`: for each, what is not as said here, such as its name.
     """
 
@@ -159,4 +161,5 @@ class ModelConfig:
     video_attention: AttentionConfig = field(default_factory=AttentionConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     dropout: float = 0.3
+    stream_loss: bool = False
     members: tuple[dict[str, Any], ...] = ()

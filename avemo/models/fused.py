@@ -44,6 +44,9 @@ class AudioVisual(Pretrained):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in self.levels)
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(sum(self.levels), classes)
+        self.stream_classifiers = nn.ModuleList(
+            nn.Linear(width, classes) for width in widths if config.stream_loss
+        )
 
     def forward(
         self, audio: Tensor, audio_lengths: Tensor, video: Tensor, video_lengths: Tensor
@@ -61,4 +64,17 @@ class AudioVisual(Pretrained):
         fused = self.fusion(*(getattr(s, name) for name in self.inputs for s in (a, v)))
         levels = fused.split(self.levels, dim=1)
         fused = torch.cat([norm(x) for norm, x in zip(self.norms, levels, strict=True)], dim=1)
-        return Output(self.classifier(self.dropout(fused)), a.attention, v.attention)
+        logits = self.classifier(self.dropout(fused))
+        trained = (
+            (logits, *self._by_stream(a.vector, v.vector))
+            if self.training and self.stream_classifiers
+            else ()
+        )
+        return Output(logits, a.attention, v.attention, trained)
+
+    def _by_stream(self, *vectors: Tensor) -> list[Tensor]:
+        """What each stream's vector (B, C) says alone: logits (B, classes)."""
+        return [
+            classify(self.dropout(x))
+            for classify, x in zip(self.stream_classifiers, vectors, strict=True)
+        ]
