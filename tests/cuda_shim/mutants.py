@@ -16,8 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 TESTS = "tests/fbp_kernels/cuda"
 FORWARD, BACKWARD = "test_hopper.py", "test_hopper_backward.py"
-SMALL = "test_hopper_split.py"
 TF32 = "test_hopper_tf32.py"
+SMALL, SMALL_BACKWARD = "test_hopper_split.py", "test_hopper_small.py"
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ EPILOGUE, KERNEL = "wgmma_epilogue.h", "bilinear_forward_wgmma.cu"
 GRADIENT_TILES, GRADIENTS = "wgmma_gradient_tiles.h", "bilinear_backward_wgmma.cu"
 PASS, SPLIT = "bilinear_differentiate.cu", "bilinear_forward_split.cu"
 TF32_OPERANDS, TF32_EPILOGUE, MAPS = "wgmma_tf32.h", "wgmma_tf32_epilogue.h", "tensor_map.h"
+ROWS, STORE = "bilinear_backward_small.cu", "wgmma_store.h"
 
 MUTANTS = (
     # Descriptors and layouts.
@@ -125,14 +126,14 @@ MUTANTS = (
     Mutant(
         "too few bytes are expected",
         RING,
-        "sizeof(typename Ring::Stage));",
-        "sizeof(typename Ring::Stage) - kBoxBytes);",
+        "mbarrier_arrive_expecting(full, bytes);",
+        "mbarrier_arrive_expecting(full, bytes - kBoxBytes);",
     ),
     Mutant(
         "too many bytes are expected",
         RING,
-        "sizeof(typename Ring::Stage));",
-        "sizeof(typename Ring::Stage) + kBoxBytes);",
+        "mbarrier_arrive_expecting(full, bytes);",
+        "mbarrier_arrive_expecting(full, bytes + kBoxBytes);",
     ),
     Mutant(
         "one reader is not waited for",
@@ -313,28 +314,28 @@ MUTANTS = (
     ),
     Mutant(
         "lanes write what they should hand on",
-        GRADIENTS,
+        STORE,
         "      exchange(words[0], words[1], words[2], words[3]);\n",
         "",
         BACKWARD,
     ),
     Mutant(
         "rows past the end are written",
-        GRADIENTS,
+        STORE,
         "r < target.rows ? smaller",
         "true ? smaller",
         BACKWARD,
     ),
     Mutant(
         "columns past the end are written",
-        GRADIENTS,
+        STORE,
         "smaller(target.columns - c, kVector<T>)",
         "i64{kVector<T>}",
         BACKWARD,
     ),
     Mutant(
         "vectors where rows begin anywhere",
-        GRADIENTS,
+        STORE,
         "target.stride % kVector<T> == 0",
         "true",
         BACKWARD,
@@ -349,7 +350,7 @@ MUTANTS = (
     Mutant("outputs do not advance with columns", PASS, "      ++o;\n", "", BACKWARD),
     Mutant(
         "elements of other rows are dropped",
-        PASS,
+        "bilinear_gradients.h",
         "~(1u << (kQuad * i + j))",
         "~(1u << (kQuad * i + kQuad - 1 - j))",
         BACKWARD,
@@ -637,6 +638,119 @@ MUTANTS = (
         "const int r = i % kLaneRows,",
         "const int r = first % kLaneRows,",
         TF32,
+    ),
+    # The backward of small batches.
+    Mutant(
+        "products take w for du",
+        ROWS,
+        "[&](const Turn& turn) { mbarrier_wait(&memory_.made[turn.stage], turn.parity); },",
+        "[](const Turn&) {},",
+        SMALL_BACKWARD,
+    ),
+    Mutant(
+        "gradients of weights take w for du",
+        ROWS,
+        "      mbarrier_wait(&memory_.made[turn.stage], turn.parity);\n      __syncwarp();\n",
+        "      __syncwarp();\n",
+        SMALL_BACKWARD,
+    ),
+    Mutant(
+        "du is made of what has not come",
+        ROWS,
+        "      if (piece == 0) mbarrier_wait(&memory_.ring.full[turn.stage], turn.parity);\n",
+        "",
+        SMALL_BACKWARD,
+    ),
+    Mutant(
+        "products do not see du",
+        ROWS,
+        "      proxy_fence();\n",
+        "",
+        SMALL_BACKWARD,
+    ),
+    Mutant(
+        "a warp that makes du is not waited for",
+        ROWS,
+        "mbarrier_init(&made, Rows::kWarps)",
+        "mbarrier_init(&made, Rows::kWarps - 1)",
+        SMALL_BACKWARD,
+    ),
+    Mutant(
+        "lines of x that do not count stay",
+        ROWS,
+        "      if (!alive(first + i / kChunks))\n",
+        "      if (false)\n",
+        SMALL_BACKWARD,
+    ),
+    Mutant(
+        "slopes are taken before they are there",
+        ROWS,
+        "    if (part_.adaptive) mbarrier_wait(&memory_.measured, 0);\n",
+        "",
+        SMALL_BACKWARD,
+    ),
+    Mutant(
+        "du times the scale of the other side, in one launch",
+        ROWS,
+        "result.of[i] = narrow<T>(of[0] * scale[0]);",
+        "result.of[i] = narrow<T>(of[0] * scale[1]);",
+        SMALL_BACKWARD,
+    ),
+    Mutant(
+        "du without its swizzle",
+        ROWS,
+        "(at ^ r % kPatternLines * kChunkBytes)",
+        "at",
+        SMALL_BACKWARD,
+    ),
+    Mutant(
+        "every row of four lies as the first",
+        ROWS,
+        "(first ^ j * kChunkBytes)",
+        "first",
+        SMALL_BACKWARD,
+    ),
+    Mutant(
+        "projections of the own side",
+        ROWS,
+        "own_.kept[1 - side_], full, n, 0, h_",
+        "own_.kept[side_], full, n, 0, h_",
+        SMALL_BACKWARD,
+    ),
+    Mutant(
+        "weights of the first lines",
+        ROWS,
+        "own_.weight[side_], full, n, line(), h_",
+        "own_.weight[side_], full, n, 0, h_",
+        SMALL_BACKWARD,
+    ),
+    Mutant(
+        "outputs of a step late",
+        ROWS,
+        "outputs(begin(place + 1))",
+        "outputs(begin(place))",
+        SMALL_BACKWARD,
+    ),
+    Mutant(
+        "dx of rows that do not count",
+        ROWS,
+        "      x = counts[half] ? x : 0.0f;\n",
+        "",
+        SMALL_BACKWARD,
+    ),
+    Mutant(
+        "the gradient of a bias from one warp",
+        ROWS,
+        "    for (const auto& sums : stage.sums) sum += sums[c];\n",
+        "    sum = stage.sums[0][c];\n",
+        SMALL_BACKWARD,
+    ),
+    Mutant(
+        "a stage is given back before dW has it",
+        ROWS,
+        "      release_stage(ring, turn.stage);\n      if (result",
+        "      if (result",
+        SMALL_BACKWARD,
     ),
 )
 

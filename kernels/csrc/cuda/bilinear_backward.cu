@@ -8,6 +8,7 @@
 //
 // An adaptive scale multiplies the rows of du, in place of those of dx and of x.
 
+#include "bilinear_backward_small.h"
 #include "bilinear_backward_wgmma.h"
 #include "bilinear_gradients.h"
 #include "cuda/kernels.h"
@@ -367,6 +368,7 @@ void multiply(const BackwardProblem& problem, const ProjectionGradientsPlan& fou
 }  // namespace
 
 void bilinear_backward(const BackwardProblem& problem, const Context& context) {
+  if (small_serves(problem, current_device())) return bilinear_backward_small(problem, context);
   const bool kept = all_kept(problem);
   if (wgmma_serves(problem, current_device())) {
     const BackwardProblem projected = kept ? problem : project_by_wgmma(problem, context);

@@ -8,61 +8,15 @@
 
 #include "bilinear_backward_wgmma.h"
 #include "bilinear_forward_wgmma.h"
-#include "cuda/vectors.h"
 #include "cuda/warpgroup.h"
-#include "wgmma_epilogue.h"
 #include "wgmma_gradient_tiles.h"
+#include "wgmma_store.h"
 
 namespace fbp::cuda {
 
 namespace {
 
 constexpr int kGradientThreads = (1 + kConsumers) * kWarpgroup;
-
-MappedTensor mapped_d(const Part& part, const void* d, i64 B) {
-  return {d, {part.N, B, part.H}, {1, part.N, B * part.N}};
-}
-
-// Where the sums of a tile go: row r of the tensor begins at `data + r * stride`.
-template <class T>
-struct Target {
-  T* data;
-  i64 stride, rows, columns;
-};
-
-// Writes finish(half, column, x) of all sums x of a warp, of which `row` is the first row: four
-// neighbouring lanes exchange theirs, so that each has eight columns side by side.
-template <class T, class Finish>
-__device__ inline void store_sums(const WgmmaSums& sums, int row, int column,
-                                  const Target<T>& target, const Finish& finish) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  constexpr int kGroups = kWgmmaColumns / 8;
-  // Where rows begin at multiples of 16 bytes: columns do.
-  const bool aligned = reinterpret_cast<std::uintptr_t>(target.data) % kChunkBytes == 0 &&
-                       target.stride % kVector<T> == 0;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int r = row + lane / 4 + 8 * half;
-    T* const to = target.data + r * target.stride;
-#pragma unroll
-    for (int group = 0; group < kGroups; group += 4) {
-      u32 words[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int at = 4 * (group + i) + 2 * half;
-        const int c = column + 8 * (group + i) + lane % 4 * 2;
-        words[i] = pack<T>(finish(half, c, sums[at]), finish(half, c + 1, sums[at + 1]));
-      }
-      exchange(words[0], words[1], words[2], words[3]);
-      const int c = column + 8 * (group + lane % 4);
-      const i64 left = r < target.rows ? smaller(target.columns - c, kVector<T>) : 0;
-      if (left <= 0) continue;
-      Vector<T> vector;
-      memcpy(&vector, words, sizeof vector);
-      store_vector(to + c, vector, (1u << left) - 1, aligned && left == kVector<T>);
-    }
-  }
-}
 
 template <class T>
 __device__ inline void weight_gradient(const GradientTile& tile, GradientConsumer& own) {
@@ -196,26 +150,7 @@ bool wgmma_serves(const BackwardProblem& problem, const DeviceLimits& device) {
 }
 
 BackwardProblem project_by_wgmma(const BackwardProblem& problem, const Context& context) {
-  BackwardProblem projected = problem;
-  ForwardProblem forward;
-  forward.dtype = problem.dtype;
-  forward.B = problem.B;
-  forward.parts = problem.parts;
-  for (int i = 0; i < problem.parts; ++i) {
-    ForwardPart& part = forward.part[i];
-    static_cast<Part&>(part) = problem.part[i];
-    // Projections are kept before scales and biases.
-    part.adaptive = false;
-    part.dropout.active = false;
-    constexpr i64 kBytes = 2;
-    for (int side = 0; side < 2; ++side) {
-      part.side[side].bias = {};
-      part.kept[side] = context.scratch(part.H * problem.B * part.N * kBytes);
-      projected.part[i].kept[side] = part.kept[side];
-    }
-  }
-  bilinear_forward_wgmma(forward, context);
-  return projected;
+  return project_again(problem, context, bilinear_forward_wgmma);
 }
 
 void multiply_by_wgmma(const BackwardProblem& problem, const ProjectionGradientsPlan& found,
@@ -233,7 +168,7 @@ void multiply_by_wgmma(const BackwardProblem& problem, const ProjectionGradients
       if (d == nullptr) continue;
       maps.input = tensor_map(problem.dtype, mapped_input(part, side, problem.B), 2, kRingDepth);
       maps.weight = tensor_map(problem.dtype, mapped_weight(part, side), 1, kRingDepth);
-      maps.d = tensor_map(problem.dtype, mapped_d(part, d, problem.B), 1, kRingDepth);
+      maps.d = tensor_map(problem.dtype, mapped_projections(part, d, problem.B), 1, kRingDepth);
     }
   const dim3 grid = grid_of(smaller(plan.blocks, current_device().multiprocessors));
   with_type(problem.dtype, [&](auto type) {

@@ -11,7 +11,6 @@ namespace fbp::cuda {
 
 namespace {
 
-constexpr int kQuad = 4;  // rows
 constexpr int kPassWarps = kThreads / kWarp;
 constexpr int kPassRows = kPassWarps * kQuad;
 
@@ -98,7 +97,8 @@ class PassBlock {
     const auto aligned = [&](const void* data) {
       return rows && reinterpret_cast<std::uintptr_t>(data) % kChunkBytes == 0;
     };
-    const u32 counted = count(n);
+    // Before there are vectors in registers: random words take as many.
+    const u32 counted = count_elements<kOwn>(part_, problem_.B, row_, h_, n);
     const float factor = part_.dropout.active ? static_cast<float>(part_.dropout.scale) : 1.0f;
     Vector<T> vector[2][kQuad];
 #pragma unroll
@@ -148,29 +148,6 @@ class PassBlock {
                      row_ + j < problem_.B ? wanted : 0,
                      row_ + j < problem_.B && aligned(own_.d[side]));
     }
-  }
-
-  // Which elements count, of rows that are alive and not dropped: bit 4 * i + j is column i of row
-  // j. Done before there are vectors in registers: random words take as many.
-  __device__ u32 count(int n) const {
-    u32 counted = 0;
-#pragma unroll
-    for (int j = 0; j < kQuad; ++j)
-      if (row_ + j < problem_.B &&
-          (part_.lengths == nullptr || __ldg(part_.lengths + row_ + j) > h_))
-        counted |= 0x11111111u << j;
-    const Dropout& dropout = part_.dropout;
-    if (!dropout.active) return counted;
-#pragma unroll 1
-    for (int i = 0; i < kOwn; ++i) {
-      u32 words[kQuad];
-      philox(static_cast<u64>(*dropout.seed), static_cast<u32>(n + i), static_cast<u32>(h_),
-             static_cast<u32>(row_ / kQuad), part_.stream, words);
-#pragma unroll
-      for (int j = 0; j < kQuad; ++j)
-        if (u64{words[j]} < dropout.threshold) counted &= ~(1u << (kQuad * i + j));
-    }
-    return counted;
   }
 
   __device__ i64 place(int j, int n) const { return (h_ * problem_.B + row_ + j) * part_.N + n; }

@@ -24,7 +24,6 @@ constexpr int kSplitWarps = kWarpgroup / kWarp + 1;  // the last one has operand
 constexpr int kSplitThreads = kSplitWarps * kWarp;
 constexpr int kMostShift = 3;  // clusters of eight, which all devices with clusters have
 constexpr int kSplitResident = 2;
-constexpr int kQuad = 4;  // rows that one draw of random words is for
 
 // Rows of a tile, steps that are on their way, and products of which a share can have a part. Two
 // blocks fit a multiprocessor.
@@ -317,6 +316,7 @@ class SplitBlock {
   // Writes the outputs of a row, a lane each.
   __device__ void store(int r) const {
     const i64 b = tile_.row + r, o = column_ * own_.outputs + lane();
+    if (problem_.z == nullptr) return;
     if (b >= problem_.B || lane() >= own_.outputs || o >= own_.all) return;
     // One output in chunks has all columns of each.
     const int run = own_.chunks > 1 ? kSplitColumns : static_cast<int>(part_.K);

@@ -22,8 +22,19 @@ struct ProjectionGradientsPlan {
   } part[kMaxParts];
 };
 
-// du and dw of an element of an output's columns, before the scales of their own sides. What is not
-// alive is not seen.
+// du and dw of an element, before the scales of their own sides, from the gradient of its product.
+// What does not count is not seen.
+__device__ inline void differentiate_product(bool counts, float g, const float (&raw)[2],
+                                             const float (&scale)[2], const float (&bias)[2],
+                                             float (&d)[2]) {
+#pragma unroll
+  for (int side = 0; side < 2; ++side) {
+    const int other = 1 - side;
+    d[side] = counts ? g * fmaf(raw[other], scale[other], bias[other]) : 0.0f;
+  }
+}
+
+// The same, of an element of an output's columns.
 template <class T>
 __device__ inline void differentiate_element(const View& dz, bool alive, i64 b, i64 o, float factor,
                                              const float (&raw)[2], const Scales& scales,
@@ -31,11 +42,65 @@ __device__ inline void differentiate_element(const View& dz, bool alive, i64 b, 
   const float g =
       alive ? widen(static_cast<const T*>(dz.data)[b * dz.stride[0] + o * dz.stride[1]]) * factor
             : 0.0f;
+  differentiate_product(alive, g, raw, scales.scale, bias, d);
+}
+
+// Which elements of four rows and kColumns columns count, of rows that are alive and not dropped:
+// bit 4 * i + j is column n + i of row `row` + j.
+template <int kColumns>
+__device__ inline u32 count_elements(const Part& part, const i64& B, i64 row, i64 h, int n) {
+  static_assert(kQuad * kColumns <= 32, "a bit for each");
+  u32 counted = 0;
 #pragma unroll
-  for (int side = 0; side < 2; ++side) {
-    const int other = 1 - side;
-    d[side] = alive ? g * fmaf(raw[other], scales.scale[other], bias[other]) : 0.0f;
+  for (int j = 0; j < kQuad; ++j)
+    if (row + j < B && (part.lengths == nullptr || __ldg(part.lengths + row + j) > h))
+      counted |= 0x11111111u << j;
+  const Dropout& dropout = part.dropout;
+  if (!dropout.active) return counted;
+#pragma unroll 1
+  for (int i = 0; i < kColumns; ++i) {
+    u32 words[kQuad];
+    philox(static_cast<u64>(*dropout.seed), static_cast<u32>(n + i), static_cast<u32>(h),
+           static_cast<u32>(static_cast<u64>(row) / kQuad), part.stream, words);
+#pragma unroll
+    for (int j = 0; j < kQuad; ++j)
+      if (u64{words[j]} < dropout.threshold) counted &= ~(1u << (kQuad * i + j));
   }
+  return counted;
+}
+
+// The problem of the forward that writes a backward's projections, which are those before scales
+// and biases, and nothing else.
+inline ForwardProblem projections_of(const BackwardProblem& problem) {
+  ForwardProblem forward;
+  forward.dtype = problem.dtype;
+  forward.B = problem.B;
+  forward.parts = problem.parts;
+  for (int i = 0; i < problem.parts; ++i) {
+    ForwardPart& part = forward.part[i];
+    static_cast<Part&>(part) = problem.part[i];
+    part.adaptive = false;
+    part.dropout.active = false;
+    for (Side& side : part.side) side.bias = {};
+  }
+  return forward;
+}
+
+// A problem with its projections, of half precision, made by `run`.
+template <class Run>
+BackwardProblem project_again(const BackwardProblem& problem, const Context& context,
+                              const Run& run) {
+  BackwardProblem projected = problem;
+  ForwardProblem forward = projections_of(problem);
+  constexpr i64 kBytes = 2;
+  for (int i = 0; i < problem.parts; ++i) {
+    ForwardPart& part = forward.part[i];
+    for (int side = 0; side < 2; ++side)
+      projected.part[i].kept[side] = part.kept[side] =
+          context.scratch(part.H * problem.B * part.N * kBytes);
+  }
+  run(forward, context);
+  return projected;
 }
 
 // What a launch writes, for tiles that the plan has already; `in_place`: du and dw take the place

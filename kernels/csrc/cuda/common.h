@@ -24,6 +24,10 @@ __host__ __device__ constexpr i64 ceil_div(i64 x, i64 y) { return (x + y - 1) / 
 __host__ __device__ constexpr i64 smaller(i64 x, i64 y) { return x < y ? x : y; }
 __host__ __device__ constexpr i64 larger(i64 x, i64 y) { return x < y ? y : x; }
 
+// For the top of a loop: what follows from x is to be computed anew each time, and to take no
+// registers all along.
+__device__ inline void forget(int& x) { asm volatile("" : "+r"(x)); }
+
 // How an operand lies in memory: what its lines, which are contiguous or nearly so, go along.
 enum class Along { depth, other };
 
@@ -94,6 +98,8 @@ __device__ inline bool arrives_last(unsigned* counter, unsigned count) {
 }
 
 // ---- dropout ----
+
+constexpr int kQuad = 4;  // rows that one draw of random words is for
 
 // The random words of four rows of the batch, 4 * quad on: Philox4x32-10 (Salmon et al. 2011,
 // "Parallel random numbers: as easy as 1, 2, 3") of the counter (column, trunk, quad, stream).

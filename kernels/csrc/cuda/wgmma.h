@@ -1,6 +1,6 @@
 // Products of the tensor cores that a warpgroup, 128 threads, asks for and waits for: 64 rows by
-// 256 or 32 columns by 16, operands in shared memory, sums in registers. Tests put a header of the
-// same path before this one.
+// 256, 64 or 32 columns by 16, operands in shared memory, sums in registers. Tests put a header of
+// the same path before this one.
 //
 // Thread t of a warpgroup has, of the sums, the rows r = 16 * (t / 32) + t % 32 / 4 and r + 8, and
 // the columns c = 8 * j + 2 * (t % 4) and c + 1: d[4 * j + i] is (r + 8 * (i / 2), c + i % 2).
@@ -15,7 +15,7 @@
 namespace fbp::cuda {
 
 constexpr int kWgmmaRows = 64, kWgmmaColumns = 256, kWgmmaDepth = 16;
-constexpr int kWgmmaFewColumns = 32;
+constexpr int kWgmmaSomeColumns = 64, kWgmmaFewColumns = 32;
 constexpr int kTf32Columns = 128, kTf32Depth = 8;
 constexpr int kWarpgroup = 128;  // threads
 
@@ -25,6 +25,7 @@ constexpr int kSumsOf = kWgmmaRows * kColumns / kWarpgroup;
 constexpr int kWgmmaSums = kSumsOf<kWgmmaColumns>;
 
 using WgmmaSums = float[kWgmmaSums];
+using WgmmaSomeSums = float[kSumsOf<kWgmmaSomeColumns>];
 using WgmmaFewSums = float[kSumsOf<kWgmmaFewColumns>];
 using Tf32Sums = float[kSumsOf<kTf32Columns>];
 
@@ -80,6 +81,25 @@ __device__ inline void wgmma(WgmmaSums& d, std::uint64_t a, std::uint64_t b, boo
   }
 }
 
+#define FBP_WGMMA_SOME(type)                                                                \
+  asm volatile(                                                                             \
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"                                          \
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" FBP_TEN() FBP_TEN(1) \
+          FBP_TEN(2) "%30, %31}, %32, %33, p, 1, 1, %35, %36;\n}"                           \
+      : FBP_SIXTEEN(0), FBP_SIXTEEN(16)                                                     \
+      : "l"(a), "l"(b), "r"(static_cast<int>(more)), "n"(A == Along::other),                \
+        "n"(B == Along::other))
+
+// The same, b (16, 64).
+template <class T, Along A, Along B>
+__device__ inline void wgmma(WgmmaSomeSums& d, std::uint64_t a, std::uint64_t b, bool more) {
+  if constexpr (std::is_same_v<T, __half>) {
+    FBP_WGMMA_SOME("f16");
+  } else {
+    FBP_WGMMA_SOME("bf16");
+  }
+}
+
 #define FBP_WGMMA_FEW(type)                                                           \
   asm volatile(                                                                       \
       "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"                                    \
@@ -114,6 +134,7 @@ __device__ inline void wgmma_tf32(Tf32Sums& d, const float (&a)[4], std::uint64_
 }
 
 #undef FBP_WGMMA_FEW
+#undef FBP_WGMMA_SOME
 #undef FBP_WGMMA
 #undef FBP_SIXTEEN
 #undef FBP_FOUR

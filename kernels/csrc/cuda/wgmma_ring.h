@@ -70,15 +70,15 @@ struct TurnOf {
 using RingTurn = TurnOf<kRingStages>;
 
 // Asks for the copies of a product, as far ahead as there are stages: copy(stage, full, depth) for
-// those of a step, a whole stage. For one thread.
+// those of a step, `bytes` together. For one thread.
 template <class Ring, class Copy>
 __device__ inline void fill_ring(Ring& ring, TurnOf<Ring::kStages>& turn, int steps,
-                                 const Copy& copy) {
+                                 const Copy& copy, unsigned bytes = sizeof(typename Ring::Stage)) {
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
     Mbarrier* const full = &ring.full[turn.stage];
     mbarrier_wait(&ring.empty[turn.stage], turn.parity ^ 1);
-    mbarrier_arrive_expecting(full, sizeof(typename Ring::Stage));
+    mbarrier_arrive_expecting(full, bytes);
     copy(ring.stage[turn.stage], full, step * Ring::kDepth);
     turn.next();
   }

@@ -48,6 +48,11 @@ inline MappedTensor mapped_weight(const Part& part, int side) {
           {view.stride[2], view.stride[1], view.stride[0]}};
 }
 
+// Projections, or their gradients, (N, B, H).
+inline MappedTensor mapped_projections(const Part& part, const void* data, i64 B) {
+  return {data, {part.N, B, part.H}, {1, part.N, B * part.N}};
+}
+
 // What is asked of a problem's device, type, inputs and weights. With `tf32` also float32 serves.
 template <class Problem>
 bool wgmma_can_multiply(const Problem& problem, const DeviceLimits& device, bool tf32 = false) {

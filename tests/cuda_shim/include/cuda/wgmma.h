@@ -8,7 +8,7 @@
 namespace fbp::cuda {
 
 constexpr int kWgmmaRows = 64, kWgmmaColumns = 256, kWgmmaDepth = 16;
-constexpr int kWgmmaFewColumns = 32;
+constexpr int kWgmmaSomeColumns = 64, kWgmmaFewColumns = 32;
 constexpr int kTf32Columns = 128, kTf32Depth = 8;
 constexpr int kWarpgroup = 128;
 template <int kColumns>
@@ -16,6 +16,7 @@ constexpr int kSumsOf = kWgmmaRows * kColumns / kWarpgroup;
 constexpr int kWgmmaSums = kSumsOf<kWgmmaColumns>;
 
 using WgmmaSums = float[kWgmmaSums];
+using WgmmaSomeSums = float[kSumsOf<kWgmmaSomeColumns>];
 using WgmmaFewSums = float[kSumsOf<kWgmmaFewColumns>];
 using Tf32Sums = float[kSumsOf<kTf32Columns>];
 
