@@ -1,12 +1,16 @@
 """PyTorch's generator of the CPU: its state, and the numbers that follow from one."""
 
 import functools
+import threading
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .libraries import OPERATORS
+
+# Held from where the state of torch's own generator is read to where it is moved on.
+LOCK = threading.Lock()
 
 LIBRARY = torch.library.Library(OPERATORS, "FRAGMENT")
 

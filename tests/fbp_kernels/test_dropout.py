@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -105,6 +106,20 @@ def test_what_is_dropped_is_nought_times_the_input(backend: str) -> None:
     assert got.isnan().tolist() == [True, True, False, False]
     assert torch.signbit(got[2:]).tolist() == [True, False]
     assert torch.equal(fk.dropout(x[2:], 0.0, backend=backend), x[2:])
+
+
+def test_threads_that_call_at_once_draw_masks_of_their_own() -> None:
+    """Together those that one thread would draw."""
+    x = torch.ones(5000)
+    torch.manual_seed(5)
+    alone = {repr_bits(fk.dropout(x, 0.5)) for _ in range(160)}
+    left = torch.get_rng_state()
+    torch.manual_seed(5)
+    with ThreadPoolExecutor(4) as pool:
+        masks = list(pool.map(lambda _: repr_bits(fk.dropout(x, 0.5)), range(160)))
+    assert len(set(masks)) == len(alone) == 160
+    assert set(masks) == alone
+    assert torch.equal(torch.get_rng_state(), left)
 
 
 def test_the_same_bits_for_any_number_of_threads() -> None:

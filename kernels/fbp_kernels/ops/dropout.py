@@ -38,9 +38,10 @@ def dropout(
     """
     _check.tensors("dropout", x=x)
     chosen = backends.resolve("dropout", backend, x.device.type, x.dtype, (x,))
-    given = generator.state() if state is None else state
-    y, after = _call((x, given), (p,), chosen)
-    if state is None:
+    if state is not None:
+        return _call((x, state), (p,), chosen)[0]
+    with generator.LOCK:  # of two threads none draws the other's mask
+        y, after = _call((x, generator.state()), (p,), chosen)
         generator.move_to(after)
     return y
 
