@@ -148,8 +148,10 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func.namespace == OPERATORS and func.name() not in _CHECKS:
-            first = next(a for a in args if isinstance(a, Tensor))
-            raise _StoppedError(args[-1], first.device, first.dtype, args)
+            given = [a for a in args if isinstance(a, Tensor)]
+            if any(tensor.layout is not torch.strided for tensor in given):
+                raise NotImplementedError(func.name())  # as the dispatcher would further on
+            raise _StoppedError(args[-1], given[0].device, given[0].dtype, args)
         if func is torch.ops.aten.randint.default:  # a seed: to draw one would change the next
             return torch.zeros(args[1], dtype=torch.int64, device=kwargs.get("device"))
         if func.name() in _COPIES and args[0].is_floating_point():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fbp_kernels import backends, doctor, native, tf32, triton
+from fbp_kernels import backends, doctor, native, ops, tf32, triton
 
 ROOT = Path(__file__).parents[2]
 BILINEAR = ("fbp", "trunk_fbp", "am_fbp")
@@ -95,6 +95,12 @@ def test_the_library_builds_and_loads_where_torch_has_no_cuda(tmp_path: Path) ->
             [str(tools["cmake"]), *command], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    alone = tuple(  # on the CPU
+        f"fbp_native::{operator}"
+        for operator in ops.__all__
+        if "cuda" not in backends.kernel(operator, "native").devices
+    )
+    assert "fbp_native::fbp" not in alone
     code = (
         "import torch, fbp_kernels\n"
         f"torch.ops.load_library({os.fspath(tmp_path / '_native_cuda.so')!r})\n"
@@ -102,8 +108,9 @@ def test_the_library_builds_and_loads_where_torch_has_no_cuda(tmp_path: Path) ->
         "kernels = torch._C._dispatch_get_registrations_for_dispatch_key('CPU')\n"
         "operators = [name for name in kernels if name.startswith('fbp_native::')]\n"
         "assert len(operators) >= 14\n"
+        f"alone = {alone}\n"
         "for name in operators:\n"
-        "    assert has(name, 'CUDA'), name\n"
+        "    assert has(name, 'CUDA') != name.startswith(alone), name\n"
         "torch.ops.fbp_native.allow_tf32(True)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

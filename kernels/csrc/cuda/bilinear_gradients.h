@@ -61,7 +61,7 @@ __device__ inline u32 count_elements(const Part& part, const i64& B, i64 row, i6
   for (int i = 0; i < kColumns; ++i) {
     u32 words[kQuad];
     philox(static_cast<u64>(*dropout.seed), static_cast<u32>(n + i), static_cast<u32>(h),
-           static_cast<u32>(static_cast<u64>(row) / kQuad), part.stream, words);
+           static_cast<u32>(row / kQuad), part.stream, words);
 #pragma unroll
     for (int j = 0; j < kQuad; ++j)
       if (u64{words[j]} < dropout.threshold) counted &= ~(1u << (kQuad * i + j));
