@@ -18,7 +18,7 @@ from .shim import Shim
 THREADS = 384  # of its blocks, and of no other kernel's
 BATCH = 130  # two tiles of rows, the second of two
 HALF = (torch.bfloat16, torch.float16)
-SEEDS = (1, 2, 3)
+ORDERS = (("forward", 0), ("reverse", 0), *(("shuffled", seed) for seed in (1, 2, 3)))
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,12 @@ CASES = {
 }
 
 
-def assert_right(got: Tensor, case: Case, inputs: list[Tensor]) -> None:
+def assert_right(
+    got: Tensor, case: Case, inputs: list[Tensor], rough: list[Tensor] | None = None
+) -> None:
+    """By the rule; `rough`: the inputs as the reference rounds them, where that is not how they come."""
     truth = case.run([t.double() for t in inputs], "reference")
-    reference = case.run(inputs, "reference")
+    reference = case.run(rough or inputs, "reference")
     assert got.isfinite().all()
     error = correct.error(got, truth)
     allowed = correct.allowed(
@@ -113,7 +116,7 @@ def test_results_are_right_and_their_bits_do_not_follow_the_order(shim: Shim, ca
     for dtype in case.dtypes:
         inputs = case.draw(dtype)
         results = []
-        for shim.fixed_order in (("forward", 0), ("reverse", 0), *(("shuffled", s) for s in SEEDS)):
+        for shim.fixed_order in ORDERS:
             threads = shim.threads(lambda: results.append(case.run(inputs, "native")))  # noqa: B023
             assert threads == THREADS
         assert_right(results[0], case, inputs)
@@ -129,7 +132,7 @@ def test_blocks_share_the_trunks_of_a_tile(shim: Shim) -> None:
     a, v, p, q = one.draw(torch.bfloat16)
     a_trunks, v_trunks, p_trunks, q_trunks = inputs = many.draw(torch.bfloat16)
     results: list[Tensor] = []
-    for shim.fixed_order in (("forward", 0), ("reverse", 0), *(("shuffled", s) for s in SEEDS)):
+    for shim.fixed_order in ORDERS:
         assert shim.blocks(lambda: results.append(many.run(inputs, "native"))) == 8
         assert torch.equal(results[-1], results[0])
     assert_right(results[0], many, inputs)

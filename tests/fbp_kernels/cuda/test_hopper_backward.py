@@ -12,10 +12,7 @@ import fbp_kernels as fk
 
 from ..checks import assert_parity, evaluate
 from .shim import Shim
-from .test_hopper import BATCH, HALF, LENGTHS, SEEDS, THREADS, Case, fbp, trunks
-
-ORDERS = (("forward", 0), ("reverse", 0), *(("shuffled", seed) for seed in SEEDS))
-DROPOUT = {"dropout": 0.3, "training": True}
+from .test_hopper import BATCH, DROPOUT, HALF, LENGTHS, ORDERS, THREADS, Case, fbp, trunks
 
 CASES = {
     "one step": fbp(64, 64, 16, 4),
@@ -50,12 +47,8 @@ def gradients(case: Case, inputs: list[Tensor], keep: bool) -> dict[str, Tensor]
     return evaluate(call, inputs, 5, inputs[0].dtype)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-@pytest.mark.parametrize("dtype", HALF, ids=str)
-def test_gradients_are_right(shim: Shim, dtype: torch.dtype, case: Case) -> None:
-    """With projections kept, and computed again."""
-    shim.fixed_capability = 9
-    shim.multiprocessors(3)
+def assert_gradients(shim: Shim, dtype: torch.dtype, case: Case) -> int:
+    """Results and gradients are right, with projections kept and computed again; the threads of its blocks."""
     operator = fk.trunk_fbp if len(case.shapes[0]) == 3 else fk.fbp
     names = {"p_bias": 4, "q_bias": 5} if len(case.shapes) > 4 else {}
 
@@ -63,17 +56,13 @@ def test_gradients_are_right(shim: Shim, dtype: torch.dtype, case: Case) -> None
         return operator(*t[:4], **{name: t[i] for name, i in names.items()}, **arguments)
 
     call.__name__ = operator.__name__
-    threads = shim.threads(
+    return shim.threads(
         lambda: assert_parity(call, lambda seed: case.draw(dtype, seed), case.arguments, "native")
     )
-    assert threads == THREADS
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_bits_do_not_follow_the_order_nor_what_is_kept(shim: Shim, case: Case) -> None:
-    """Whatever lands when: copies and products early, late, and drawn; and projections are the same in both ways."""
-    shim.fixed_capability = 9
-    shim.multiprocessors(3)
+def assert_same_bits(shim: Shim, case: Case) -> None:
+    """In all orders, and with projections kept."""
     inputs = case.draw(torch.bfloat16)
     found = []
     for shim.fixed_order in ORDERS:
@@ -82,6 +71,23 @@ def test_bits_do_not_follow_the_order_nor_what_is_kept(shim: Shim, case: Case) -
     for other in found[1:]:
         for name, value in other.items():
             assert torch.equal(value, found[0][name]), name
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_gradients_are_right(shim: Shim, dtype: torch.dtype, case: Case) -> None:
+    """With projections kept, and computed again."""
+    shim.fixed_capability = 9
+    shim.multiprocessors(3)
+    assert assert_gradients(shim, dtype, case) == THREADS
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_bits_do_not_follow_the_order_nor_what_is_kept(shim: Shim, case: Case) -> None:
+    """Whatever lands when: copies and products early, late, and drawn; and projections are the same in both ways."""
+    shim.fixed_capability = 9
+    shim.multiprocessors(3)
+    assert_same_bits(shim, case)
 
 
 @pytest.mark.parametrize("keep", [True, False], ids=["kept", "computed again"])

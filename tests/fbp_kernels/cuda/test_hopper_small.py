@@ -12,8 +12,8 @@ import fbp_kernels as fk
 
 from ..checks import assert_parity
 from .shim import Shim
-from .test_hopper import DROPOUT, HALF, Case, fbp, trunks
-from .test_hopper_backward import ORDERS, gradients
+from .test_hopper import DROPOUT, HALF, ORDERS, Case, fbp, trunks
+from .test_hopper_backward import assert_gradients, assert_same_bits, gradients
 from .test_hopper_split import few
 
 THREADS = 544  # of its blocks, and of no other kernel's
@@ -57,30 +57,13 @@ def hopper(shim: Shim) -> Shim:
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_gradients_are_right(hopper: Shim, dtype: torch.dtype, case: Case) -> None:
     """With projections kept, and computed again."""
-    operator = fk.trunk_fbp if len(case.shapes[0]) == 3 else fk.fbp
-    names = {"p_bias": 4, "q_bias": 5} if len(case.shapes) > 4 else {}
-
-    def call(*t: Tensor, **arguments: Any) -> Any:
-        return operator(*t[:4], **{name: t[i] for name, i in names.items()}, **arguments)
-
-    call.__name__ = operator.__name__
-    threads = hopper.threads(
-        lambda: assert_parity(call, lambda seed: case.draw(dtype, seed), case.arguments, "native")
-    )
-    assert threads == THREADS
+    assert assert_gradients(hopper, dtype, case) == THREADS
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_bits_do_not_follow_the_order_nor_what_is_kept(hopper: Shim, case: Case) -> None:
     """Whatever lands when: copies and products early, late, and drawn; and projections are the same in both ways."""
-    inputs = case.draw(torch.bfloat16)
-    found = []
-    for hopper.fixed_order in ORDERS:
-        found.append(gradients(case, inputs, keep=False))
-    found.append(gradients(case, inputs, keep=True))
-    for other in found[1:]:
-        for name, value in other.items():
-            assert torch.equal(value, found[0][name]), name
+    assert_same_bits(hopper, case)
 
 
 @pytest.mark.parametrize("keep", [True, False], ids=["kept", "computed again"])
