@@ -13,9 +13,8 @@ from avemo.data.worker import Task, WorkerDeath, bound_memory, process_all
 
 EngineName = Literal["local", "ray"]
 
-_START_SECONDS = (
-    600.0  # until there is room for a first worker; clusters that grow by themselves take minutes
-)
+# Until there is room for a first worker; clusters that grow by themselves take minutes.
+_START_SECONDS = 600.0
 
 Engine = Callable[..., Iterator[tuple[Any, Any]]]
 """As :func:`avemo.data.worker.process_all`, for functions that have one result for each item."""
