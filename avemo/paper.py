@@ -4,7 +4,7 @@ import csv
 import json
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -110,7 +110,7 @@ def paper(
         ClipCache(cache).digest, config or ("small" if quick else "full"), epochs, first_seed
     )
     with one_writer(out, "avemo paper"):
-        _claim(out, plan)
+        claim(out / _RECORD, vars(plan))
         work = Trainings(out, cache, plan, count)
         for table in wanted:
             for row in _rows(table):
@@ -136,22 +136,29 @@ def _tables(asked: list[str] | None) -> list[str]:
     return [table for table in known if not asked or table in asked]
 
 
-def _claim(out: Path, plan: Plan) -> None:
-    """Makes `out` the folder of this plan."""
-    record = out / _RECORD
+def claim(record: Path, plan: Mapping[str, object]) -> None:
+    """Makes the folder of a record that of a plan: what is found there later was made by this plan.
+
+    Args:
+        record: a file in that folder; written if it is not there.
+        plan: what decides the result, as JSON has it.
+
+    Raises:
+        FileExistsError: the record is of another plan.
+    """
     if record.is_file():
         found = json.loads(record.read_text("utf-8"))
-        wanted = vars(plan)
         differences = [
-            f"{k} is {found.get(k)!r}, asked for {wanted[k]!r}"
-            for k in wanted
-            if found.get(k) != wanted[k]
+            f"{k} is {found.get(k)!r}, asked for {wanted!r}"
+            for k, wanted in plan.items()
+            if found.get(k) != wanted
         ]
         if differences:
             raise FileExistsError(
-                f"{out} holds tables of other trainings ({'; '.join(differences)}): choose another folder"
+                f"{record.parent} holds tables of other trainings ({'; '.join(differences)}): "
+                "choose another folder"
             )
-    write(record, json.dumps(vars(plan), indent=1) + "\n")
+    write(record, json.dumps(plan, indent=1) + "\n")
 
 
 def _rows(table: str) -> list[Figure]:
