@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from avemo.storage import replacing
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -28,8 +30,9 @@ def export(
     """Writes a trained model for programs that have no avemo, and checks it.
 
     Any number of clips of any length goes in, padded to the longest, as the model's `forward` takes them. Classes and
-    features are JSON in the file's metadata. Before it is done, the file is run on drawn batches beside PyTorch.
-    Beside it, a file .npz keeps the last batch and its logits, for programs to check themselves.
+    features are JSON in the file's metadata. Before the file has its name, it is run on drawn batches beside PyTorch:
+    what was there stays until then. Beside it, a file .npz keeps the last batch and its logits, for programs to check
+    themselves.
 
     Args:
         checkpoint: a trained model (.safetensors), or a folder of `save_pretrained`.
@@ -44,6 +47,7 @@ def export(
         FileNotFoundError: there is no checkpoint.
         ValueError: it is no checkpoint, `out` is a folder or a device, or what was written does not answer as PyTorch
             does.
+        WriteError: it cannot be written.
     """
     if out.exists() and not out.is_file():
         raise ValueError(f"out must be the name of a file, got {out}, which is something else")
@@ -56,11 +60,13 @@ def export(
     streams = needed_streams(trained.model)
     names = ["logits", *(f"{stream}_attention" for stream in streams)]
     described = {"classes": trained.classes, "features": trained.features.to_dict()}
-    run = _WRITERS[format](program, out, names, json.dumps(described))
-    found = _check(trained, run, out)
-    worst = max(found.values())
-    if not worst <= TOLERANCE:
-        raise ValueError(f"{out} differs from PyTorch by {worst:.1e}, more than {TOLERANCE:g}")
+    sample = out.with_name(out.name + ".npz")
+    with replacing(sample) as unfinished_sample, replacing(out) as unfinished:
+        run = _WRITERS[format](program, unfinished, names, json.dumps(described))
+        found = _check(trained, run, unfinished_sample)
+        worst = max(found.values())
+        if not worst <= TOLERANCE:
+            raise ValueError(f"{out} differs from PyTorch by {worst:.1e}, more than {TOLERANCE:g}")
     size = out.stat().st_size / 2**20
     print(
         f"{out}: {size:.1f} MiB, at most {worst:.1e} from PyTorch on {len(_SHAPES)} drawn batches"
@@ -184,8 +190,8 @@ def _called(module: Callable[..., Any]) -> Runner:
 _WRITERS = {"onnx": _onnx, "pt2": _pt2, "aot": _aot}
 
 
-def _check(trained: Checkpoint, run: Runner, out: Path) -> dict[str, float]:
-    """The largest differences from PyTorch; keeps the last batch."""
+def _check(trained: Checkpoint, run: Runner, sample: Path) -> dict[str, float]:
+    """The largest differences from PyTorch; keeps the last batch in a file."""
     import numpy as np
     import torch
 
@@ -199,5 +205,6 @@ def _check(trained: Checkpoint, run: Runner, out: Path) -> dict[str, float]:
         for (name, value), found in zip(present.items(), run(batch), strict=True):
             worst[name] = max(worst.get(name, 0.0), float(np.abs(value - found).max()))
     arrays: dict[str, Any] = dict(zip(INPUTS, (x.numpy() for x in batch), strict=True))
-    np.savez(out.with_name(out.name + ".npz"), **arrays, logits=present["logits"])
+    with sample.open("wb") as file:  # to a name, NumPy would add a suffix
+        np.savez(file, **arrays, logits=present["logits"])
     return worst

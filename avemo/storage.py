@@ -30,12 +30,27 @@ def write(path: Path, content: bytes | str) -> None:
     Raises:
         WriteError: it cannot be written.
     """
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives the name of a file to write, which takes another's place in one step when all is done, as in `write`.
+
+    After an exception, what was there is as it was.
+
+    Args:
+        path: the file, in a folder that exists.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
     # Beside it, for only within a file system is a move one step. Named by process: two may write the same file.
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with unfinished.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
+        yield unfinished
+        with unfinished.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(unfinished, path)
         _sync(path.parent)

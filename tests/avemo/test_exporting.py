@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -126,8 +127,40 @@ def test_what_does_not_answer_as_pytorch_does_is_an_error(
 
     monkeypatch.setitem(exporting._WRITERS, "pt2", spoilt)
     monkeypatch.setattr(exporting, "exported", lambda trained: None)
-    with pytest.raises(ValueError, match=r"differs from PyTorch by 2.0e-04, more than 0.0001"):
-        export(checkpoint, out=tmp_path / "a.pt2", format="pt2")
+    out = tmp_path / "a.pt2"
+    out.write_text("good")
+    said = rf"{out} differs from PyTorch by 2.0e-04, more than 0.0001"
+    with pytest.raises(ValueError, match=said):
+        export(checkpoint, out=out, format="pt2")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a.pt2": "good"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint", ["video"], indirect=True)
+@pytest.mark.parametrize("format", ["onnx", "pt2", "aot"])
+def test_nothing_is_written_under_the_name_before_it_is_checked(
+    checkpoint: Path, format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a kill at any moment leaves a file that is whole, or none."""
+    if format == "aot" and not shutil.which("g++"):
+        pytest.skip("AOTInductor needs a C++ compiler")
+    out, sample = tmp_path / "model", tmp_path / "model.npz"
+    seen = []
+
+    def check(*arguments: Any) -> dict[str, float]:
+        found = checked(*arguments)
+        seen.append((out.read_text(), sample.read_text()))
+        return found
+
+    checked = exporting._check
+    monkeypatch.setattr(exporting, "_check", check)
+    for path in (out, sample):
+        path.write_text("good")
+    export(checkpoint, out=out, format=cast("Any", format))
+    assert seen == [("good", "good")]
+    assert np.load(sample)["logits"].shape == (5, len(CLASSES))
+    assert out.stat().st_size > 1000
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "model.npz"]
 
 
 def test_what_is_no_file_is_told_before_anything_is_made(tmp_path: Path) -> None:
