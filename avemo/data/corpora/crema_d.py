@@ -59,7 +59,7 @@ def read(root: Path) -> Listing:
         pure = PurePosixPath(path)
         found = _NAME.fullmatch(pure.stem)
         if found and pure.suffix.lower() in STREAMS and int(found["actor"]) in ACTORS:
-            clips.setdefault(pure.stem.upper(), []).append(path)
+            clips.setdefault(_published(pure.stem), []).append(path)
             if pure.stem != pure.stem.upper():
                 tree.note_case(path)
         else:
@@ -88,6 +88,12 @@ CORPUS = Corpus(
         speakers=len(ACTORS),
     ),
 )
+
+
+def _published(stem: str) -> str:
+    """The name as published: until one was renamed, a sound had the level X and its picture XX."""
+    name = stem.upper()
+    return f"{name}X" if name.endswith("_X") else name
 
 
 def _row(name: str, ending: str, path: str) -> Row:

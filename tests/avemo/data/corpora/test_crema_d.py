@@ -54,6 +54,17 @@ def test_sound_alone(tmp_path: Path) -> None:
     assert {row.streams for row in listing.rows} == {("audio",)}
 
 
+def test_a_sound_whose_name_was_cut_short_is_no_second_clip(tmp_path: Path) -> None:
+    """As it was in the authors' repository at first."""
+    sound, film = "AudioWAV/1040_ITH_SAD_X.wav", "VideoFlash/1040_ITH_SAD_XX.flv"
+    touch(tmp_path, sound)
+    assert [(row.path, row.label) for row in listed("crema_d", tmp_path).rows] == [(sound, "sad")]
+    touch(tmp_path, film)
+    listing = listed("crema_d", tmp_path)
+    assert [row.path for row in listing.rows] == [film]
+    assert listing.left_out == {"sound of a clip that is there with its picture": 1}
+
+
 def test_a_cache_of_flash_videos(tmp_path: Path) -> None:
     root = tmp_path / "root"
     (root / "VideoFlash").mkdir(parents=True)
