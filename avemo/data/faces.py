@@ -332,14 +332,18 @@ def mouth_motion(frames: NDArray[np.uint8], chain: Chain, fps: float) -> NDArray
 def _goes_with(motion: NDArray[np.float64], loudness: NDArray[np.float64], fps: float) -> float:
     """Correlation of motion between frames with the loudness around them, both over the length of a
     syllable; 0 where either stands still."""
-    from scipy.ndimage import uniform_filter1d
-
     frames = max(1, round(SYLLABLE_SECONDS * fps))
     around = np.maximum(loudness[1:], loudness[:-1])
-    moves, sounds = (uniform_filter1d(x, frames, mode="nearest") for x in (motion, around))
+    moves, sounds = (moving_mean(x, frames) for x in (motion, around))
     if len(motion) < 2 or min(moves.std(), sounds.std()) < 1e-9:
         return 0.0
     return float(np.corrcoef(moves, sounds)[0, 1])
+
+
+def moving_mean(values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """Means of the `size` values around each of (N,); the first and the last go on beyond the ends."""
+    padded = np.pad(values, (size // 2, size - size // 2 - 1), mode="edge")
+    return np.asarray(np.lib.stride_tricks.sliding_window_view(padded, size).mean(axis=1))
 
 
 def link_boxes(found: dict[int, list[Box]]) -> Chain:
@@ -387,10 +391,21 @@ def interpolate_boxes(track: Chain, count: int) -> NDArray[np.float64]:
 
 
 def smooth_boxes(boxes: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
-    """Smooths boxes (T, 3) over time by a Gaussian of `sigma` frames."""
-    from scipy.ndimage import gaussian_filter1d
+    """Smooths boxes (T, 3) over time by a Gaussian of `sigma` frames, which ends at four of them.
 
-    return np.asarray(gaussian_filter1d(boxes, sigma, axis=0, mode="nearest"))
+    The bits are those of `scipy.ndimage.gaussian_filter1d`, in its order of additions. Its import would take more of a
+    process that reads one clip than NumPy's, PyAV's and OpenCV's together.
+    """
+    reach = int(4 * sigma + 0.5)
+    weights = np.exp(-0.5 / (sigma * sigma) * np.arange(reach + 1) ** 2)
+    weights /= np.concatenate([weights[:0:-1], weights]).sum()
+    padded = np.pad(boxes, ((reach, reach), (0, 0)), mode="edge")
+    after = [padded[reach + offset :][: len(boxes)] for offset in range(reach + 1)]
+    before = [padded[reach - offset :][: len(boxes)] for offset in range(reach + 1)]
+    smooth = weights[0] * boxes
+    for offset in range(reach, 0, -1):
+        smooth += weights[offset] * (before[offset] + after[offset])
+    return np.asarray(smooth)
 
 
 def crop(frame: NDArray[np.uint8], box: Box, size: int, margin: float) -> NDArray[np.uint8]:

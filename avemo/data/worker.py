@@ -20,7 +20,7 @@ from avemo.data.reasons import MediaError
 
 Task = Callable[[Any], Any]
 
-PRELOAD = ["av", "cv2", "numpy", "safetensors.numpy", "scipy.ndimage"]
+PRELOAD = ["av", "cv2", "numpy", "safetensors.numpy"]
 """Libraries that workers need and that are slow to import."""
 
 

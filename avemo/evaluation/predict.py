@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from avemo.data.worker import warm_up
 from avemo.evaluation.output import Writer
 from avemo.evaluation.sources import find_clips
 from avemo.imports import without_collection
@@ -110,6 +111,8 @@ def predict(
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     found = find_clips(map(os.fspath, clips))
+    if camera is None:
+        warm_up()  # before this process imports anything that takes time, too
 
     from avemo.data.faces import check_detector
     from avemo.evaluation.decoding import decoded, windows_of

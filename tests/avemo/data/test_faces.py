@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter1d, uniform_filter1d
 
 from avemo.data import faces
 from avemo.data.faces import (
@@ -16,6 +17,7 @@ from avemo.data.faces import (
     interpolate_boxes,
     link_boxes,
     load_detector,
+    moving_mean,
     overlap,
     smooth_boxes,
 )
@@ -103,6 +105,18 @@ def test_boxes_are_linear_between_and_constant_beyond() -> None:
     jitter = np.random.default_rng(0).normal(0, 1, (200, 3))
     assert smooth_boxes(jitter, 3.0).std() < 0.4
     np.testing.assert_allclose(smooth_boxes(np.full((7, 3), 5.0), 3.0), 5.0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 120])
+@pytest.mark.parametrize("width", [0.3, 1.0, 3.75, 6.0])
+def test_what_is_smoothed_is_as_scipy_has_it(count: int, width: float) -> None:
+    """To the bit where caches depend on it: faces are cut out at these places."""
+    boxes = np.random.default_rng(count).normal(300, 100, (count, 3))
+    wanted = gaussian_filter1d(boxes, width, axis=0, mode="nearest")
+    assert (smooth_boxes(boxes, width) == wanted).all()
+    for size in range(1, 6):
+        means = uniform_filter1d(boxes[:, 0], size, mode="nearest")
+        np.testing.assert_allclose(moving_mean(boxes[:, 0], size), means, rtol=1e-13)
 
 
 @pytest.mark.parametrize("side", [8.0, 16.0, 40.0, 61.7])

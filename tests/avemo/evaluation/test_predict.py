@@ -414,3 +414,32 @@ def test_what_is_missing_is_told_before_anything_heavy_is_imported(arguments: li
     assert done.returncode == 2, done.stderr
     assert "error: " in done.stderr
     assert after.children_user - before.children_user < 1
+
+
+def test_workers_begin_before_anything_heavy_is_imported() -> None:
+    """So that a clip is decoded while PyTorch is imported; there must be a clip to begin with."""
+    code = (
+        "import sys\n"
+        "from avemo.evaluation import predict\n"
+        "predict.warm_up = lambda: print('begun', 'numpy' in sys.modules)\n"
+        "predict.predict('no such model', [sys.argv[1]])"
+    )
+    for clip, begun in ((__file__, "begun False\n"), ("no such clip", "")):
+        words = [sys.executable, "-c", code, clip]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.stdout == begun, done.stderr
+
+
+def test_a_worker_that_reads_imports_no_more_than_it_needs(clip: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from avemo.data.features import FeatureConfig\n"
+        "from avemo.evaluation.decoding import Windows, decoder\n"
+        "parts = list(decoder(FeatureConfig(), None, Windows(30.0), ())((0, Path(sys.argv[1]))))\n"
+        "assert parts[0].clip.valid.any() and len(parts) == 2\n"
+        "heavy = {'torch', 'scipy', 'librosa', 'matplotlib', 'PIL', 'fbp_kernels'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    words = [sys.executable, "-c", code, str(clip)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
