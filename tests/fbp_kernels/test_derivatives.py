@@ -201,6 +201,15 @@ def functional(call: Call, inputs: list[Tensor], _: list[Tensor]) -> Any:
     )
 
 
+def jacrev_by_each(call: Call, inputs: list[Tensor], _: list[Tensor]) -> Any:
+    """One input after the other: no gradient of the others is due."""
+
+    def by(i: int) -> Any:
+        return jacrev(lambda x: call(*inputs[:i], x, *inputs[i + 1 :]))(inputs[i])
+
+    return [by(i) for i in range(len(inputs))]
+
+
 KINDS: dict[str, Callable[[Call, list[Tensor], list[Tensor]], Any]] = {
     "backward": backward,
     "second derivatives (create_graph)": second,
@@ -215,6 +224,7 @@ KINDS: dict[str, Callable[[Call, list[Tensor], list[Tensor]], Any]] = {
     "torch.func.grad": lambda f, x, _: grad(summed(f), every(len(x)))(*x),
     "torch.func.vjp": pulled,
     "torch.func.jacrev": lambda f, x, _: jacrev(f, every(len(x)))(*x),
+    "torch.func.jacrev, one input": jacrev_by_each,
     "torch.func.hessian": lambda f, x, _: jacfwd(
         jacrev(lambda y: summed(f)(y, *x[1:])), randomness="same"
     )(x[0]),

@@ -272,13 +272,15 @@ class Operator:
 
     def _vmap_backward(self, info: Any, dims: Any, options: Any, *tensors: Tensor | None) -> Any:
         due = _due(options[-2])
+        own = self._rows(tensors[self.results : self.results + self._tensors])
         rows = (
             *(0,) * self.results,
-            *self._rows(tensors[self.results : self.results + self._tensors]),
+            *own,
             *(0,) * len(self.reused),
             *(self.kept_rows,) * self.kept,
         )
-        one_call = bool(self.rows) and all(i in self.rows for i in due)
+        # Else rows have masks of their own, or a gradient is a sum over them.
+        one_call = all(own[i] is not None for i in due)
         into = (0,) * len(due)
         return _batched(self._backward, info, dims, options, tensors, rows, into, one_call)
 
