@@ -17,6 +17,8 @@
 // slots through all its planes, and a plane that does not begin where a vector may begins within
 // its first one; with the channels together, a slot is some channels of one position.
 
+#include <cstring>
+
 #include "cuda/kernels.h"
 #include "cuda/vectors.h"
 
@@ -226,10 +228,27 @@ class Together {
 
 // ---- values ----
 
+// Whether numbers of a slot are read or written in one access.
+template <class T>
+__device__ bool is_whole(const Norm& norm, const Slot& slot) {
+  return norm.whole && slot.there == kAll<T>;
+}
+
 template <class T>
 __device__ Vector<T> read(const Norm& norm, const void* from, const Slot& slot) {
   const T* const at = static_cast<const T*>(from) + slot.at;
-  return load_vector(at, slot.counts, norm.whole && slot.there == kAll<T> && slot.counts != 0);
+  return load_vector(at, slot.counts, is_whole<T>(norm, slot) && slot.counts != 0);
+}
+
+// For the last time: in the cache it is the first to give way, to what is written, and not what is
+// still to be read.
+template <class T>
+__device__ Vector<T> read_last(const Norm& norm, const void* from, const Slot& slot) {
+  if (!is_whole<T>(norm, slot) || slot.counts == 0) return read<T>(norm, from, slot);
+  const uint4 words = __ldcs(reinterpret_cast<const uint4*>(static_cast<const T*>(from) + slot.at));
+  Vector<T> vector;
+  memcpy(&vector, &words, sizeof vector);
+  return vector;
 }
 
 // The first value of a channel that counts, 0 where there is none.
@@ -506,8 +525,8 @@ __global__ __launch_bounds__(kThreads, 2) void batch_norm_write_kernel(const Nor
     Vector<T> x[Place::kSlots], dy[Place::kSlots];
 #pragma unroll
     for (int s = 0; s < Place::kSlots; ++s) {
-      x[s] = read<T>(norm, norm.x, slots[s]);
-      if constexpr (kBackward) dy[s] = read<T>(norm, norm.dy, slots[s]);
+      x[s] = read_last<T>(norm, norm.x, slots[s]);
+      if constexpr (kBackward) dy[s] = read_last<T>(norm, norm.dy, slots[s]);
     }
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i) {
@@ -529,7 +548,7 @@ __global__ __launch_bounds__(kThreads, 2) void batch_norm_write_kernel(const Nor
 #pragma unroll
     for (int s = 0; s < Place::kSlots; ++s)
       store_vector(static_cast<T*>(norm.out) + slots[s].at, x[s], slots[s].there,
-                   norm.whole && slots[s].there == kAll<T>);
+                   is_whole<T>(norm, slots[s]));
   });
 }
 
