@@ -56,10 +56,13 @@ def test_shares_by_hand() -> None:
     assert share({"neutral": attentions["neutral"]}, seconds, spans) is None
 
 
-def test_an_even_attention_has_its_share() -> None:
+@pytest.mark.parametrize("span", [Span(0.33, 1.57), Span(1.2, 2.4), Span(-0.3, 0.8), Span(-1, 3)])
+def test_an_even_attention_has_its_share(span: Span) -> None:
+    """Also where an emotion is said to show before the clip begins, or after it ends, as rounding may have it."""
     even = {"a": np.full(25, 1 / 25)}
-    result = share(even, {"a": 2.0}, {"a": Span(0.33, 1.57)})
+    result = share(even, {"a": 2.0}, {"a": span})
     assert result is not None
+    assert result.time == pytest.approx((min(span.end, 2) - max(span.start, 0)) / 2)
     assert result.ratio == pytest.approx(1)
 
 

@@ -57,6 +57,9 @@ def test_figures_show_what_they_are_given(tmp_path: Path) -> None:
     assert listen.patches[0].get_data().values == pytest.approx(heard * len(heard))
     assert len(faces.images) == min(10, len(result.faces))
     assert sound.collections
+    spans = [patch.get_extents().transformed(look.transData.inverted()) for patch in look.patches]
+    frame = result.seconds / len(weights)
+    assert [(s.x0, s.x1) for s in spans[1:]] == [pytest.approx((frame, 2 * frame))]  # no face there
     runs = {"one": [[0.1, 0.4], [0.3, 0.2]], "two": [[0.5, 0.6, 0.7]]}
     lines = draw_curves("curves", runs).axes[0].lines
     assert [line.get_ydata().tolist() for line in lines] == [
@@ -65,3 +68,23 @@ def test_figures_show_what_they_are_given(tmp_path: Path) -> None:
         pytest.approx([0.2, 0.3]),
         [0.5, 0.6, 0.7],
     ]
+    assert [line.get_xdata().tolist() for line in lines] == [[1, 2], [1, 2], [1, 2], [1, 2, 3]]
+
+
+def test_the_frames_of_the_highest_attention_are_marked_at_their_times() -> None:
+    weights = np.array([1, 5, 2, 4, 3, 0], float) / 15
+    clip = AttendedClip(
+        seconds=3.0,
+        faces=np.arange(6, dtype=np.uint8)[:, None, None] * np.ones((1, 4, 4), np.uint8),
+        seen=np.ones(6, bool),
+        level=np.ones(4),
+        attention={"video": weights, "audio": np.full(4, 0.25)},
+    )
+    faces = draw_attended_clip("a clip", clip).axes[0]
+    assert [int(image.get_array()[0, 0]) for image in faces.images] == [0, 1, 2, 3, 4, 5]
+    frames = faces.patches
+    assert [patch.get_linewidth() > 1 for patch in frames] == [
+        False, True, False, True, True, False,
+    ]  # fmt: skip
+    times = [line.get_xdata()[0] for line in faces.lines]
+    assert times == pytest.approx([0.25, 0.75, 1.25, 1.75, 2.25, 2.75])
