@@ -13,21 +13,27 @@ from avemo.models import ModelConfig, build_model, needed_streams
 from avemo.models.config import FusionConfig
 from avemo.training import checkpoint
 from avemo.training.config import DataConfig, TrainConfig, TrainerConfig
-from avemo.training.ensemble import ensemble
-from avemo.training.train import train
+from avemo.training.ensemble import ensemble, train_members
+from avemo.training.train import TrainResult, train
 from tests.avemo.models.tiny_model import BINS, FACE_SIZE, tiny_batch, tiny_config, tiny_model
 from tests.avemo.tiny_cache import CLASSES, write_cache
 
 FEATURES = FeatureConfig(bins=BINS, face_size=FACE_SIZE)
 
 
-def saved(path: Path, name: str, classes: tuple[str, ...] = CLASSES, **changes: object) -> Path:
+def saved(
+    path: Path,
+    name: str,
+    classes: tuple[str, ...] = CLASSES,
+    features: FeatureConfig = FEATURES,
+    **changes: object,
+) -> Path:
     """A checkpoint with weights of its own."""
     model = tiny_model(name, **changes)
     for weight in model.parameters():
         weight.data.add_(0.1 * torch.randn(weight.shape))
     config = TrainConfig(DataConfig(Path("cache")), tiny_config(name, **changes))
-    checkpoint.save(path, model, config, classes, FEATURES)
+    checkpoint.save(path, model, config, classes, features)
     return path
 
 
@@ -64,6 +70,10 @@ def test_what_cannot_be_put_together_is_refused(
     second = saved(tmp_path / "b.safetensors", "audio", classes=("a", "b", "c", "d"))
     assert main(["ensemble", str(first), str(second), "--out", str(tmp_path)]) == 2
     assert "b.safetensors has the classes ('a', 'b', 'c', 'd')" in capsys.readouterr().err
+    other = FeatureConfig(bins=BINS, face_size=FACE_SIZE, fps=25.0)
+    third = saved(tmp_path / "c.safetensors", "audio", features=other)
+    assert main(["ensemble", str(first), str(third), "--out", str(tmp_path)]) == 2
+    assert "c.safetensors has the features FeatureConfig(" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"model\.members must name at least one"):
         build_model(ModelConfig("ensemble"), bins=BINS, face_size=FACE_SIZE, classes=4)
     bad = ModelConfig("ensemble", members=({"colour": 1},))
@@ -94,3 +104,30 @@ def test_members_are_trained_with_several_seeds_and_a_killed_run_goes_on(tmp_pat
         file.unlink() if file.is_file() else None
     train(model=config, out=tmp_path / "run", seed=5, resume=True, **said)  # type: ignore[arg-type]
     assert result.best.read_bytes() == whole
+
+
+def test_best_and_last_are_put_together_apart(tmp_path: Path) -> None:
+    """Each member's own best epoch and its last one; the ensemble is as old as its latest member."""
+    members = ({"name": "audio"}, {"name": "g_fbp"}, {"name": "audio"})
+    whole = TrainConfig(
+        DataConfig(write_cache(tmp_path / "cache")),
+        tiny_config("ensemble", members=members),
+        seed=3,
+    )
+    epochs, seeds = iter((4, 7, 2)), []
+
+    def trained(config: TrainConfig, folder: Path) -> TrainResult:
+        folder.mkdir(parents=True)
+        seeds.append(config.seed)
+        files = [saved(folder / f"{n}.safetensors", config.model.name) for n in ("best", "last")]
+        return TrainResult(*files, next(epochs), 0.0)
+
+    result = train_members(whole, tmp_path / "run", trained)
+    assert seeds == [3, 4, 5]
+    assert result.best_epoch == 7
+    for kind, file in (("best", result.best), ("last", result.last)):
+        found = checkpoint.load(file).model.state_dict()
+        for number, member in enumerate(members):
+            own = tmp_path / "run" / f"{number}-{member['name']}" / f"{kind}.safetensors"
+            for name, weight in checkpoint.load(own).model.state_dict().items():
+                assert found[f"members.{number}.{name}"].equal(weight), (kind, number, name)
