@@ -122,6 +122,13 @@ def test_seeds_are_paired_and_folds_are_put_together(tmp_path: Path) -> None:
         assert (system.runs, system.clips) == (2, 8)
         assert system.accuracies == [sum(right) / 8 for right in rights[system.name]]
         assert system.measures["accuracy"].value == pytest.approx(sum(system.accuracies) / 2)
+        given = [c for said in answers[system.name] for c in predictions(said).clips]
+        assert system.confusion == [
+            [sum((c.label, c.predicted) == (true, said) for c in given) for said in range(3)]
+            for true in range(3)
+        ]
+    with (tmp_path / "out" / "systems.csv").open(newline="", encoding="utf-8") as file:
+        assert [(r["runs"], r["clips"]) for r in csv.DictReader(file)] == [("2", "8")] * 2
     (pair,) = result.pairs
     tests = [
         metrics.mcnemar(list(zip(a, b, strict=True)))
@@ -161,7 +168,7 @@ def test_all_pairs_are_corrected_together() -> None:
     assert every.pairs[0].mcnemar_holm > first.pairs[0].mcnemar_holm
 
 
-def test_every_p_value_is_in_the_column_of_its_name(tmp_path: Path) -> None:
+def test_every_value_is_in_the_column_of_its_name(tmp_path: Path) -> None:
     systems = {n: [predictions(a)] for n, a in
                {"a": "0" * 12, "b": "r" * 12, "c": "rrrrrr000000"}.items()}  # fmt: skip
     result = compare_systems(systems, resamples=999, pairs="all")
@@ -177,6 +184,8 @@ def test_every_p_value_is_in_the_column_of_its_name(tmp_path: Path) -> None:
             "p_bootstrap_holm": pair.bootstrap_holm,
         }
         assert {name: float(row[name]) for name in values} == values
+        assert (row["first"], row["second"]) == (pair.first, pair.second)
+        assert float(row["difference"]) == pair.difference.value
         different += len(set(values.values())) == 4
     assert different
 

@@ -19,6 +19,7 @@ from tests.avemo.models.tiny_model import BINS, FACE_SIZE, tiny_batch, tiny_conf
 from tests.avemo.tiny_cache import CLASSES, write_cache
 
 FEATURES = FeatureConfig(bins=BINS, face_size=FACE_SIZE)
+NOISE = torch.Generator().manual_seed(3)
 
 
 def saved(
@@ -31,7 +32,7 @@ def saved(
     """A checkpoint with weights of its own."""
     model = tiny_model(name, **changes)
     for weight in model.parameters():
-        weight.data.add_(0.1 * torch.randn(weight.shape))
+        weight.data.add_(0.1 * torch.randn(weight.shape, generator=NOISE))
     config = TrainConfig(DataConfig(Path("cache")), tiny_config(name, **changes))
     checkpoint.save(path, model, config, classes, features)
     return path
@@ -61,6 +62,14 @@ def test_an_ensemble_of_listeners_needs_no_picture(tmp_path: Path) -> None:
     files = [saved(tmp_path / f"{i}.safetensors", "audio") for i in (1, 2)]
     loaded = checkpoint.load(ensemble(files, out=tmp_path))
     assert needed_streams(loaded.model) == needed_streams(loaded.config.model) == ("audio",)
+
+
+def test_in_training_a_member_learns_by_all_that_it_says() -> None:
+    members = ({"name": "g_fbp", "stream_loss": True}, {"name": "audio"})
+    model = tiny_model("ensemble", members=members).train()
+    fusion, audio = (member(*tiny_batch()) for member in model.members)
+    assert len(fusion.trained) == 3
+    torch.testing.assert_close(model(*tiny_batch()).trained, (*fusion.trained, audio.logits))
 
 
 def test_what_cannot_be_put_together_is_refused(
