@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 TESTS = "tests/fbp_kernels/cuda"
 FORWARD, BACKWARD = "test_hopper.py", "test_hopper_backward.py"
-TF32 = "test_hopper_tf32.py"
+TF32, TF32_BACKWARD = "test_hopper_tf32.py", "test_hopper_tf32_backward.py"
 SMALL, SMALL_BACKWARD = "test_hopper_split.py", "test_hopper_small.py"
 
 
@@ -108,8 +108,8 @@ MUTANTS = (
     Mutant(
         "a stage is given back while it is read",
         RING,
-        "    if (before >= 0) release_stage(ring, before);\n    before = turn.stage;",
-        "    release_stage(ring, turn.stage);",
+        "if (group == 0 && before >= 0) release_stage(ring, before);\n    }\n    before = turn.stage;",
+        "if (group == 0) release_stage(ring, turn.stage);\n    }",
     ),
     Mutant(
         "no wait for the products of the step before", RING, "    wgmma_wait_for_earlier();\n", ""
@@ -176,7 +176,7 @@ MUTANTS = (
         "mapped_input(part, side, problem.B), 2, kRingRows,",
         "mapped_input(part, side, problem.B), 2, kRingRows / 2,",
     ),
-    Mutant("sums begin anew in every step", RING, "sums, step > 0)", "sums, false)"),
+    Mutant("sums begin anew in every step", RING, "sums, step > 0 || group > 0)", "sums, false)"),
     Mutant("more registers than a block has", KERNEL, "take_registers<232>", "take_registers<240>"),
     # Products and sums.
     Mutant(
@@ -215,24 +215,24 @@ MUTANTS = (
     Mutant("random words of other rows", EPILOGUE, "(others >> place & 1)", "(others >> i & 1)"),
     # The backward.
     Mutant(
-        "gradients of weights: rows as if along the depth",
+        "gradients of weights: operands as if along the depth",
         GRADIENTS,
-        "<T, Along::other, Along::other>",
-        "<T, Along::depth, Along::other>",
+        "own.template operands<Along::other>()",
+        "own.template operands<Along::depth>()",
         BACKWARD,
     ),
     Mutant(
-        "gradients of inputs: weights as if across the depth",
+        "gradients of inputs: operands as if across the depth",
         GRADIENTS,
-        "<T, Along::depth, Along::depth>",
-        "<T, Along::depth, Along::other>",
+        "own.template operands<Along::depth>()",
+        "own.template operands<Along::other>()",
         BACKWARD,
     ),
     Mutant(
         "gradients of inputs: both warpgroups get the same rows",
         GRADIENT_TILES,
-        "maps_.d, full, depth, row + i * kBoxColumns, h)",
-        "maps_.d, full, depth, row, h)",
+        "full, depth, row + i * kBoxColumns, h)",
+        "full, depth, row, h)",
         BACKWARD,
     ),
     Mutant(
@@ -252,22 +252,22 @@ MUTANTS = (
     Mutant(
         "rows that do not count are not cleared",
         GRADIENT_TILES,
-        "return job.of == Gradient::weight && part.lengths != nullptr;",
+        "return job().of == Gradient::weight && part().lengths != nullptr;",
         "return false;",
         BACKWARD,
     ),
     Mutant(
         "half of a row is cleared",
         GRADIENT_TILES,
-        "i < kChunks; ++i",
-        "i < kChunks / 2; ++i",
+        "i < kLine; i += kChunkBytes",
+        "i < kLine / 2; i += kChunkBytes",
         BACKWARD,
     ),
     Mutant(
         "what is cleared is not waited for",
         GRADIENTS,
-        "          mbarrier_wait(&own.memory.cleared[turn.stage], own.cleared.next(turn.stage));\n",
-        "          own.cleared.next(turn.stage);\n",
+        "mbarrier_wait(&own.memory.cleared[turn.stage], own.cleared.next(turn.stage));\n",
+        "own.cleared.next(turn.stage);\n",
         BACKWARD,
     ),
     Mutant(
@@ -294,8 +294,9 @@ MUTANTS = (
     Mutant(
         "tiles without rows that count are multiplied by those who multiply alone",
         GRADIENTS,
-        "tile.steps(), own.warpgroup(), sums, [](const RingTurn&) {}",
-        "static_cast<int>(ceil_div(tile.job.depth, kRingDepth)), own.warpgroup(), sums, [](const RingTurn&) {}",
+        "tile.steps(), own.warpgroup(),\n      own.template operands<Along::depth>()",
+        "static_cast<int>(ceil_div(tile.job.depth, kRingDepth)), own.warpgroup(),\n"
+        "      own.template operands<Along::depth>()",
         BACKWARD,
     ),
     Mutant(
@@ -315,7 +316,7 @@ MUTANTS = (
     Mutant(
         "lanes write what they should hand on",
         STORE,
-        "      exchange(words[0], words[1], words[2], words[3]);\n",
+        "    exchange(words[0], words[1], words[2], words[3]);\n",
         "",
         BACKWARD,
     ),
@@ -365,8 +366,8 @@ MUTANTS = (
     Mutant(
         "what was kept is written over",
         "bilinear_backward.cu",
-        "(projected, !kept, context)",
-        "(projected, true, context)",
+        "? Placing::beside\n",
+        "? Placing::in_place\n",
         BACKWARD,
     ),
     # The forward of small batches.
@@ -497,7 +498,13 @@ MUTANTS = (
         "CU_TENSOR_MAP_DATA_TYPE_FLOAT32\n",
         TF32,
     ),
-    Mutant("TF32: float32 without leave", TILES, "wide && !tf32", "wide && false", TF32),
+    Mutant(
+        "TF32: float32 without leave",
+        TILES,
+        "Dtype::float32 && !tf32",
+        "Dtype::float32 && false",
+        TF32,
+    ),
     Mutant(
         "TF32: swizzle of columns as of long lines",
         TF32_OPERANDS,
@@ -512,15 +519,15 @@ MUTANTS = (
     Mutant(
         "TF32: step of columns",
         TF32_OPERANDS,
-        "i * kTf32Depth * kTf32BoxLine)",
-        "i * kTf32Depth / 2 * kTf32BoxLine)",
+        "depth(group, i) * kTf32BoxLine)",
+        "depth(group, i) / 2 * kTf32BoxLine)",
         TF32,
     ),
     Mutant(
         "TF32: step of rows",
         TF32_OPERANDS,
-        "stage + i * kTf32Depth *",
-        "stage + 2 * i * kTf32Depth *",
+        "stage + depth(group, i) *",
+        "stage + 2 * depth(group, i) *",
         TF32,
     ),
     Mutant(
@@ -638,6 +645,119 @@ MUTANTS = (
         "const int r = i % kLaneRows,",
         "const int r = first % kLaneRows,",
         TF32,
+    ),
+    # The backward in TF32.
+    Mutant(
+        "TF32, backward: rows of du begin where those before end",
+        "bilinear_gradients.h",
+        "return (B + kQuad - 1) / kQuad * kQuad;",
+        "return B;",
+        TF32_BACKWARD,
+    ),
+    Mutant(
+        "TF32, backward: du is turned round before all warps have kept theirs",
+        PASS,
+        "    __syncthreads();\n    for (int side = 0; side < 2; ++side)\n      for (int c",
+        "    for (int side = 0; side < 2; ++side)\n      for (int c",
+        TF32_BACKWARD,
+    ),
+    Mutant(
+        "TF32, backward: du is kept where it is not read",
+        PASS,
+        "memory_.turned[side][c][warp() ^ kept_at(c)]",
+        "memory_.turned[side][c][warp()]",
+        TF32_BACKWARD,
+    ),
+    Mutant(
+        "TF32, backward: rows of the first tile, turned round",
+        PASS,
+        "b = position_.row * kPassRows + threadIdx.x % kPassWarps * kQuad;",
+        "b = threadIdx.x % kPassWarps * kQuad;",
+        TF32_BACKWARD,
+    ),
+    Mutant(
+        "TF32, backward: columns past a part's are turned round",
+        PASS,
+        "if (column + c >= end_ || b >=",
+        "if (b >=",
+        TF32_BACKWARD,
+    ),
+    Mutant(
+        "TF32, backward: rows past the batch are turned round",
+        PASS,
+        "end_ || b >= problem_.B ||",
+        "end_ ||",
+        TF32_BACKWARD,
+    ),
+    Mutant(
+        "TF32, backward: du of the first trunk",
+        PASS,
+        "(h_ * part_.N + column + c) * row + b",
+        "(column + c) * row + b",
+        TF32_BACKWARD,
+    ),
+    Mutant(
+        "TF32, backward: x by trunks where its batch is",
+        GRADIENT_TILES,
+        "of_input ? depth : h,",
+        "of_input ? h : depth,",
+        TF32_BACKWARD,
+    ),
+    Mutant(
+        "TF32, backward: the right operand of the first tile",
+        GRADIENT_TILES,
+        "bulk_copy(stage.rows, right, full, depth, column, h);",
+        "bulk_copy(stage.rows, right, full, depth, 0, h);",
+        TF32_BACKWARD,
+    ),
+    Mutant(
+        "TF32, backward: boxes of the left operand are the first",
+        GRADIENT_TILES,
+        "left, full, row + i * kTf32BoxColumns,",
+        "left, full, row,",
+        TF32_BACKWARD,
+    ),
+    Mutant(
+        "TF32, backward: what is cleared is the right operand",
+        GRADIENT_TILES,
+        "auto& left(Ring::Stage& stage) { return stage.columns; }",
+        "auto& left(Ring::Stage& stage) { return stage.rows; }",
+        TF32_BACKWARD,
+    ),
+    Mutant(
+        "TF32, backward: half of the steps",
+        GRADIENT_TILES,
+        "RingOf<Tf32StageOf<kWgmmaColumns>, kRingStages, kTf32StepDepth>",
+        "RingOf<Tf32StageOf<kWgmmaColumns>, kRingStages, 2 * kTf32StepDepth>",
+        TF32_BACKWARD,
+    ),
+    Mutant(
+        "TF32, backward: rows as half precision has them",
+        STORE,
+        "return tf32_column(lane) + half;",
+        "return lane / 4 + 8 * half;",
+        TF32_BACKWARD,
+    ),
+    Mutant(
+        "TF32, backward: lanes write what they should hand on",
+        STORE,
+        "vector.of[i] = second ? got : here;",
+        "vector.of[i] = here;",
+        TF32_BACKWARD,
+    ),
+    Mutant(
+        "TF32, backward: pairs of lanes have neighbouring vectors",
+        STORE,
+        "8 * (lane % 2) + lane % 4 / 2 * 4",
+        "8 * (lane % 4 / 2) + lane % 2 * 4",
+        TF32_BACKWARD,
+    ),
+    Mutant(
+        "TF32, backward: weights in boxes of du's lines",
+        GRADIENTS,
+        "of_input.right = tensor_map(dtype, weight, 1, kWgmmaColumns, kTf32StepDepth);",
+        "of_input.right = tensor_map(dtype, weight, 1, kTf32StepDepth, kTf32StepDepth);",
+        TF32_BACKWARD,
     ),
     # The backward of small batches.
     Mutant(

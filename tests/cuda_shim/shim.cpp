@@ -63,6 +63,7 @@ enum class State : unsigned char {
   at_named_barrier,
   in_warp,
   until,
+  held,
   ended
 };
 
@@ -371,6 +372,17 @@ bool advance(Machine& m, Block& block, std::vector<int>& order) {
   return any || landed;
 }
 
+// Lets go whoever is held up; says whether anybody was.
+bool let_go(Machine& m) {
+  bool any = false;
+  for (State& state : m.states) {
+    if (state != State::held) continue;
+    state = State::ready;
+    any = true;
+  }
+  return any;
+}
+
 // The blocks from `first` on that are a cluster.
 void run_cluster(Machine& m, unsigned first) {
   const unsigned cluster = m.launch->cluster;
@@ -398,10 +410,10 @@ void run_cluster(Machine& m, unsigned first) {
         if (!m.error.empty()) break;
       }
       if (!m.error.empty() || progress) continue;
-      if (m.in_flight.empty()) {
-        m.error = stuck(m);
-      } else {
+      if (!m.in_flight.empty()) {
         land(m);
+      } else if (!let_go(m)) {
+        m.error = stuck(m);
       }
     }
   }
@@ -545,6 +557,7 @@ void perhaps_hold_up(std::uint64_t of) {
   for (const std::uint64_t factor : {0xbf58476d1ce4e5b9u, 0x94d049bb133111ebu})
     x = (x ^ x >> 30) * factor;
   if ((x >> 32) % 4 != 0) return;
+  if ((x >> 34) % 2 != 0) return m.give_way(State::held);
   for (int i = 0; i < kRounds; ++i) m.give_way(State::ready);
 }
 

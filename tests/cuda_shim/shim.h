@@ -67,8 +67,9 @@ bool soon();
 // Gives way to other threads where the order is drawn, now and then.
 void perhaps_give_way();
 
-// Where the order is drawn, some warps are held up for some rounds of all threads: those that what
-// is told of draws, the same for all lanes that tell the same.
+// Where the order is drawn, some warps are held up for some rounds of all threads, or until all
+// others have come as far as they can without them: those that what is told of draws, the same for
+// all lanes that tell the same.
 void perhaps_hold_up(std::uint64_t of);
 
 // The block's number in its cluster, and the warp's in its block, of the running thread.

@@ -306,7 +306,7 @@ ProjectionGradientsPlan differentiate(const BackwardProblem& problem, const Cont
     own.blocks = plan.down * own.across * part.H;
     blocks += own.blocks;
   }
-  allocate(problem, false, context, plan);
+  allocate(problem, Placing::beside, context, plan);
   FBP_LAUNCH((projection_gradients_kernel<Number, Tile>), grid_of(blocks), kThreads,
              sizeof(typename ProjectionGradientsBlock<Number, Tile>::Memory), context.stream,
              problem, plan);
@@ -370,16 +370,19 @@ void multiply(const BackwardProblem& problem, const ProjectionGradientsPlan& fou
 void bilinear_backward(const BackwardProblem& problem, const Context& context) {
   if (small_serves(problem, current_device())) return bilinear_backward_small(problem, context);
   const bool kept = all_kept(problem);
-  if (wgmma_serves(problem, current_device())) {
+  if (wgmma_serves(problem, current_device(), context.tf32)) {
     const BackwardProblem projected = kept ? problem : project_by_wgmma(problem, context);
-    return multiply_by_wgmma(projected, differentiate_kept(projected, !kept, context), context);
+    const Placing placing = problem.dtype == Dtype::float32 ? Placing::turned
+                            : kept                          ? Placing::beside
+                                                            : Placing::in_place;
+    return multiply_by_wgmma(projected, differentiate_kept(projected, placing, context), context);
   }
   with_number(problem.dtype, context.tf32, [&](auto number) {
     using Number = decltype(number);
     const auto run = [&](auto tile) {
       using Tile = decltype(tile);
       multiply<Number, Tile, LargeTile>(problem,
-                                        kept ? differentiate_kept(problem, false, context)
+                                        kept ? differentiate_kept(problem, Placing::beside, context)
                                              : differentiate<Number, Tile>(problem, context),
                                         context);
     };

@@ -2,7 +2,8 @@
 //
 // A thread has vectors of neighbouring columns of four rows, of which a random word is drawn at a
 // time; a warp has four rows, a block 32. What rows add to the gradients of scales, and columns to
-// those of biases, is summed up on the way.
+// those of biases, is summed up on the way. What is to be turned round goes through shared memory,
+// from which a row of 32 numbers is written at once.
 
 #include "bilinear_gradients.h"
 #include "cuda/vectors.h"
@@ -22,7 +23,8 @@ struct PassPlan : ProjectionGradientsPlan {
   i64 columns[kMaxParts] = {};  // of a tile
 };
 
-template <class T>
+// `kTurned`: du and dw are turned round, see Placing.
+template <class T, bool kTurned>
 class PassBlock {
   static constexpr int kOwn = kVector<T>;
   using PartPlan = ProjectionGradientsPlan::PartPlan;
@@ -30,6 +32,8 @@ class PassBlock {
  public:
   struct Memory {
     float sums[2][kPassWarps][kPassColumns<T>];  // over four rows, of du and dw
+    // du and dw: of a column, the four rows of warp w are at w ^ kept_at(column).
+    Vector<float> turned[2][kTurned ? kPassColumns<T> : 1][kTurned ? kPassWarps : 1];
   };
 
   __device__ PassBlock(const BackwardProblem& problem, const BackwardPart& part,
@@ -52,6 +56,7 @@ class PassBlock {
       const int n = column + lane() * kOwn;
       if (n < end_) differentiate(n, scales, biased, differences);
       if (biased) sum_columns(column);
+      if constexpr (kTurned) write_turned(column);
     }
     if (!part_.adaptive) return;
 #pragma unroll
@@ -142,12 +147,45 @@ class PassBlock {
 #pragma unroll
     for (int side = 0; side < 2; ++side) {
       if (own_.d[side] == nullptr) continue;
+      if constexpr (kTurned) {
+        keep_turned(side, vector[side]);
+      } else {
 #pragma unroll
-      for (int j = 0; j < kQuad; ++j)
-        store_vector(static_cast<T*>(own_.d[side]) + place(j, n), vector[side][j],
-                     row_ + j < problem_.B ? wanted : 0,
-                     row_ + j < problem_.B && aligned(own_.d[side]));
+        for (int j = 0; j < kQuad; ++j)
+          store_vector(static_cast<T*>(own_.d[side]) + place(j, n), vector[side][j],
+                       row_ + j < problem_.B ? wanted : 0,
+                       row_ + j < problem_.B && aligned(own_.d[side]));
+      }
     }
+  }
+
+  // Lanes that write vectors together, or read them, do so from all banks.
+  __device__ static int kept_at(int column) { return column / kOwn % kPassWarps; }
+
+  __device__ void keep_turned(int side, const Vector<T> (&rows)[kQuad]) const {
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int c = lane() * kOwn + i;
+      memory_.turned[side][c][warp() ^ kept_at(c)] = {
+          {rows[0].of[i], rows[1].of[i], rows[2].of[i], rows[3].of[i]}};
+    }
+  }
+
+  // Writes what the warps have kept, with zeros up to where the last row ends. For all threads of a
+  // block.
+  __device__ void write_turned(int column) const {
+    const i64 row = turned_row(problem_.B),
+              b = position_.row * kPassRows + threadIdx.x % kPassWarps * kQuad;
+    __syncthreads();
+    for (int side = 0; side < 2; ++side)
+      for (int c = static_cast<int>(threadIdx.x) / kPassWarps; c < kPassColumns<T>;
+           c += kThreads / kPassWarps) {
+        if (column + c >= end_ || b >= problem_.B || own_.d[side] == nullptr) continue;
+        const i64 at = (h_ * part_.N + column + c) * row + b;
+        *reinterpret_cast<Vector<float>*>(static_cast<float*>(own_.d[side]) + at) =
+            memory_.turned[side][c][threadIdx.x % kPassWarps ^ kept_at(c)];
+      }
+    __syncthreads();
   }
 
   __device__ i64 place(int j, int n) const { return (h_ * problem_.B + row_ + j) * part_.N + n; }
@@ -188,18 +226,18 @@ constexpr int kPassResident = 1;
 constexpr int kPassResident = 2;
 #endif
 
-template <class T>
+template <class T, bool kTurned>
 __global__ void __launch_bounds__(kThreads, kPassResident)
     differentiate_kernel(const __grid_constant__ BackwardProblem problem,
                          const __grid_constant__ PassPlan plan) {
-  __shared__ typename PassBlock<T>::Memory memory;
+  __shared__ typename PassBlock<T, kTurned>::Memory memory;
   i64 index = blockIdx.x;
   for (int i = problem.parts - 1; i >= 0; --i) {
     const auto& own = plan.part[i];
     if (index < own.blocks) {
       const i64 tiles = plan.down * own.across, tile = index % tiles;
-      PassBlock<T>(problem, problem.part[i], own, plan.columns[i], index / tiles,
-                   {tile / own.across, tile % own.across}, memory)
+      PassBlock<T, kTurned>(problem, problem.part[i], own, plan.columns[i], index / tiles,
+                            {tile / own.across, tile % own.across}, memory)
           .run();
       return;
     }
@@ -209,7 +247,7 @@ __global__ void __launch_bounds__(kThreads, kPassResident)
 
 }  // namespace
 
-ProjectionGradientsPlan differentiate_kept(const BackwardProblem& problem, bool in_place,
+ProjectionGradientsPlan differentiate_kept(const BackwardProblem& problem, Placing placing,
                                            const Context& context) {
   PassPlan plan;
   with_type(problem.dtype, [&](auto type) {
@@ -230,9 +268,14 @@ ProjectionGradientsPlan differentiate_kept(const BackwardProblem& problem, bool 
       own.blocks = plan.down * own.across * part.H;
       blocks += own.blocks;
     }
-    allocate(problem, in_place, context, plan);
-    FBP_LAUNCH(differentiate_kernel<T>, grid_of(blocks), kThreads, 0, context.stream, problem,
-               plan);
+    allocate(problem, placing, context, plan);
+    if constexpr (std::is_same_v<T, float>) {
+      if (placing == Placing::turned)
+        return FBP_LAUNCH((differentiate_kernel<T, true>), grid_of(blocks), kThreads, 0,
+                          context.stream, problem, plan);
+    }
+    FBP_LAUNCH((differentiate_kernel<T, false>), grid_of(blocks), kThreads, 0, context.stream,
+               problem, plan);
   });
   return plan;
 }

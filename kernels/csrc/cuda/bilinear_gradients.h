@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "bilinear_tiles.h"
+#include "tensor_map.h"
 
 namespace fbp::cuda {
 
@@ -15,7 +16,7 @@ struct ProjectionGradientsPlan {
   struct PartPlan : Tiles {
     i64 blocks = 0;
     // What is written, null where not needed; `all` is the number of outputs.
-    void* d[2] = {};               // du and dw, (H, B, N), in the type of the inputs
+    void* d[2] = {};               // du and dw, in the type of the inputs, see Placing
     float* biases[2] = {};         // (down, H, N): sums over the rows of a tile of du and dw
     float* norms = nullptr;        // (2, B): of the rows of a and v
     float* differences = nullptr;  // (across, B): parts of d mu - d eta
@@ -86,38 +87,44 @@ inline ForwardProblem projections_of(const BackwardProblem& problem) {
   return forward;
 }
 
-// A problem with its projections, of half precision, made by `run`.
+// A problem with its projections made by `run`.
 template <class Run>
 BackwardProblem project_again(const BackwardProblem& problem, const Context& context,
                               const Run& run) {
   BackwardProblem projected = problem;
   ForwardProblem forward = projections_of(problem);
-  constexpr i64 kBytes = 2;
   for (int i = 0; i < problem.parts; ++i) {
     ForwardPart& part = forward.part[i];
     for (int side = 0; side < 2; ++side)
       projected.part[i].kept[side] = part.kept[side] =
-          context.scratch(part.H * problem.B * part.N * kBytes);
+          context.scratch(part.H * problem.B * part.N * bytes_of(problem.dtype));
   }
   run(forward, context);
   return projected;
 }
 
-// What a launch writes, for tiles that the plan has already; `in_place`: du and dw take the place
-// of the kept w and u.
-inline void allocate(const BackwardProblem& problem, bool in_place, const Context& context,
+// Where du and dw are written, and how: (H, B, N), in memory of their own or in the place of the
+// kept w and u; or turned round, (H, N, B), with rows that begin at multiples of a vector.
+enum class Placing { beside, in_place, turned };
+
+// Of du and dw that are turned round, the numbers from row to row.
+inline __host__ __device__ i64 turned_row(i64 B) { return (B + kQuad - 1) / kQuad * kQuad; }
+
+// What a launch writes, for tiles that the plan has already.
+inline void allocate(const BackwardProblem& problem, Placing placing, const Context& context,
                      ProjectionGradientsPlan& plan) {
   const auto floats = [&](i64 count) {
     return static_cast<float*>(context.scratch(count * i64{sizeof(float)}));
   };
-  const i64 B = problem.B, bytes = problem.dtype == Dtype::float32 ? 4 : 2;
+  const i64 B = problem.B, row = placing == Placing::turned ? turned_row(B) : B;
   for (int i = 0; i < problem.parts; ++i) {
     const BackwardPart& part = problem.part[i];
     auto& own = plan.part[i];
     for (int side = 0; side < 2; ++side) {
       if (part.d_input[side] != nullptr || part.d_weight[side] != nullptr)
-        own.d[side] = in_place ? const_cast<void*>(part.kept[side])
-                               : context.scratch(part.H * B * part.N * bytes);
+        own.d[side] = placing == Placing::in_place
+                          ? const_cast<void*>(part.kept[side])
+                          : context.scratch(part.H * row * part.N * bytes_of(problem.dtype));
       if (part.d_bias[side] != nullptr) own.biases[side] = floats(plan.down * part.H * part.N);
     }
     if (part.adaptive) {
@@ -127,8 +134,8 @@ inline void allocate(const BackwardProblem& problem, bool in_place, const Contex
   }
 }
 
-// The first launch where projections are kept.
-ProjectionGradientsPlan differentiate_kept(const BackwardProblem& problem, bool in_place,
+// The first launch where projections are kept; only float32 is turned round.
+ProjectionGradientsPlan differentiate_kept(const BackwardProblem& problem, Placing placing,
                                            const Context& context);
 
 // ---- the second launch ----

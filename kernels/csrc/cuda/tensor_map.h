@@ -17,6 +17,9 @@ constexpr int kMapLine = 64;   // numbers of two bytes
 constexpr int kMapBytes = 16;  // to which addresses and strides are aligned
 constexpr int kMapChunk = 8;   // in numbers of two bytes
 
+// Of a number.
+constexpr i64 bytes_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
+
 // A tensor, innermost dimension first; its numbers are side by side.
 struct MappedTensor {
   const void* data = nullptr;
@@ -77,7 +80,7 @@ inline CUtensorMap tensor_map(Dtype dtype, const MappedTensor& tensor, int along
   const auto type = dtype == Dtype::float32    ? CU_TENSOR_MAP_DATA_TYPE_TFLOAT32
                     : dtype == Dtype::bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
                                                : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  const cuuint64_t bytes = dtype == Dtype::float32 ? 4 : 2;
+  const auto bytes = static_cast<cuuint64_t>(bytes_of(dtype));
   const cuuint64_t sizes[3] = {static_cast<cuuint64_t>(tensor.size[0]),
                                static_cast<cuuint64_t>(tensor.size[1]),
                                static_cast<cuuint64_t>(tensor.size[2])};

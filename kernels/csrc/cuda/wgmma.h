@@ -1,6 +1,6 @@
 // Products of the tensor cores that a warpgroup, 128 threads, asks for and waits for: 64 rows by
-// 256, 64 or 32 columns by 16, operands in shared memory, sums in registers. Tests put a header of
-// the same path before this one.
+// 256, 64 or 32 columns by 16, or of TF32 256 or 128 columns by 8, operands in shared memory, sums
+// in registers. Tests put a header of the same path before this one.
 //
 // Thread t of a warpgroup has, of the sums, the rows r = 16 * (t / 32) + t % 32 / 4 and r + 8, and
 // the columns c = 8 * j + 2 * (t % 4) and c + 1: d[4 * j + i] is (r + 8 * (i / 2), c + i % 2).
@@ -119,9 +119,13 @@ __device__ inline void wgmma(WgmmaFewSums& d, std::uint64_t a, std::uint64_t b, 
   }
 }
 
-// The same in TF32, b (8, 128) along its depth, and a (64, 8) in registers: thread t of a warpgroup
-// has rows r, as of the sums, and r + 8, of depth t % 4, and then of depth t % 4 + 4. The tensor
-// cores leave out the digits that TF32 does not have.
+#define FBP_TF32_OPERANDS                                                             \
+  "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), \
+      "r"(__float_as_uint(a[3])), "l"(b), "r"(static_cast<int>(more))
+
+// The same in TF32, b (8, 128) or (8, 256) along its depth, and a (64, 8) in registers: thread t of
+// a warpgroup has rows r, as of the sums, and r + 8, of depth t % 4, and then of depth t % 4 + 4.
+// The tensor cores leave out the digits that TF32 does not have.
 __device__ inline void wgmma_tf32(Tf32Sums& d, const float (&a)[4], std::uint64_t b, bool more) {
   asm volatile(
       "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
@@ -129,10 +133,19 @@ __device__ inline void wgmma_tf32(Tf32Sums& d, const float (&a)[4], std::uint64_
       " {" FBP_TEN() FBP_TEN(1) FBP_TEN(2) FBP_TEN(3) FBP_TEN(4)
           FBP_TEN(5) "%60, %61, %62, %63}, {%64, %65, %66, %67}, %68, p, 1, 1;\n}"
       : FBP_SIXTEEN(0), FBP_SIXTEEN(16), FBP_SIXTEEN(32), FBP_SIXTEEN(48)
-      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
-        "r"(__float_as_uint(a[3])), "l"(b), "r"(static_cast<int>(more)));
+      : FBP_TF32_OPERANDS);
+}
+__device__ inline void wgmma_tf32(WgmmaSums& d, const float (&a)[4], std::uint64_t b, bool more) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %133, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n256k8.f32.tf32.tf32 " FBP_SUMS
+      ", {%128, %129, %130, %131}, %132, p, 1, 1;\n}"
+      : FBP_SIXTEEN(0), FBP_SIXTEEN(16), FBP_SIXTEEN(32), FBP_SIXTEEN(48), FBP_SIXTEEN(64),
+        FBP_SIXTEEN(80), FBP_SIXTEEN(96), FBP_SIXTEEN(112)
+      : FBP_TF32_OPERANDS);
 }
 
+#undef FBP_TF32_OPERANDS
 #undef FBP_WGMMA_FEW
 #undef FBP_WGMMA_SOME
 #undef FBP_WGMMA

@@ -98,8 +98,8 @@ __device__ inline void release_stage(Ring& ring, int stage) {
 }
 
 // What a warpgroup multiplies of a stage, both operands in shared memory: `A` and `B` are how rows
-// and columns lie there. `Kept` is what has to stay in registers until the products of a step are
-// done, of which those of kSteps steps are under way.
+// and columns lie there. The products of a step are asked for in kGroups groups, two of which are
+// under way at a time; `Kept` is what has to stay in registers until those of a group are done.
 template <class T, Along A, Along B, class Stage>
 class SharedOperands {
   // From product to product: along a line, or some lines on.
@@ -109,19 +109,19 @@ class SharedOperands {
       B == Along::depth ? kAlongStep : kWgmmaDepth * Stage::kColumnLine;
 
  public:
-  static constexpr int kSteps = 1;
+  static constexpr int kGroups = 1;
   struct Kept {};
 
   __device__ SharedOperands(const Stage& first, int warpgroup)
       : rows_(MatrixDescriptor::of<A>(first.rows[warpgroup], kBoxBytes)),
         columns_(MatrixDescriptor::of<B, Stage::kColumnLine>(first.columns, kBoxBytes)) {}
 
-  // Of the stage that begins so many bytes after the first.
-  __device__ Kept load(int) const { return {}; }
+  // For a group of the stage that begins so many bytes after the first.
+  __device__ Kept load(int, int) const { return {}; }
 
-  // Asks for the products of that stage, upon the sums where there is `more`.
+  // Asks for its products, upon the sums where there is `more`.
   template <class Sums>
-  __device__ void multiply(int stage, const Kept&, Sums& sums, bool more) const {
+  __device__ void multiply(int stage, int, const Kept&, Sums& sums, bool more) const {
 #pragma unroll
     for (int i = 0; i < kRingDepth / kWgmmaDepth; ++i)
       wgmma<T, A, B>(sums, rows_.at(stage + i * kRowsStep), columns_.at(stage + i * kColumnsStep),
@@ -139,21 +139,24 @@ template <class Operands, class Ring, class Sums, class Await, class Look>
 __device__ inline void multiply_steps(Ring& ring, TurnOf<Ring::kStages>& turn, int steps,
                                       int warpgroup, const Operands& operands, Sums& sums,
                                       const Await& await, const Look& look) {
-  constexpr int kUnroll = Operands::kSteps, kStageBytes = sizeof(typename Ring::Stage);
+  constexpr int kStageBytes = sizeof(typename Ring::Stage);
   int before = -1;  // the stage of the step before, which may still be read
-#pragma unroll kUnroll
+#pragma unroll 1
   for (int step = 0; step < steps; ++step) {
     mbarrier_wait(&ring.full[turn.stage], turn.parity);
     await(turn);
     __syncwarp();
     const int stage = turn.stage * kStageBytes;
-    const auto kept = operands.load(stage);
-    wgmma_fence();
-    operands.multiply(stage, kept, sums, step > 0);
-    wgmma_commit();
-    look(ring.stage[turn.stage].rows[warpgroup]);
-    wgmma_wait_for_earlier();
-    if (before >= 0) release_stage(ring, before);
+#pragma unroll
+    for (int group = 0; group < Operands::kGroups; ++group) {
+      const auto kept = operands.load(stage, group);
+      wgmma_fence();
+      operands.multiply(stage, group, kept, sums, step > 0 || group > 0);
+      wgmma_commit();
+      if (group == 0) look(ring.stage[turn.stage].rows[warpgroup]);
+      wgmma_wait_for_earlier();
+      if (group == 0 && before >= 0) release_stage(ring, before);
+    }
     before = turn.stage;
     turn.next();
   }

@@ -15,12 +15,15 @@ constexpr int kTf32BoxColumns = kWgmmaRows * kWarp / kWarpgroup;
 constexpr int kTf32StepDepth = kLineBytes / static_cast<int>(sizeof(float));
 constexpr int kTf32BoxLine = kTf32BoxColumns * static_cast<int>(sizeof(float));
 
-// The operands of one step: lines of rows along the depth, and of columns across it, a box for each
-// warp. Both warpgroups multiply all rows; `rows` has them in halves.
-struct alignas(kPatternBytes) Tf32Stage {
-  unsigned char rows[kConsumers][kTf32Columns / kConsumers * kLineBytes];
+// The operands of one step: kLines lines of rows along the depth, and of columns across it, a box
+// for each warp. Both warpgroups multiply all rows; `rows` has them in halves.
+template <int kLines>
+struct alignas(kPatternBytes) Tf32StageOf {
+  unsigned char rows[kConsumers][kLines / kConsumers * kLineBytes];
   unsigned char columns[kTf32Boxes][kTf32StepDepth * kTf32BoxLine];
 };
+
+using Tf32Stage = Tf32StageOf<kTf32Columns>;
 
 // Of the 16 columns of a box, the first of the two that a lane has: its sums d[4 * j + 2 * i + e]
 // are of column i of them and of row 8 * j + 2 * (lane % 4) + e. The columns are dealt out so that
@@ -32,15 +35,15 @@ __device__ inline int tf32_column(int lane) {
 
 // What a warpgroup multiplies of a stage, see SharedOperands.
 class Tf32Operands {
-  static constexpr int kProducts = kTf32StepDepth / kTf32Depth;
-
  public:
-  static constexpr int kSteps = 2;
+  // Half of a step each: what is loaded for one goes beside the products of the other.
+  static constexpr int kGroups = 2, kProducts = kTf32StepDepth / kTf32Depth / kGroups;
   struct Kept {
     float of[kProducts][4];
   };
 
-  __device__ Tf32Operands(const Tf32Stage& first, int warp)
+  template <int kLines>
+  __device__ Tf32Operands(const Tf32StageOf<kLines>& first, int warp)
       : columns_(first.columns[warp]), rows_(MatrixDescriptor::of<Along::depth>(first.rows, 0)) {
     const int lane = static_cast<int>(threadIdx.x) % kWarp, column = tf32_column(lane);
     // 16 bytes number c of line r are at c ^ r / 2 % 4: of lines four apart, at places two apart.
@@ -53,28 +56,35 @@ class Tf32Operands {
     }
   }
 
-  __device__ Kept load(int stage) const {
+  __device__ Kept load(int stage, int group) const {
     Kept kept;
 #pragma unroll
     for (int i = 0; i < kProducts; ++i)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const auto two = *reinterpret_cast<const float2*>(columns_ + stage + place_[half] +
-                                                          i * kTf32Depth * kTf32BoxLine);
+                                                          depth(group, i) * kTf32BoxLine);
         kept.of[i][2 * half] = two.x;
         kept.of[i][2 * half + 1] = two.y;
       }
     return kept;
   }
 
-  __device__ void multiply(int stage, const Kept& kept, Tf32Sums& sums, bool more) const {
+  template <class Sums>
+  __device__ void multiply(int stage, int group, const Kept& kept, Sums& sums, bool more) const {
 #pragma unroll
     for (int i = 0; i < kProducts; ++i)
       wgmma_tf32(sums, kept.of[i],
-                 rows_.at(stage + i * kTf32Depth * static_cast<int>(sizeof(float))), more || i > 0);
+                 rows_.at(stage + depth(group, i) * static_cast<int>(sizeof(float))),
+                 more || i > 0);
   }
 
  private:
+  // Where a product begins.
+  __device__ static constexpr int depth(int group, int i) {
+    return (group * kProducts + i) * kTf32Depth;
+  }
+
   const unsigned char* const columns_;
   const MatrixDescriptor rows_;
   int place_[2];

@@ -48,18 +48,21 @@ inline MappedTensor mapped_weight(const Part& part, int side) {
           {view.stride[2], view.stride[1], view.stride[0]}};
 }
 
-// Projections, or their gradients, (N, B, H).
+// Projections, or their gradients, (N, B, H); of the latter also (B, N, H).
 inline MappedTensor mapped_projections(const Part& part, const void* data, i64 B) {
   return {data, {part.N, B, part.H}, {1, part.N, B * part.N}};
+}
+
+inline MappedTensor mapped_turned(const Part& part, const void* data, i64 B, i64 row) {
+  return {data, {B, part.N, part.H}, {1, row, row * part.N}};
 }
 
 // What is asked of a problem's device, type, inputs and weights. With `tf32` also float32 serves.
 template <class Problem>
 bool wgmma_can_multiply(const Problem& problem, const DeviceLimits& device, bool tf32 = false) {
   if (device.major != 9 || problem.dtype == Dtype::float64) return false;
-  const bool wide = problem.dtype == Dtype::float32;
-  if (wide && !tf32) return false;
-  const i64 bytes = wide ? 4 : 2;
+  if (problem.dtype == Dtype::float32 && !tf32) return false;
+  const i64 bytes = bytes_of(problem.dtype);
   for (int i = 0; i < problem.parts; ++i)
     for (int side = 0; side < 2; ++side)
       if (!mapped_input(problem.part[i], side, problem.B).can_be_mapped(bytes) ||

@@ -37,11 +37,13 @@ void wgmma(float (&d)[kSums], std::uint64_t a, std::uint64_t b, bool more, FBP_S
               {file, line});
 }
 
-inline void wgmma_tf32(Tf32Sums& d, const float (&a)[4], std::uint64_t b, bool more,
-                       FBP_SHIM_PLACE) {
+template <int kSums>
+void wgmma_tf32(float (&d)[kSums], const float (&a)[4], std::uint64_t b, bool more,
+                FBP_SHIM_PLACE) {
+  constexpr int kColumns = kSums * kWarpgroup / kWgmmaRows;
   std::uint32_t words[4];
   std::memcpy(words, a, sizeof words);
-  shim::wgmma({shim::Number::tf32, kTf32Columns, d, words, 0, b, true, true, more}, {file, line});
+  shim::wgmma({shim::Number::tf32, kColumns, d, words, 0, b, true, true, more}, {file, line});
 }
 
 }  // namespace fbp::cuda
