@@ -13,9 +13,10 @@ help:
 	@echo "make test        set up, then run all tests"
 	@echo "make lint        format, lint and type checks, as CI does"
 	@echo "make check       whether README and docs show the figures of the committed results"
-	@echo "make resources   compile every kernel of the Triton backend for sm_80, sm_90 and sm_100, and check the result"
+	@echo "make resources   compile every kernel of the Triton backend for sm_80, sm_90 and sm_100, and check the result,"
+	@echo "                 unless that has passed on the same sources (kernels/unchanged.json)"
 	@echo "make triton-versions  the same, and the kernels in the interpreter, with the newest patch of every Triton claimed"
-	@echo "make ptxas       compile every CUDA C++ kernel for sm_80, sm_90a and sm_100, and check the result"
+	@echo "make ptxas       compile every CUDA C++ kernel for sm_80, sm_90a and sm_100, likewise"
 	@echo "make docs        build the documentation as a site, into build/site"
 	@echo "make mutants     plants mistakes in the bilinear kernel for Hopper, and shows that tests find them (10 minutes)"
 	@echo "make fuzz        10,000 calls of the native kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
@@ -72,8 +73,12 @@ check: setup
 	$(BIN)/python -m bench report --check
 	$(BIN)/python -m profiling.examples --check
 
+# What has passed on the same sources with the same tools is left out; see kernels/unchanged.py.
+TRITON_SOURCES := $(addprefix kernels/fbp_kernels/,triton tools/resources.py correct.py reference.py tf32.py)
+
 resources: setup
-	env -u TRITON_INTERPRET $(BIN)/python -m fbp_kernels.tools.resources --check
+	env -u TRITON_INTERPRET $(BIN)/python kernels/unchanged.py resources $(TRITON_SOURCES) --package triton -- \
+		-m fbp_kernels.tools.resources --check
 
 # One folder each, before the environment's own Triton on the path: PyTorch and the rest are shared. The interpreter of
 # 3.6 fails with NumPy 2.4 and later.
@@ -91,7 +96,8 @@ build/triton/%/.made: | setup
 	touch $@
 
 ptxas: setup
-	$(BIN)/python -m fbp_kernels.tools.ptxas --check
+	$(BIN)/python kernels/unchanged.py ptxas kernels/csrc kernels/fbp_kernels/tools/ptxas.py --tool nvcc -- \
+		-m fbp_kernels.tools.ptxas --check
 
 mutants: setup
 	$(BIN)/python tests/cuda_shim/mutants.py

@@ -109,6 +109,8 @@ if [[ $mode == dry ]]; then
   export TRITON_INTERPRET=1
   cache=$scratch/cache
   prefix=$scratch/install # not into the checkout, where it would hide what is installed
+  # What an editable install has compiled is not compiled again.
+  for tree in build/py3-none-* "$scratch/build"; do [[ ! -f $tree/CMakeCache.txt ]] || break; done
   right=(--shapes tiny --dtypes float32 bfloat16 --processes 2)
   right_large=() right_wgmma=()
   small=(--shapes tiny --operators am_fbp am_fbp_tiles --dtypes bfloat16 tf32 --backends native --peers products)
@@ -116,13 +118,13 @@ if [[ $mode == dry ]]; then
   goal_peers=(eager products) timed=(--seconds 0.05)
   warmed=(--shapes tiny --operators fbp_biased --modes forward --peers eager --processes 1)
   others=(--shapes tiny --dtypes float32 --peers eager products copy --seconds 0.05)
-  profiled=tiny architecture=sm90 capability=
+  profiled=tiny architecture=sm90 capability= compiled=(--modules local_response_norm)
   # A rehearsal measures anew, whatever an earlier one left.
   rm -rf "$out"/bench-*.json "$out"/parity-*.json "$out"/parity-*.parts "$out"/*.journal "$done_file"
 else
   unset TRITON_INTERPRET
   cache=${FBP_GPU_CACHE:-${TMPDIR:-/tmp}/fbp-gpu-cache} # beyond this call: a second one compiles nothing again
-  prefix=$PWD/kernels
+  prefix=$PWD/kernels tree=$scratch/build
   right=(--shapes clip vqa batch conv1 conv2 one tiny few many --dtypes bfloat16 float16 tf32 float32 --backends native triton
     --processes 8)
   # In float64, attention over so many frames does not fit a device.
@@ -140,7 +142,7 @@ else
     --operators am_fbp fbp trunk_fbp fbp_biased attention_pool local_response_norm power_normalize batch_norm
     training_step
     --peers eager channels-last compile products mfb copy --seconds 0.2)
-  profiled=clip
+  profiled=clip compiled=()
   family='import torch; from fbp_kernels.triton import launch; print(launch.architecture(torch.device("cuda")))'
   architecture=$("$python" -c "$family")
   # As nvcc names it: Hopper's has instructions that no other has.
@@ -170,10 +172,10 @@ machine() {
 build() {
   local cuda=()
   if [[ -n $capability ]]; then cuda=(-DFBP_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES="$capability"); fi
-  cmake -S . -B "$scratch/build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
+  cmake -S . -B "$tree" -G Ninja -DCMAKE_BUILD_TYPE=Release \
     -DPython_EXECUTABLE="$(command -v "$python")" "${cuda[@]}" &&
-    cmake --build "$scratch/build" &&
-    cmake --install "$scratch/build" --prefix "$prefix" &&
+    cmake --build "$tree" &&
+    cmake --install "$tree" --prefix "$prefix" &&
     "$python" kernels/sources.py >"$prefix/fbp_kernels/_native.sources"
 }
 
@@ -212,7 +214,7 @@ tuned_parity() {
     PYTHONPATH=$PWD:$scratch/tuned "$python" -m bench parity --device cuda --backends triton "$@"
 }
 export -f build machine loads extension tuned_parity
-export scratch prefix python out capability
+export scratch prefix tree python out capability
 
 start_warming() { # peers are compiled beside parity; nothing is timed before they are
   asked warm || return
@@ -265,7 +267,7 @@ sanitizer memcheck 45 60
 sanitizer racecheck 45 60
 sanitizer synccheck 30 45
 step rest 110 "$python" -m bench run --device $device "${others[@]}" --out "$out" --resume
-step resources 200 env -u TRITON_INTERPRET "$python" -m fbp_kernels.tools.resources "$architecture" --check \
+step resources 200 env -u TRITON_INTERPRET "$python" -m fbp_kernels.tools.resources "$architecture" "${compiled[@]}" --check \
   --processes "$(nproc)"
 if [[ $mode == dry ]]; then
   leave_out tuning "it needs a GPU"
