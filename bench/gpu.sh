@@ -110,7 +110,7 @@ if [[ $mode == dry ]]; then
   cache=$scratch/cache
   prefix=$scratch/install # not into the checkout, where it would hide what is installed
   # What an editable install has compiled is not compiled again.
-  for tree in build/py3-none-* "$scratch/build"; do [[ ! -f $tree/CMakeCache.txt ]] || break; done
+  for tree in build/py3-none-* "$scratch/build"; do [[ ! -f $tree/_native.so ]] || break; done
   right=(--shapes tiny --dtypes float32 bfloat16 --processes 2)
   right_large=() right_wgmma=()
   small=(--shapes tiny --operators am_fbp am_fbp_tiles --dtypes bfloat16 tf32 --backends native --peers products)
@@ -172,10 +172,14 @@ machine() {
 build() {
   local cuda=()
   if [[ -n $capability ]]; then cuda=(-DFBP_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES="$capability"); fi
-  cmake -S . -B "$tree" -G Ninja -DCMAKE_BUILD_TYPE=Release \
-    -DPython_EXECUTABLE="$(command -v "$python")" "${cuda[@]}" &&
-    cmake --build "$tree" &&
-    cmake --install "$tree" --prefix "$prefix" &&
+  if [[ -f $tree/_native.so ]]; then
+    echo "compiled already, in $tree"
+  else
+    cmake -S . -B "$tree" -G Ninja -DCMAKE_BUILD_TYPE=Release \
+      -DPython_EXECUTABLE="$(command -v "$python")" "${cuda[@]}" &&
+      cmake --build "$tree" || return
+  fi
+  cmake --install "$tree" --prefix "$prefix" &&
     "$python" kernels/sources.py >"$prefix/fbp_kernels/_native.sources"
 }
 

@@ -310,6 +310,7 @@ def test_a_backend_is_told_to_keep_where_it_would_not() -> None:
     assert memory.kept_bytes(lambda: told.function(*given), given) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operator", sorted(SUBJECTS))
 @pytest.mark.parametrize("mode", ["forward", "training"])
 def test_every_contender_that_compiles_nothing_computes_the_operator(

@@ -21,6 +21,7 @@ def _command(result: Path, how: str) -> list[str]:
     return [sys.executable, "-m", "tests.bench.dying", str(result), how]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "said"),
     [
@@ -62,6 +63,7 @@ def test_one_that_raises_costs_the_others_nothing(
     assert set(case.contenders) == {"eager"}
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_unwatched_is_told_of_and_its_culprit_left_out(tmp_path: Path) -> None:
     result = tmp_path / "run.json"
     first = subprocess.run(_command(result, "killed"), cwd=ROOT, capture_output=True, text=True)

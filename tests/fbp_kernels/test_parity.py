@@ -9,8 +9,13 @@ from bench.shapes import SHAPES
 from .cases import assert_case, over_examples
 from .checks import assert_parity, fused, pairs
 
+# In the interpreter they take half a minute each.
+PAIRS = [
+    pytest.param(*pair, marks=pytest.mark.slow if pair[1] == "triton" else ()) for pair in pairs()
+]
 
-@pytest.mark.parametrize(("operator", "backend"), pairs())
+
+@pytest.mark.parametrize(("operator", "backend"), PAIRS)
 def test_result_and_gradients_match_float64(operator: str, backend: str) -> None:
     over_examples(operator, backend, lambda case: assert_case(case, backend))
 
@@ -36,7 +41,7 @@ def test_the_shapes_everybody_measures(name: str, dtype: torch.dtype) -> None:
     assert_parity(fk.am_fbp, draw, arguments, "native")
 
 
-@pytest.mark.parametrize(("operator", "backend"), pairs())
+@pytest.mark.parametrize(("operator", "backend"), PAIRS)
 def test_bit_identical_from_run_to_run_and_for_any_number_of_threads(
     operator: str, backend: str
 ) -> None:

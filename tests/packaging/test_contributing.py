@@ -107,6 +107,7 @@ assert "gate" in OPERATORS and PLANS is not None
 """
 
 
+@pytest.mark.slow
 def test_add_an_operator(checkout: Path) -> None:
     changed = _follow("Add an operator", checkout)
     new = [path for path in changed if path.endswith("gate.py")]

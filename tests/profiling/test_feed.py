@@ -53,6 +53,7 @@ def _grown_with_and_without_a_leak(cache: Path) -> tuple[int, int]:
     return clean, _grown(cache)
 
 
+@pytest.mark.slow
 def test_ten_epochs_keep_no_memory(noise: Path) -> None:
     """Less than two epochs' clips as they are on disk; and where all that is read is kept, that is seen.
 

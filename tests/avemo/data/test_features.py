@@ -56,6 +56,7 @@ np.save(sys.argv[2], np.abs(found[:200].T.astype(complex)) ** 2 / (window.sum() 
 """
 
 
+@pytest.mark.slow
 def test_the_spectrogram_is_that_of_librosa(tmp_path: Path) -> None:
     """In a process and a cache of its own: what librosa compiles nobody else shall find."""
     given, found = tmp_path / "waveform.npy", tmp_path / "power.npy"
@@ -70,6 +71,7 @@ def test_the_spectrogram_is_that_of_librosa(tmp_path: Path) -> None:
     np.testing.assert_allclose(10 ** (level.astype(float) / 10), power, rtol=3e-6, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_nothing_that_is_compiled_at_its_first_import_stands_in_the_way(tmp_path: Path) -> None:
     """Three processes in an empty home and an empty cache make a corpus and its features at once, and all succeed.
 

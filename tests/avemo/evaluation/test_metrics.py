@@ -63,6 +63,7 @@ def test_mcnemar_is_statsmodels_s(first: int, second: int, both: int, neither: i
     assert metrics.mcnemar([(b, a) for a, b in right]) == pytest.approx(metrics.mcnemar(right))
 
 
+@pytest.mark.slow
 @given(P_VALUES)
 def test_holm_is_statsmodels_s(p_values: list[float]) -> None:
     expected = multipletests(p_values, method="holm")[1]

@@ -66,30 +66,36 @@ def test_a_frame_without_a_face_gets_no_weight_at_all(backend: str) -> None:
         assert attention[row].sum().item() == pytest.approx(1, abs=1e-6)
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_both_backends_are_as_near_to_float64(seed: int) -> None:
-    """Outputs and gradients, with frames missing: at most twice the reference's error, and an ulp."""
+def test_both_backends_are_as_near_to_float64() -> None:
+    """Outputs and gradients, with frames missing, in root mean square over many draws: in one of them chance alone
+    makes either backend's largest error three times the other's."""
+    draws = torch.stack([_errors(seed) for seed in range(50)]).square().mean(0).sqrt()
+    for plain, fused in draws.T:
+        assert 0 < fused <= 1.25 * plain
+
+
+def _errors(seed: int) -> Tensor:
+    """The largest errors of the reference and of the native backend: (2, outputs and gradients)."""
     generator = torch.Generator().manual_seed(seed)
     frames = torch.randn(5, 13, 11, generator=generator)
     lengths = torch.randint(1, 14, (5,), generator=generator)
     seen = inside(lengths, 13) & (torch.rand(5, 13, generator=generator) < 0.7)
-    pools = []
+    results = []
     for dtype, backend in (
         (torch.float64, "reference"),
         (torch.float32, "reference"),
         (torch.float32, "native"),
     ):
         torch.manual_seed(seed)
-        pools.append(fk.AttentionPool(11, 4, 3, 2.5, backend=backend).to(dtype))
-    results = []
-    for pool in pools:
-        x = frames.where(seen[..., None], 0.0).to(pool.weight.dtype).requires_grad_()
+        pool = fk.AttentionPool(11, 4, 3, 2.5, backend=backend).to(dtype)
+        x = frames.where(seen[..., None], 0.0).to(dtype).requires_grad_()
         pooled = among(seen, Pooled(*pool(x, lengths)))
         (pooled.vector.square().sum() + (pooled.trunks * 0.7).sin().sum()).backward()
         results.append([*pooled, x.grad, *(p.grad for p in pool.parameters())])
-    for exact, plain, fused in zip(*results, strict=True):
-        ulp = exact.abs().max() * torch.finfo(torch.float32).eps
-        assert (fused - exact).abs().max() <= 2 * (plain - exact).abs().max() + ulp
+    exact, *found = results
+    return torch.tensor(
+        [[(a - b).abs().max().item() for a, b in zip(one, exact, strict=True)] for one in found]
+    )
 
 
 @pytest.mark.parametrize("backend", ["reference", "native"])

@@ -310,6 +310,7 @@ def test_precision_is_that_of_the_network(
     assert ("scale" in state.get("MixedPrecision", {})) == (precision == "16-mixed")
 
 
+@pytest.mark.slow
 def test_compiled_networks_are_trained_and_saved_as_others(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,7 @@ def leaves(tensors: list[Tensor]) -> list[Tensor]:
 # The interpreter's tiles have 16 frames, 16 channels, 16 columns and 16 trunks.
 
 
+@pytest.mark.slow
 @settings(
     max_examples=4,
     phases=[Phase.generate],  # shrinking takes the interpreter many minutes
@@ -94,6 +95,7 @@ def test_any_shape_over_several_tiles_with_nan_in_the_padding(data: st.DataObjec
     assert_parity(using(*used), sample, {"trunks": H, "lengths": lengths}, "triton", draws=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("used", "dtype"), [*((used, torch.float32) for used in RESULTS), ("weights", torch.bfloat16)]
 )

@@ -41,6 +41,7 @@ def draws(*shapes: tuple[int, ...], dtype: torch.dtype) -> Callable[[int], list[
     return draw
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("K", [33, 70])
 def test_a_factor_wider_than_a_tile(K: int) -> None:
     block = tuning.lookup(tuning.Key("fbp_forward", "float32", "small"), "interpreter").blocks
@@ -149,6 +150,7 @@ class Allocations(TorchDispatchMode):
         return made
 
 
+@pytest.mark.slow
 def test_a_forward_allocates_its_result_and_the_splits_sums() -> None:
     inputs = leaves((600, 8), (600, 8), (600, 4, 8), (600, 4, 8), (8, 20), (8, 20), (4, 8, 20), (4, 8, 20))  # fmt: skip
     forward = backends.kernel("am_fbp", "triton").forward

@@ -27,6 +27,7 @@ def run(case: Case, inputs: list[Tensor | None], keep: bool) -> dict[str, Tensor
     return evaluate(call, inputs, 0, case.dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_every_element_is_written_nothing_outside_and_the_same_bits_again(

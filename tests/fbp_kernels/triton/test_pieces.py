@@ -82,6 +82,7 @@ BILINEAR = [(fbp, {"width": 4096}), (fbp, {"outputs": 1024}), (fbp, {"rows": 409
 ATTENTION = [(attention_pool, {size: 4096}) for size in ("width", "hidden", "frames")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "sizes"), [*BILINEAR, *ATTENTION])
 def test_a_long_sum_is_within_the_rule(case: Callable[..., None], sizes: dict[str, int]) -> None:
     case(**sizes)
@@ -95,6 +96,7 @@ LONGER: list[tuple[Callable[..., None], dict[str, int]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "sizes"), [*BILINEAR, *LONGER])
 def test_one_running_sum_would_not_be(
     case: Callable[..., None], sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch
