@@ -22,9 +22,9 @@ usage() {
   exit 2
 }
 
-mode=gpu device=cuda
+mode=gpu device=cuda patience=1
 if [[ ${1:-} == --dry ]]; then
-  mode=dry device=cpu
+  mode=dry device=cpu patience=3 # limits are those of a GPU machine
   shift
 fi
 for name in "$@"; do
@@ -68,7 +68,7 @@ asked() { # NAME: whether a step is to run, by the first word of its name
 
 step() { # NAME SECONDS COMMAND...
   asked "$1" || return
-  local name=$1 limit=$2 start=$SECONDS status
+  local name=$1 limit=$(($2 * patience)) start=$SECONDS status
   shift 2
   local left=$((budget - SECONDS))
   if ((left < 10)); then
@@ -111,13 +111,14 @@ if [[ $mode == dry ]]; then
   prefix=$scratch/install # not into the checkout, where it would hide what is installed
   # What an editable install has compiled is not compiled again.
   for tree in build/py3-none-* "$scratch/build"; do [[ ! -f $tree/_native.so ]] || break; done
-  right=(--shapes tiny --dtypes float32 bfloat16 --processes 2)
+  right=(--shapes tiny --dtypes bfloat16 --processes 2)
   right_large=() right_wgmma=()
-  small=(--shapes tiny --operators am_fbp am_fbp_tiles --dtypes bfloat16 tf32 --backends native --peers products)
-  goals=(--shapes tiny --operators am_fbp fbp_biased --dtypes bfloat16)
+  small=(--shapes tiny --operators am_fbp_tiles --dtypes bfloat16 --backends native --peers products)
+  goals=(--shapes tiny --operators fbp_biased --dtypes bfloat16)
   goal_peers=(eager products) timed=(--seconds 0.05)
   warmed=(--shapes tiny --operators fbp_biased --modes forward --peers eager --processes 1)
-  others=(--shapes tiny --dtypes float32 --peers eager products copy --seconds 0.05)
+  others=(--shapes tiny --operators local_response_norm power_normalize --dtypes float32 --peers eager copy
+    --seconds 0.05)
   profiled=tiny architecture=sm90 capability= compiled=(--modules local_response_norm)
   # A rehearsal measures anew, whatever an earlier one left.
   rm -rf "$out"/bench-*.json "$out"/parity-*.json "$out"/parity-*.parts "$out"/*.journal "$done_file"
