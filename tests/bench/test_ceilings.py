@@ -28,6 +28,19 @@ def test_the_fastest_product_counts_and_a_hopeless_one_is_tried_small_only(
     assert next(taken, None) is None
 
 
+def test_a_product_that_takes_long_is_not_repeated_at_the_large_size_where_another_is_faster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a busy machine the fastest is not ten times as fast, and the other would take minutes."""
+    monkeypatch.setattr(ceilings, "_SIDE", {"cpu": 256})
+    monkeypatch.setattr(ceilings, "_COPY", {"cpu": 1000})
+    taken = iter([3.0, 1.0, 9.0, 1.0])  # mm and convolution of 64, convolution of 256, copy
+
+    monkeypatch.setattr(ceilings, "_seconds", lambda run, device: next(taken))
+    assert ceilings.measure("cpu", ["float32"]).flops == {"float32": 2 * 256**3 / 9.0}
+    assert next(taken, None) is None
+
+
 def test_of_two_measurements_the_higher_counts_each_with_its_product() -> None:
     first = Ceilings({"float32": 1.0, "bfloat16": 5.0}, 3.0, {"float32": "a", "bfloat16": "b"})
     second = Ceilings({"float32": 2.0, "bfloat16": 4.0}, 2.0, {"float32": "c", "bfloat16": "d"})
