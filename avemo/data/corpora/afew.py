@@ -97,14 +97,22 @@ def _listed(tree: Tree, films: list[str], lists: list[str], odd: Counter[str]) -
             label = _label(found["label"])
             stem = PurePosixPath(found["path"].replace("\\", "/")).stem.casefold()
             inside = ".." not in PurePosixPath(found["path"]).parts
-            film = by_name.get((split, stem)) if inside else None
-            yield Row(
-                film or found["path"],
-                label,
-                split,
-                streams=BOTH,
-                fault="" if label else reason("no label", f"no class is {found['label']!r}"),
-            )
+            clip = by_name.get((split, stem), found["path"]) if inside else found["path"]
+            fault = _doubt(found["label"], label, clip)
+            yield Row(clip, "" if fault else label, split, streams=BOTH, fault=fault)
+
+
+def _doubt(said: str, label: str, clip: str) -> str:
+    """Why what a list says is no label: nothing has that name, or the clip's folder shows that its numbers are in
+    another order."""
+    if not label:
+        return reason("no label", f"no class is {said!r}")
+    folder = _label(PurePosixPath(clip).parent.name)
+    if said.isdigit() and folder not in ("", label):
+        return reason(
+            "no label", f"{said} is {label} in alphabetical order, its folder is {folder}"
+        )
+    return ""
 
 
 def _label(text: str) -> str:

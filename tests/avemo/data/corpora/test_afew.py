@@ -101,3 +101,20 @@ def test_damaged_lists(tmp_path: Path) -> None:
     ]
     assert listing.left_out == {"in no list": 1}
     assert "lists with lines that cannot be read: 1 (list_train.txt: 2)" in listing.remarks
+
+
+def test_numbers_in_another_order_are_no_labels(tmp_path: Path) -> None:
+    """Lists of others count neutral last, as FER does: the folders of the clips show it."""
+    fer = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")
+    touch(tmp_path, *(f"Train_AFEW/{label}/{i}.avi" for i, label in enumerate(fer)), "Val/9.avi")
+    (tmp_path / "train.txt").write_text("".join(f"{i}.avi {i}\n" for i in range(7)))
+    (tmp_path / "val.txt").write_text("9 6\nSad/8 4\n")
+    found = {row.path: (row.label, row.fault) for row in listed("afew", tmp_path).rows}
+    same = ("Angry", "Disgust", "Fear", "Happy")
+    assert found["Val/9.avi"] == ("surprise", "")
+    for i, label in enumerate(fer):
+        path = f"Train_AFEW/{label}/{i}.avi"
+        assert found[path][0] == (label.lower() if label in same else "")
+    order = "no label: 4 is neutral in alphabetical order, its folder is sad;"
+    assert found["Train_AFEW/Sad/4.avi"][1].startswith(order)
+    assert found["Sad/8"][1].startswith(order)
