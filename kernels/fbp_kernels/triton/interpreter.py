@@ -1,8 +1,13 @@
-"""Mends Triton's interpreter for bfloat16, which it keeps as 16-bit integers, and computes with those.
+"""Mends Triton's interpreter where it computes otherwise than compiled kernels, and says nothing.
+
+bfloat16 it keeps as 16-bit integers, and computes with those.
 
 Of Triton 3.6 to 3.9, all add, multiply, compare and reduce the integers, and cut digits off where the compiler rounds
 to nearest: wrong results without an error. So every operation here either only moves numbers, or is computed in float32
 and rounded to nearest, as on a GPU, or is refused; what a new version of Triton brings is refused until it is known.
+
+Where one of two operands is no number, `tl.maximum`, `tl.minimum` and `tl.clamp` give the other one on a GPU, unless
+NaN is asked for; the interpreter of Triton 3.6 and 3.7 gives NaN always, so that no test could see what NaN becomes.
 """
 
 import numpy as np
@@ -115,6 +120,19 @@ def _mend_casts(builder) -> None:
         builder.get_bf16 = lambda self, value: cast_impl(self, self.get_fp32(value), tl.bfloat16)
 
 
+def _mend_extremes(builder) -> None:
+    builder.create_maxnumf = lambda self, lhs, rhs: self.binary_op(lhs, rhs, np.fmax)
+    builder.create_minnumf = lambda self, lhs, rhs: self.binary_op(lhs, rhs, np.fmin)
+    clamp = builder.create_clampf
+
+    def create_clampf(self, value, low, high, propagate_nan):
+        if propagate_nan == tl.PropagateNan.ALL:
+            return clamp(self, value, low, high, propagate_nan)
+        return self.create_minnumf(self.create_maxnumf(value, low), high)
+
+    builder.create_clampf = create_clampf
+
+
 def _mend_reductions() -> None:
     """A GPU rounds after every step of a reduction or scan, in an order of its own: bfloat16 is refused."""
     apply = interpreter.ReduceScanOpInterface.apply
@@ -129,14 +147,15 @@ def _mend_reductions() -> None:
 
 
 def mend() -> None:
-    """Makes the interpreter do with bfloat16 what the compiled kernels do, or say that it cannot."""
+    """Makes the interpreter do with bfloat16 and NaN what the compiled kernels do, or say that it cannot."""
     builder = interpreter.InterpreterBuilder
-    if getattr(builder, "_bfloat16_is_mended", False):
+    if getattr(builder, "_is_mended", False):
         return
+    _mend_extremes(builder)
     for method in dir(builder):
         name = method.removeprefix("create_")
         if name != method and name not in _RIGHT:
             setattr(builder, method, _door(name, getattr(builder, method)))
     _mend_casts(builder)
     _mend_reductions()
-    builder._bfloat16_is_mended = True
+    builder._is_mended = True

@@ -46,7 +46,7 @@ def _root(z):
 @triton.jit
 def _divisor(squares, eps):
     """n, from the sum of the squares of r over a row."""
-    return tl.maximum(tl.sqrt_rn(squares), eps)[:, None]
+    return tl.maximum(tl.sqrt_rn(squares), eps, propagate_nan=tl.PropagateNan.ALL)[:, None]
 
 
 @triton.jit(do_not_specialize=["rows", "eps"])

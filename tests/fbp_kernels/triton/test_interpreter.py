@@ -47,7 +47,7 @@ def _apply(x, y, z, n, NAME: tl.constexpr, TILE: tl.constexpr):
     at = tl.arange(0, TILE)
     a = tl.load(x + at, mask=at < n, other=1.0)
     b = tl.load(y + at, mask=at < n, other=1.0)
-    tl.store(z + at, OPERATIONS[NAME](a, b), mask=at < n)
+    tl.store(z + at, FUNCTIONS[NAME](a, b), mask=at < n)
 
 
 @triton.jit
@@ -230,6 +230,30 @@ def test_arithmetic_is_that_of_pytorch(name: str) -> None:
     _apply[(1,)](x, y, got, len(x), name, TILE=2048)
     torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
     assert want.unique().numel() > (1 if want.dtype == torch.bool else 100)
+
+
+EXTREMES = {  # without being asked for NaN
+    "fmax": lambda a, b: tl.maximum(a, b),
+    "fmin": lambda a, b: tl.minimum(a, b),
+    "clipped": lambda a, b: tl.clamp(a, b, b + 1.0),
+}
+FUNCTIONS = OPERATIONS | EXTREMES
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", EXTREMES)
+def test_extremes_leave_out_what_is_no_number_as_a_gpu_does(name: str, dtype: torch.dtype) -> None:
+    """PTX's max and min do, and the compiler emits no others unless it is asked to."""
+    x = torch.tensor([torch.nan, -3.0, 5.0, torch.nan, 1.5], dtype=dtype)
+    y = torch.tensor([2.0, 0.5, 4.0, torch.nan, 1.0], dtype=dtype)
+    if name == "clipped":
+        y = y.nan_to_num(7.0)
+        want = torch.tensor([2.0, 0.5, 5.0, 7.0, 1.5], dtype=dtype)
+    else:
+        want = getattr(torch, name)(x, y)
+    got = torch.empty_like(x)
+    _apply[(1,)](x, y, got, len(x), name, TILE=8)
+    torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
 
 
 def test_what_was_wrong_is_right() -> None:
