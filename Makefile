@@ -6,11 +6,12 @@ STAMPS := $(VENV)/.made
 SOURCES := $(foreach kind,h cpp cu,$(wildcard kernels/csrc/*.$(kind) kernels/csrc/*/*.$(kind))) $(wildcard avemo/data/csrc/*.cpp)
 SHIM := $(wildcard tests/cuda_shim/*.h tests/cuda_shim/*.cpp tests/cuda_shim/*/*.h tests/cuda_shim/*/*/*.h)
 
-.PHONY: help setup demo test lint bench results check resources ptxas mutants fuzz gpu-dry wheel-test docs torch-versions triton-versions vision prebuilt hub wheel clean
+.PHONY: help setup demo test test-slow lint bench results check resources ptxas mutants fuzz gpu-dry wheel-test docs torch-versions triton-versions vision prebuilt hub wheel clean
 
 help:
 	@echo "make demo        set up, then: make a corpus, prepare, train, evaluate, predict"
-	@echo "make test        set up, then run all tests"
+	@echo "make test        set up, then run the tests, but for those that are marked slow"
+	@echo "make test-slow   those"
 	@echo "make lint        format, lint and type checks, as CI does"
 	@echo "make check       whether README and docs show the figures of the committed results"
 	@echo "make resources   compile every kernel of the Triton backend for sm_80, sm_90 and sm_100, and check the result,"
@@ -48,8 +49,13 @@ $(STAMPS)/install: $(STAMPS)/toolchain bench/requirements.txt pyproject.toml CMa
 demo: setup
 	$(BIN)/avemo demo
 
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
+
 test: setup
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
+	$(PYTEST) -m "not slow and not packaging"
+
+test-slow: setup
+	$(PYTEST) -m "slow and not packaging"
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -12,20 +12,11 @@ os.environ["TRITON_INTERPRET"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests come last: a run that has no time for all of them has run the others."""
-    items.sort(key=_slow)
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Leaves out, and says so, what is slow and would begin after SLOW_TESTS_UNTIL (seconds since 1970)."""
     until = os.environ.get("SLOW_TESTS_UNTIL")
-    if until and _slow(item) and time.time() > float(until):
+    if until and item.get_closest_marker("slow") and time.time() > float(until):
         pytest.skip("slow, and its time was over (SLOW_TESTS_UNTIL)")
-
-
-def _slow(item: pytest.Item) -> bool:
-    return item.get_closest_marker("slow") is not None
 
 
 @pytest.fixture(scope="session")
