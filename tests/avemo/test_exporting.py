@@ -111,8 +111,13 @@ def test_a_compiled_program(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("checkpoint", ["video"], indirect=True)
+@pytest.mark.parametrize(("wrong", "said"), [((2e-4, 2e-4), "2.0e-04"), ((0.0, np.nan), "nan")])
 def test_what_does_not_answer_as_pytorch_does_is_an_error(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: tuple[float, float],
+    said: str,
 ) -> None:
     def spoilt(program: object, out: Path, names: list[str], described: str) -> exporting.Runner:
         out.write_bytes(b"")
@@ -121,7 +126,8 @@ def test_what_does_not_answer_as_pytorch_does_is_an_error(
         def run(batch: tuple) -> list:
             with torch.no_grad():
                 answer = trained.model(*batch)
-                return [x.numpy() + 2e-4 for x in (answer.logits, answer.video_attention)]
+                right = (answer.logits, answer.video_attention)
+                return [x.numpy() + y for x, y in zip(right, wrong, strict=True)]
 
         return run
 
@@ -129,8 +135,9 @@ def test_what_does_not_answer_as_pytorch_does_is_an_error(
     monkeypatch.setattr(exporting, "exported", lambda trained: None)
     out = tmp_path / "a.pt2"
     out.write_text("good")
-    said = rf"{out} differs from PyTorch by 2.0e-04, more than 0.0001"
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(
+        ValueError, match=rf"{out} differs from PyTorch by {said}, more than 0.0001"
+    ):
         export(checkpoint, out=out, format="pt2")
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a.pt2": "good"}
 

@@ -71,6 +71,13 @@ def test_srt_is_read_by_pysubs2() -> None:
     assert read[3].text == r"two\nlines 33%", "one line, and no line break of a subtitle"
 
 
+def test_times_are_rounded_to_milliseconds() -> None:
+    """1000 times 1.001 is a little less than 1001 in floating point."""
+    cue = [Cue(1.001, 3599.9996, "sad", 0.5)]
+    assert "00:00:01,001 --> 01:00:00,000\n" in srt(cue)
+    assert "00:00:01.001 --> 01:00:00.000\n" in vtt(cue)
+
+
 def test_vtt_is_read_by_webvtt() -> None:
     read = webvtt.from_buffer(io.StringIO(vtt(LINE)))
     check_times([seconds(c.start) for c in read], [seconds(c.end) for c in read])

@@ -113,20 +113,20 @@ def test_uploads_are_deleted(
 
 @pytest.mark.parametrize("announced", [True, False])
 def test_too_large(client: TestClient, announced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether the request says so or not; then no more than the bound is taken."""
+    """Whether the request says so or not; then no more than the bound is taken. What is as large as that is taken."""
     written = []
     original = os.fdopen
     monkeypatch.setattr(os, "fdopen", lambda *a: written.append(a) or original(*a))
-    content = bytes(3_000_001)
-    pieces = (
-        content
-        if announced
-        else iter([content[i : i + 9999] for i in range(0, len(content), 9999)])
-    )
-    answer = client.post("/api/predictions", content=pieces)
+
+    def sent(size: int) -> bytes | Iterator[bytes]:
+        pieces = (bytes(min(9999, size - i)) for i in range(0, size, 9999))
+        return bytes(size) if announced else pieces
+
+    answer = client.post("/api/predictions", content=sent(3_000_001))
     assert answer.status_code == 413
     assert "3 MB" in answer.json()["detail"]
     assert len(written) == (0 if announced else 1)
+    assert client.post("/api/predictions", content=sent(3_000_000)).status_code == 422
 
 
 def test_too_long(checkpoint: Path, clip: Path) -> None:
@@ -160,11 +160,14 @@ def test_paths_need_a_root(service: Service) -> None:
 
 
 def test_token(service: Service, clip: Path) -> None:
-    client = TestClient(app.create_app(service, token="sëcret", hosts=["*"]))
-    for header in ({}, {"Authorization": "Bearer other"}, {"Authorization": "sëcret".encode()}):
+    """None, another one, one that begins alike or goes on: for each that may be asked."""
+    client = TestClient(app.create_app(service, token="sëcret", root=clip.parent, hosts=["*"]))
+    given = ["Bearer other", "Bearer sëcre", "Bearer sëcrets", "Bearer ", "sëcret"]
+    for header in ({}, *({"Authorization": text.encode()} for text in given)):
         for answer in (
             client.get("/api/about", headers=header),
             client.post("/api/predictions", content=clip.read_bytes(), headers=header),
+            client.post("/api/paths", json={"paths": [clip.name]}, headers=header),
         ):
             assert answer.status_code == 401
     good = {"Authorization": "Bearer sëcret".encode()}
