@@ -108,13 +108,13 @@ def _data(run: Path | None, cache: Path) -> str:
         rows.append(f"| {split} | {splits[split]} | {len(speakers) or 'not recorded'} |")
     of = {s: {c.speaker for c in clips if c.split == s} - {""} for s in splits}
     shared = of.get("train", set()) & of.get("test", set())
-    said = (
-        "No speaker of the test split was in training."
-        if not shared
-        else (
-            f"{len(shared)} speakers of the test split were in training, too: the figures say nothing of new people."
+    if shared:
+        said = (
+            f"Speakers of the test split who were in training, too: {len(shared)}. "
+            "The figures say nothing of new people."
         )
-    )
+    else:
+        said = "No speaker of the test split was in training."
     return "\n".join(
         [f"Cache `{printable(cache.name)}`.", "", *rows, "", said if of.get("test") else ""]
     ).rstrip()

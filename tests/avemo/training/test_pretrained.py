@@ -1,7 +1,6 @@
 """Folders in the hub's layout: what is saved comes back, damage is told in a sentence, the card says what is known."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import avemo
+from avemo.data.cache import INDEX
 from avemo.data.features import FeatureConfig
 from avemo.evaluation.predict import predict
 from avemo.models import MODELS
@@ -129,13 +129,25 @@ def test_the_card_is_written_from_the_record_of_the_run(tmp_path: Path) -> None:
     assert front["library_name"] == "avemo"
     assert "| test | 40 | 87.5% (74.0% to 95.0%) | 87.0% | 25.0% |" in text
     assert "2026-11-28, 2 starts, commit abc; torch 2.13.0; AMD EPYC." in text
-    assert re.search(r"\| train \| \d+ \| \d+ \|", text)
+    for split, clips in (("train", 18), ("val", 6), ("test", 7)):
+        assert f"| {split} | {clips} | 2 |" in text
+    assert "No speaker of the test split was in training." in text
     assert "angry, happy, neutral, sad" in text
     assert str(tmp_path) not in text
     model.save_pretrained(tmp_path / "bare")
     bare = (tmp_path / "bare" / "README.md").read_text("utf-8")
     assert "Not evaluated." in bare
     assert bare.count("Not recorded.") == 2
+
+
+def test_the_card_says_that_a_speaker_of_the_test_was_in_training(tmp_path: Path) -> None:
+    index = write_cache(tmp_path / "cache") / INDEX
+    index.write_text(index.read_text("utf-8").replace('"test0"', '"train1"'), "utf-8")
+    run = tmp_path / "run"
+    avemo.load(trained(run, cache=index.parent)).model.save_pretrained(tmp_path / "out", run=run)
+    text = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert "| test | 7 | 2 |" in text
+    assert "Speakers of the test split who were in training, too: 1. " in text
 
 
 def test_predict_takes_a_folder(tmp_path: Path) -> None:
