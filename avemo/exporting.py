@@ -6,6 +6,7 @@ import json
 import tempfile
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -45,12 +46,15 @@ def export(
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: it is no checkpoint, `out` is a folder or a device, or what was written does not answer as PyTorch
-            does.
+        ValueError: it is no checkpoint, `out` is a folder or a device, a package is not installed, or what was written
+            does not answer as PyTorch does.
         WriteError: it cannot be written.
     """
     if out.exists() and not out.is_file():
         raise ValueError(f"out must be the name of a file, got {out}, which is something else")
+    missing = [name for name in _NEEDED.get(format, ()) if not find_spec(name)]
+    if missing:  # told before a minute of work
+        raise ValueError(f"{format} needs {', '.join(missing)}: pip install 'avemo[export]'")
     import numpy as np
 
     from avemo.models import needed_streams
@@ -190,6 +194,9 @@ def _called(module: Callable[..., Any]) -> Runner:
 
 
 _WRITERS = {"onnx": _onnx, "pt2": _pt2, "aot": _aot}
+_NEEDED = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime")
+}  # beyond PyTorch; onnxscript by its export
 
 
 def _check(trained: Checkpoint, run: Runner, sample: Path) -> dict[str, float]:

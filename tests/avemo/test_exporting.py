@@ -174,3 +174,16 @@ def test_what_is_no_file_is_told_before_anything_is_made(tmp_path: Path) -> None
     for place in (tmp_path, Path("/dev/null")):
         with pytest.raises(ValueError, match=f"out must be the name of a file, got {place}"):
             export(tmp_path / "no.safetensors", out=place)
+
+
+@pytest.mark.parametrize("checkpoint", ["video"], indirect=True)
+@pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
+def test_without_the_extra_it_is_told_before_anything_is_made(
+    checkpoint: Path, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = exporting.find_spec
+    monkeypatch.setattr(exporting, "find_spec", lambda name: name != missing and there(name))
+    said = rf"onnx needs {missing}: pip install 'avemo\[export\]'"
+    with pytest.raises(ValueError, match=said):
+        export(checkpoint, out=tmp_path / "new" / "a.onnx")
+    assert not list(tmp_path.iterdir())
