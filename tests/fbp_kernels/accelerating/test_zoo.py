@@ -217,7 +217,7 @@ FAST: tuple[Tool, ...] = (
     without_rows, in_float32, in_mixed_precision, elsewhere,
 )  # fmt: skip
 SLOW: tuple[Tool, ...] = (compiled, exported, quantised)  # so each is asked of some networks alone
-SOME = ("conv, bn, relu, lrn", "residual, relu in place", "ours", "k = 0")
+SOME = ("conv, bn, relu, lrn", "residual, relu in place", "ours", "k = 0", "dropout")
 TOLERANCE = {prepared_eagerly: 1e-5, quantised: 1e-5, in_float32: 1e-5, in_mixed_precision: 2e-2}
 
 

@@ -189,6 +189,10 @@ ZOO: dict[str, Entry] = {
     "even window": Entry(lambda: net(lrn(2, alpha=0.0), lrn(1)), {"3": "", "4": ""}),
     "residual": Entry(lambda: Residual(inplace=False), {"lrn": ""}),
     "residual, relu in place": Entry(lambda: Residual(inplace=True), {"lrn": ""}),
+    "dropout": Entry(lambda: net(lrn(), nn.Dropout(0.3)), {"3": "", "4": ""}),
+    "dropout in place": Entry(
+        lambda: net(lrn(), nn.Dropout(0.3, inplace=True)), {"3": "", "4": "it works in place"}
+    ),
     "functional": Entry(Functional, {"lrn": ""}),
     "view": Entry(Viewing, {"lrn": ""}),
     "lines and volumes": Entry(Lines, {"line.2": "", "volume.1": ""}),
