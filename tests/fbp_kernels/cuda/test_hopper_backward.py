@@ -61,16 +61,71 @@ def assert_gradients(shim: Shim, dtype: torch.dtype, case: Case) -> int:
     )
 
 
-def assert_same_bits(shim: Shim, case: Case) -> None:
-    """In all orders, and with projections kept."""
-    inputs = case.draw(torch.bfloat16)
-    found = []
+def assert_same_bits(
+    shim: Shim, case: Case, dtype: torch.dtype = torch.bfloat16, threads: int = THREADS
+) -> dict[str, Tensor]:
+    """In all orders, and with projections kept: those results and gradients. All by blocks of so many threads."""
+    inputs = case.draw(dtype)
+    found: list[dict[str, Tensor]] = []
     for shim.fixed_order in ORDERS:
-        found.append(gradients(case, inputs, keep=False))
+        assert shim.threads(lambda: found.append(gradients(case, inputs, keep=False))) == threads
     found.append(gradients(case, inputs, keep=True))
     for other in found[1:]:
         for name, value in other.items():
             assert torch.equal(value, found[0][name]), name
+    return found[0]
+
+
+def assert_rows_unseen(
+    shim: Shim, case: Case, keep: bool, dtype: torch.dtype = torch.bfloat16
+) -> None:
+    """Neither what stands in rows that do not count nor, by their gradients, what stands in weights not theirs.
+
+    A case of three trunks, with lengths.
+    """
+    inputs, lengths = case.draw(dtype), case.arguments["lengths"]
+    expected = gradients(case, inputs, keep)
+    dead = torch.arange(3) >= lengths[:, None]  # (rows, trunks)
+    for x in inputs[:2]:
+        x[dead] = math.nan
+    # Whoever comes to a stage first, the warp that clears or those that multiply.
+    for shim.fixed_order in ORDERS:
+        got = gradients(case, inputs, keep)
+        for name, value in got.items():
+            assert torch.equal(value, expected[name]), name
+        for i in (0, 1):
+            assert (got[f"gradient {i}"][dead] == 0).all()
+    for x in inputs[2:]:
+        x[2] = math.nan
+    got = gradients(case, inputs, keep)
+    for i in (0, 1):
+        assert (got[f"gradient {i}"][lengths < 3][:, 2] == 0).all()
+
+
+def assert_two_parts(
+    shim: Shim, one: Case, many: Case, keep: bool, dtype: torch.dtype = torch.bfloat16
+) -> int:
+    """Gradients of `am_fbp` are those of its two parts, bit by bit; the launches of its backward."""
+    own = [[t.requires_grad_() for t in case.draw(dtype)] for case in (one, many)]
+    (a, v, p, q), (a_trunks, v_trunks, p_trunks, q_trunks) = own
+    arguments: dict[str, Any] = {"backend": "native", "keep_projections": keep}
+    factors = [case.arguments["factor"] for case in (one, many)]
+    z = fk.am_fbp(a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks, *factors,
+                  adaptive=one.arguments["adaptive"], lengths=many.arguments["lengths"], **arguments)  # fmt: skip
+    dz = torch.randn(z.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    launches = shim.launches(lambda: z.backward(dz))
+    outputs = p.shape[1] // factors[0]
+    for case, leaves, part in zip(
+        (one, many), own, (dz[:, :outputs], dz[:, outputs:]), strict=True
+    ):
+        alone = [t.detach().requires_grad_() for t in leaves]
+        operator = fk.fbp if case is one else fk.trunk_fbp
+        operator(*alone, **case.arguments, **arguments).backward(part)
+        for x, y in zip(leaves, alone, strict=True):
+            assert x.grad is not None
+            assert y.grad is not None
+            assert torch.equal(x.grad, y.grad)
+    return launches
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -92,56 +147,17 @@ def test_bits_do_not_follow_the_order_nor_what_is_kept(shim: Shim, case: Case) -
 
 @pytest.mark.parametrize("keep", [True, False], ids=["kept", "computed again"])
 def test_rows_that_do_not_count_are_not_seen(shim: Shim, keep: bool) -> None:
-    """Neither what stands in them, nor, by their gradients, what stands in weights that are not theirs."""
     shim.fixed_capability = 9
-    case = CASES["trunks, lengths"]
-    inputs = case.draw(torch.bfloat16)
-    expected = gradients(case, inputs, keep)
-    dead = torch.arange(3) >= LENGTHS[:, None]  # (rows, trunks)
-    for x in inputs[:2]:
-        x[dead] = math.nan
-    for (
-        shim.fixed_order
-    ) in ORDERS:  # whoever comes to a stage first, the warp that clears or those that multiply
-        got = gradients(case, inputs, keep)
-        for name, value in got.items():
-            assert torch.equal(value, expected[name]), name
-            if value.dim() == 3 and value.shape[0] == BATCH:
-                assert (value[dead] == 0).all()
-    for x in inputs[2:]:
-        x[2] = math.nan
-    got = gradients(case, inputs, keep)
-    for i in (0, 1):
-        assert (got[f"gradient {i}"][LENGTHS < 3][:, 2] == 0).all()
+    assert_rows_unseen(shim, CASES["trunks, lengths"], keep)
 
 
 def test_am_fbp_is_its_two_parts_bit_by_bit(shim: Shim) -> None:
     """In two launches where projections are kept, and one more where not."""
     shim.fixed_capability = 9
     one, many = fbp(72, 64, 40, 4, adaptive=True), trunks(3, 64, 72, 24, 5, lengths=LENGTHS)
-    a, v, p, q = one.draw(torch.bfloat16)
-    a_trunks, v_trunks, p_trunks, q_trunks = many.draw(torch.bfloat16)
-    dz = torch.randn(BATCH, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
     for count, keep, launches in ((1, True, 2), (3, False, 3)):
         shim.multiprocessors(count)
-        arguments = {"backend": "native", "keep_projections": keep}
-        both = [
-            t.detach().requires_grad_()
-            for t in (a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks)
-        ]
-        z = fk.am_fbp(*both, 4, 5, adaptive=True, lengths=LENGTHS, **arguments)
-        assert shim.launches(lambda: z.backward(dz)) == launches  # noqa: B023
-        own = [both[i] for i in (0, 1, 4, 5)], [both[i] for i in (2, 3, 6, 7)]
-        for case, leaves, part in (
-            (one, own[0], slice(0, 40)), (many, own[1], slice(40, 64)),
-        ):  # fmt: skip
-            alone = [t.detach().requires_grad_() for t in leaves]
-            operator = fk.fbp if case is one else fk.trunk_fbp
-            operator(*alone, **case.arguments, **arguments).backward(dz[:, part])
-            for x, y in zip(leaves, alone, strict=True):
-                assert x.grad is not None
-                assert y.grad is not None
-                assert torch.equal(x.grad, y.grad)
+        assert assert_two_parts(shim, one, many, keep) == launches
 
 
 def test_kept_projections_stay_as_they_are(shim: Shim) -> None:

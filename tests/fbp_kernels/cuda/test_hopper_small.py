@@ -12,8 +12,15 @@ import fbp_kernels as fk
 
 from ..checks import assert_parity
 from .shim import Shim
-from .test_hopper import DROPOUT, HALF, ORDERS, Case, fbp, trunks
-from .test_hopper_backward import assert_gradients, assert_same_bits, gradients
+from .test_hopper import DROPOUT, HALF, Case, fbp, trunks
+from .test_hopper_backward import (
+    NEEDED,
+    assert_gradients,
+    assert_rows_unseen,
+    assert_same_bits,
+    assert_two_parts,
+    gradients,
+)
 from .test_hopper_split import few
 
 THREADS = 544  # of its blocks, and of no other kernel's
@@ -63,59 +70,20 @@ def test_gradients_are_right(hopper: Shim, dtype: torch.dtype, case: Case) -> No
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_bits_do_not_follow_the_order_nor_what_is_kept(hopper: Shim, case: Case) -> None:
     """Whatever lands when: copies and products early, late, and drawn; and projections are the same in both ways."""
-    assert_same_bits(hopper, case)
+    assert_same_bits(hopper, case, threads=THREADS)
 
 
 @pytest.mark.parametrize("keep", [True, False], ids=["kept", "computed again"])
 def test_rows_that_do_not_count_are_not_seen(hopper: Shim, keep: bool) -> None:
-    """Neither what stands in them, nor, by their gradients, what stands in weights that are not theirs."""
-    case = CASES["trunks, lengths"]
-    inputs = case.draw(torch.bfloat16)
-    expected = gradients(case, inputs, keep)
-    lengths = LENGTHS[:30]
-    dead = torch.arange(3) >= lengths[:, None]  # (rows, trunks)
-    for x in inputs[:2]:
-        x[dead] = math.nan
-    for hopper.fixed_order in ORDERS:
-        got = gradients(case, inputs, keep)
-        for name, value in got.items():
-            assert torch.equal(value, expected[name]), name
-            if value.dim() == 3 and value.shape[0] == 30:
-                assert (value[dead] == 0).all()
-    for x in inputs[2:]:
-        x[2] = math.nan
-    got = gradients(case, inputs, keep)
-    for i in (0, 1):
-        assert (got[f"gradient {i}"][lengths < 3][:, 2] == 0).all()
+    assert_rows_unseen(hopper, CASES["trunks, lengths"], keep)
 
 
 def test_am_fbp_is_its_two_parts_bit_by_bit(hopper: Shim) -> None:
     """In one launch where projections are kept, and one more where not."""
-    lengths = LENGTHS[:40]
     one = few(fbp(72, 64, 40, 4, adaptive=True), 40)
     many = few(trunks(3, 64, 72, 24, 5, lengths=LENGTHS), 40)
-    a, v, p, q = one.draw(torch.bfloat16)
-    a_trunks, v_trunks, p_trunks, q_trunks = many.draw(torch.bfloat16)
-    dz = torch.randn(40, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
     for keep, launches in ((True, 1), (False, 2)):
-        arguments: dict[str, Any] = {"backend": "native", "keep_projections": keep}
-        both = [
-            t.detach().requires_grad_()
-            for t in (a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks)
-        ]
-        z = fk.am_fbp(*both, 4, 5, adaptive=True, lengths=lengths, **arguments)
-        assert hopper.launches(lambda: z.backward(dz)) == launches  # noqa: B023
-        for case, indices, part in (
-            (one, (0, 1, 4, 5), slice(0, 40)), (many, (2, 3, 6, 7), slice(40, 64)),
-        ):  # fmt: skip
-            leaves = [both[i] for i in indices]
-            alone = [t.detach().requires_grad_() for t in leaves]
-            operator = fk.fbp if case is one else fk.trunk_fbp
-            operator(*alone, **case.arguments, **arguments).backward(dz[:, part])
-            for x, y in zip(leaves, alone, strict=True):
-                assert x.grad is not None
-                assert y.grad is not None
-                assert torch.equal(x.grad, y.grad)
+        assert assert_two_parts(hopper, one, many, keep) == launches
 
 
 def test_kept_projections_stay_as_they_are(hopper: Shim) -> None:
@@ -130,7 +98,7 @@ def test_kept_projections_stay_as_they_are(hopper: Shim) -> None:
     assert torch.equal(w, before[1])
 
 
-@pytest.mark.parametrize("needed", [(0,), (3,), (1, 2), (4,), (0, 5)], ids=str)
+@pytest.mark.parametrize("needed", NEEDED, ids=str)
 def test_only_what_is_needed_is_computed(hopper: Shim, needed: tuple[int, ...]) -> None:
     """Of 3 tiles of 64 lines, those of sides of which something is needed."""
     case = few(fbp(72, 64, 24, 5, biases=2, adaptive=True))

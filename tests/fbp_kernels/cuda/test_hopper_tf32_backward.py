@@ -13,8 +13,14 @@ import fbp_kernels as fk
 
 from ..checks import Errors, error, evaluate
 from .shim import Shim
-from .test_hopper import BATCH, DROPOUT, LENGTHS, ORDERS, THREADS, Case, fbp, trunks
-from .test_hopper_backward import NEEDED, gradients
+from .test_hopper import BATCH, DROPOUT, LENGTHS, THREADS, Case, fbp, trunks
+from .test_hopper_backward import (
+    NEEDED,
+    assert_rows_unseen,
+    assert_same_bits,
+    assert_two_parts,
+    gradients,
+)
 from .test_hopper_tf32 import rounded
 
 CASES = {
@@ -81,15 +87,8 @@ def _assert_right(case: Case, inputs: list[Tensor], got: dict[str, Tensor]) -> N
 def test_gradients_are_right_and_their_bits_follow_neither_order_nor_what_is_kept(
     shim: Shim, case: Case
 ) -> None:
-    inputs = case.draw(torch.float32)
-    found: list[dict[str, Tensor]] = []
-    for shim.fixed_order in ORDERS:
-        assert shim.threads(lambda: found.append(gradients(case, inputs, keep=False))) == THREADS
-    found.append(gradients(case, inputs, keep=True))
-    _assert_right(case, inputs, found[0])
-    for other in found[1:]:
-        for name, value in other.items():
-            assert torch.equal(value, found[0][name]), name
+    found = assert_same_bits(shim, case, torch.float32)
+    _assert_right(case, case.draw(torch.float32), found)
 
 
 @pytest.mark.parametrize("name", ["one step", "K = 7", "trunks, lengths"])
@@ -115,52 +114,15 @@ def test_whole_numbers_are_multiplied_exactly(shim: Shim, name: str) -> None:
 
 @pytest.mark.parametrize("keep", [True, False], ids=["kept", "computed again"])
 def test_rows_that_do_not_count_are_not_seen(shim: Shim, keep: bool) -> None:
-    """Neither what stands in them, nor, by their gradients, what stands in weights that are not theirs."""
-    case = CASES["trunks, lengths"]
-    inputs = case.draw(torch.float32)
-    expected = gradients(case, inputs, keep)
-    dead = torch.arange(3) >= LENGTHS[:, None]  # (rows, trunks)
-    for x in inputs[:2]:
-        x[dead] = math.nan
-    for shim.fixed_order in ORDERS:
-        got = gradients(case, inputs, keep)
-        for name, value in got.items():
-            assert torch.equal(value, expected[name]), name
-            if value.dim() == 3 and value.shape[0] == BATCH:
-                assert (value[dead] == 0).all()
-    for x in inputs[2:]:
-        x[2] = math.nan
-    got = gradients(case, inputs, keep)
-    for i in (0, 1):
-        assert (got[f"gradient {i}"][LENGTHS < 3][:, 2] == 0).all()
+    assert_rows_unseen(shim, CASES["trunks, lengths"], keep, torch.float32)
 
 
 def test_am_fbp_is_its_two_parts_bit_by_bit(shim: Shim) -> None:
     """In two launches where projections are kept, and one more where not."""
     one, many = fbp(36, 32, 40, 4, adaptive=True), trunks(3, 32, 36, 28, 5, lengths=LENGTHS)
-    a, v, p, q = one.draw(torch.float32)
-    a_trunks, v_trunks, p_trunks, q_trunks = many.draw(torch.float32)
-    dz = torch.randn(BATCH, 68, generator=torch.Generator().manual_seed(1))
     for count, keep, launches in ((1, True, 2), (3, False, 3)):
         shim.multiprocessors(count)
-        arguments = {"backend": "native", "keep_projections": keep}
-        both = [
-            t.detach().requires_grad_()
-            for t in (a, v, a_trunks, v_trunks, p, q, p_trunks, q_trunks)
-        ]
-        z = fk.am_fbp(*both, 4, 5, adaptive=True, lengths=LENGTHS, **arguments)
-        assert shim.launches(lambda: z.backward(dz)) == launches  # noqa: B023
-        own = [both[i] for i in (0, 1, 4, 5)], [both[i] for i in (2, 3, 6, 7)]
-        for case, leaves, part in (
-            (one, own[0], slice(0, 40)), (many, own[1], slice(40, 68)),
-        ):  # fmt: skip
-            alone = [t.detach().requires_grad_() for t in leaves]
-            operator = fk.fbp if case is one else fk.trunk_fbp
-            operator(*alone, **case.arguments, **arguments).backward(dz[:, part])
-            for x, y in zip(leaves, alone, strict=True):
-                assert x.grad is not None
-                assert y.grad is not None
-                assert torch.equal(x.grad, y.grad)
+        assert assert_two_parts(shim, one, many, keep, torch.float32) == launches
 
 
 @pytest.mark.parametrize("needed", NEEDED, ids=str)
