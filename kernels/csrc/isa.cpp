@@ -24,7 +24,7 @@ Kernels kernels();
 namespace {
 
 // Best first. Only those are asked for their kernels that this processor runs.
-std::vector<Kernels> runnable() {
+std::vector<Kernels> found() {
   std::vector<Kernels> result;
 #if defined(FBP_X86)
   __builtin_cpu_init();
@@ -41,10 +41,17 @@ std::vector<Kernels> runnable() {
   return result;
 }
 
+// Looked for once, since every call of an operator asks; never freed, since a thread may call while
+// the process ends.
+const std::vector<Kernels>& runnable() {
+  static const auto& kernels = *new std::vector<Kernels>(found());
+  return kernels;
+}
+
 }  // namespace
 
 Kernels selected_kernels() {
-  const std::vector<Kernels> choices = runnable();
+  const std::vector<Kernels>& choices = runnable();
   const char* const wanted = std::getenv("FBP_CPU_ISA");
   if (wanted == nullptr || *wanted == '\0') return choices.front();
   for (const Kernels& kernels : choices)
