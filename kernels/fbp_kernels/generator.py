@@ -7,12 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .libraries import OPERATORS
+from . import opaque
 
 # Held from where the state of torch's own generator is read to where it is moved on.
 LOCK = threading.Lock()
-
-LIBRARY = torch.library.Library(OPERATORS, "FRAGMENT")
 
 
 def state() -> Tensor:
@@ -65,7 +63,6 @@ def _fake(state: Tensor, size: Sequence[int], stride: Sequence[int]) -> tuple[Te
 
 
 # An operator, since random numbers are not to be had under torch.vmap, and a generator not where tensors are fake.
-LIBRARY.define("uniform(Tensor state, SymInt[] size, SymInt[] stride) -> (Tensor, Tensor)")
-LIBRARY.impl("uniform", _draw, "CompositeExplicitAutograd")
-torch.library.register_fake(f"{OPERATORS}::uniform", _fake, lib=LIBRARY)
-_uniform = getattr(torch.ops, OPERATORS).uniform.default
+_uniform = opaque.define(
+    "uniform(Tensor state, SymInt[] size, SymInt[] stride) -> (Tensor, Tensor)", _draw, _fake
+)

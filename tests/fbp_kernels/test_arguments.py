@@ -83,6 +83,11 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
     (fk.attention_pool, pool_arguments(scale=torch.ones(2)), ValueError, r"scale has shape \(2,\)"),
     (fk.attention_pool, pool_arguments(scale=torch.ones((), dtype=torch.int64)), TypeError, "scale is torch.int64"),
     (fk.local_response_norm, {"x": [1.0]}, TypeError, "x is a list, expected a tensor"),
+    (fk.local_response_norm, {"x": None}, TypeError, "x is None, expected a tensor"),
+    (fk.power_normalize, {"z": None}, TypeError, "z is None, expected a tensor"),
+    (fk.batch_norm, norm_arguments(x=None), TypeError, "x is None, expected a tensor"),
+    (fk.batch_norm, norm_arguments(bias=None), TypeError, "bias is None, expected a tensor"),
+    (fk.dropout, drop_arguments(x=None), TypeError, "x is None, expected a tensor"),
     (fk.local_response_norm, {"x": torch.ones(1, 2, 3, dtype=torch.int64)}, TypeError, "x is torch.int64"),
     (fk.power_normalize, {"z": [1.0]}, TypeError, "z is a list, expected a tensor"),
     (fk.power_normalize, {"z": torch.ones(2, 3).to_sparse()}, NotImplementedError, "do not run on torch.sparse_coo; use backend"),
@@ -127,8 +132,12 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
 def test_bad_arguments(
     operator: Callable[..., Any], arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
+    """The reference, which would take some of them, is not given them either."""
     with pytest.raises(error, match=message):
         operator(**arguments)
+    if "backend" not in message:
+        with pytest.raises(error, match=message):
+            operator(**arguments, backend="reference")
 
 
 @pytest.mark.parametrize(

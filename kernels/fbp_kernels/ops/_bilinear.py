@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
-from operator import itemgetter
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ Tensors = Sequence[Tensor | None]
 Attributes = tuple[Any, ...]
 
 NAMES = ("a", "v", "p", "q", "p_bias", "q_bias")
+ONCE, EACH = ("BC", "BD", "CN", "DN", "N", "N"), ("BHC", "BHD", "HCN", "HDN", "HN", "HN")
 FACTORS = ("factor", "trunk_factor")
 
 _pool, _pool_backward = triton.late("bilinear")
@@ -28,54 +27,37 @@ class Part:
     """One pooling of an operator, the global or the per-trunk one, and where its own arguments are.
 
     Attributes:
-        inputs: a, v, p, q and the two biases, where there are any, among the operator's inputs.
-        names: theirs.
+        inputs: of `NAMES` each, where it is among the operator's inputs; None for a bias that it cannot have.
+        names: those of its inputs.
         factor: K, among the attributes.
         trunks: whether it has any.
     """
 
-    inputs: tuple[int, ...]
+    inputs: tuple[Any, ...]
     names: tuple[str, ...]
     factor: int
     trunks: bool
 
     def of(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
         """What it has of what is given for each of the operator's inputs."""
-        return tuple([inputs[i] for i in self.inputs])
-
-    @cached_property
-    def _pick(self) -> "itemgetter[Any]":
-        """`of`, in less time, where no compiler traces."""
-        return itemgetter(*self.inputs)
-
-    @cached_property
-    def _missing(self) -> tuple[None, ...]:
-        """In place of the biases that it cannot have."""
-        return (None,) * (len(NAMES) - len(self.inputs))
+        return tuple([None if i is None else inputs[i] for i in self.inputs])
 
     def check(
-        self, operator: str, inputs: Tensors, rows: int | None, attributes: Attributes
-    ) -> None:
-        """a (B, H, C), v (B, H, D), p (H, C, N), q (H, D, N), biases (H, N), or all without H; K divides N.
+        self, operator: str, inputs: Tensors, attributes: Attributes, **rows: int
+    ) -> dict[str, int]:
+        """Of these shapes all are, with as many rows as are known; and K divides N. The sizes.
 
         Raises:
             ValueError: one does not fit.
         """
-        a, v, p, q, *biases = self.of(inputs)
-        each = {"H": None} if self.trunks else {}
-        _check.shape(operator, self.names[0], a, B=rows, **each, C=None)
-        if self.trunks:
-            each = {"H": a.shape[1]}
-        _check.shape(operator, self.names[1], v, B=a.shape[0], **each, D=None)
-        _check.shape(operator, self.names[2], p, **each, C=a.shape[-1], N=None)
-        _check.shape(operator, self.names[3], q, **each, D=v.shape[-1], N=p.shape[-1])
-        for name, bias in zip(self.names[4:], biases, strict=True):
-            if bias is not None:
-                _check.shape(operator, name, bias, **each, N=p.shape[-1])
-        K, N = attributes[self.factor], p.shape[-1]
+        named = dict(zip(self.names, self.of(inputs), strict=False))
+        letters = EACH if self.trunks else ONCE
+        sizes = _check.shapes(operator, named, letters[: len(named)], **rows)
+        K, N = attributes[self.factor], sizes["N"]
         if K < 1 or N % K:
             expected = f"expected a divisor of the {N} columns of the weights"
             raise ValueError(f"{operator}: {FACTORS[self.factor]} is {K}, {expected}")
+        return sizes
 
     def kept_shape(self, inputs: Tensors) -> tuple[int, int, int]:
         """Of each of its two projections, (H, B, N)."""
@@ -84,15 +66,13 @@ class Part:
 
     def level(self, inputs: Sequence[Any], lengths: Any, attributes: Attributes) -> Level:
         """What a Triton kernel is given."""
-        a, v, p, q, p_bias, q_bias = self._pick(inputs) + self._missing
-        if not self.trunks:
-            lengths = None
-        adaptive = not self.trunks and attributes[-2]
+        lengths, adaptive = (lengths, False) if self.trunks else (None, attributes[-2])
+        a, v, p, q, p_bias, q_bias = self.of(inputs)
         return Level(a, v, p, q, p_bias, q_bias, lengths, attributes[self.factor], adaptive)
 
     def due(self, needs: int) -> tuple[bool, ...]:
         """Which of `NAMES` need their gradient."""
-        return tuple(bool(needs >> i & 1) for i in self.inputs) + (False,) * len(self._missing)
+        return tuple([i is not None and bool(needs >> i & 1) for i in self.inputs])
 
 
 class Pooling:
@@ -113,7 +93,12 @@ class Pooling:
         self._names = tuple(n for i in pairs for n in once[i : i + 2] + each[i : i + 2])
         parts = [(names, names is each) for names in (once, each) if names]
         self._parts = [
-            Part(tuple(map(self._names.index, names)), names, number, trunks)
+            Part(
+                (*map(self._names.index, names), *(None,) * (len(NAMES) - len(names))),
+                names,
+                number,
+                trunks,
+            )
             for number, (names, trunks) in enumerate(parts)
         ]
         self._lengths = int(bool(each))
@@ -144,7 +129,6 @@ class Pooling:
             triton=backends.Kernel(self._triton, self._triton_backward),
         )
         self._adaptive = len(parts) if once else None
-        self._due = cache(lambda needs: tuple([part.due(needs) for part in self._parts]))
 
     def __call__(
         self,
@@ -155,18 +139,10 @@ class Pooling:
         backend: str | None,
         keep_projections: bool | None,
     ) -> Tensor:
-        """Pools.
+        """Pools; arguments as users give them, in groups: lengths are () where there are none, dropout comes last.
 
-        Args:
-            inputs: the operator's inputs.
-            lengths: (lengths,), or () where there are none.
-            attributes: the operator's, dropout last.
-            training: whether dropout applies.
-            backend: the caller's choice.
-            keep_projections: keep the two projections for the backward, which saves a third of its arithmetic, or
-                compute them again there, so that the call holds on to its inputs only. The default keeps them
-                while the two together take at most 64 MiB, which covers every training batch of the emotion
-                models.
+        To keep projections saves a third of the backward's arithmetic; the default's limit covers every training batch
+        of the emotion models.
         """
         seed = None
         # The mask follows from torch's generator of the device.
@@ -177,22 +153,23 @@ class Pooling:
 
     def _at(self, *positions: int) -> list[int]:
         """Where the inputs are that each part has at these positions of `NAMES`."""
-        return [part.inputs[k] for part in self._parts for k in positions if k < len(part.inputs)]
+        found = (part.inputs[k] for part in self._parts for k in positions)
+        return [i for i in found if i is not None]
 
-    def _check(self, tensors: Tensors, attributes: Attributes) -> None:
+    def _check(self, tensors: tuple[Any, ...], attributes: Attributes) -> None:
         """Raises for arguments that do not fit."""
-        name, inputs = self._name, tensors[: len(self._names)]
-        _check.tensors(name, **dict(zip(self._names, inputs, strict=True)))
-        rows = None
+        name = self._name
+        named = zip(self._names, tensors, strict=False)
+        _check.tensors(name, **{n: t for n, t in named if t is not None or "bias" not in n})
+        rows: dict[str, int] = {}
         for part in self._parts:
-            part.check(name, inputs, rows, attributes)
-            a, *_ = part.of(inputs)
-            rows = a.shape[0]
+            sizes = part.check(name, tensors, attributes, **rows)
+            rows = {"B": sizes["B"]}
         if not 0 <= attributes[-1] <= 1:
             got = f"dropout is {attributes[-1]}"
             raise ValueError(f"{name}: {got}, expected a probability from 0 to 1")
         if self._lengths:
-            _check.lengths(name, tensors[len(inputs)], a.shape[0], a.shape[1], a.device)
+            _check.lengths(name, tensors[self._seed - 1], tensors[0], sizes["H"])
 
     def _kept_size(self, *inputs: Any) -> int:
         """Numbers in both projections of all parts."""
@@ -221,10 +198,8 @@ class Pooling:
 
     def _levels(self, arguments: Sequence[Any], attributes: Attributes) -> Levels:
         lengths = arguments[self._seed - 1] if self._lengths else None
-        levels = [part.level(arguments, lengths, attributes) for part in self._parts]
-        if len(levels) == 2:
-            return Levels(*levels)
-        return Levels(None, levels[0]) if self._parts[0].trunks else Levels(levels[0], None)
+        found = {part.trunks: part.level(arguments, lengths, attributes) for part in self._parts}
+        return Levels(found.get(False), found.get(True))
 
     def _triton(self, *arguments: Any) -> Any:
         at = self._seed
@@ -241,12 +216,13 @@ class Pooling:
             arguments[self._seed],
             () if kept[0] is None else kept,
             attributes[-1],
-            self._due(needs),
+            tuple([part.due(needs) for part in self._parts]),
         )
         gradients: list[Any] = [None] * len(self._names)
         for part, own in zip(self._parts, found, strict=True):
-            for i, gradient in zip(part.inputs, own, strict=False):
-                gradients[i] = gradient
+            for i, gradient in zip(part.inputs, own, strict=True):
+                if i is not None:
+                    gradients[i] = gradient
         return gradients
 
     def _tangent(

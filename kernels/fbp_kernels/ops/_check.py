@@ -1,65 +1,88 @@
 """Checks of arguments: every error names the argument, what came and what was expected."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from ..libraries import OPERATORS
-
-LIBRARY = torch.library.Library(OPERATORS, "FRAGMENT")
-_OPS = getattr(torch.ops, OPERATORS)
+from .. import opaque
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def tensors(operator: str, **arguments: Tensor | None) -> None:
+def tensors(operator: str, **arguments: Tensor) -> None:
     """One supported dtype and one device for all.
 
     Raises:
         TypeError: not a tensor, an unsupported dtype, or dtypes that differ.
         ValueError: devices that differ.
     """
-    first_name, first = next((n, t) for n, t in arguments.items() if t is not None)
     for name, tensor in arguments.items():
-        if tensor is None:
-            continue
         if not isinstance(tensor, Tensor):
+            got = "None" if tensor is None else f"a {type(tensor).__name__}"
             out = "; use torch.fx.wrap or the module" if isinstance(tensor, fx.Proxy) else ""
+            raise TypeError(f"{operator}: {name} is {got}, expected a tensor{out}")
+    first_name, first = next(iter(arguments.items()))
+    dtype = first.dtype
+    if dtype not in DTYPES:
+        expected = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
+        raise TypeError(f"{operator}: {first_name} is {dtype}, expected one of {expected}")
+    for name, tensor in arguments.items():
+        if tensor.dtype != dtype:
             raise TypeError(
-                f"{operator}: {name} is a {type(tensor).__name__}, expected a tensor{out}"
+                f"{operator}: {name} is {tensor.dtype}, expected {dtype} as {first_name} is"
             )
-        if tensor.dtype not in DTYPES:
-            expected = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
-            raise TypeError(f"{operator}: {name} is {tensor.dtype}, expected one of {expected}")
-        if tensor.dtype != first.dtype:
-            raise TypeError(
-                f"{operator}: {name} is {tensor.dtype}, expected {first.dtype} as {first_name} is"
-            )
-        if tensor.device != first.device:
-            raise ValueError(
-                f"{operator}: {name} is on {tensor.device}, expected {first.device} as {first_name} is"
-            )
+    devices(operator, **arguments)
 
 
-def shape(operator: str, name: str, tensor: Tensor | None, **expected: int | None) -> None:
-    """The rank and, where given, the sizes, by the name of each dimension.
+def devices(operator: str, **arguments: Tensor) -> None:
+    """One for all.
 
     Raises:
-        TypeError: None.
+        ValueError: devices that differ.
+    """
+    first_name, first = next(iter(arguments.items()))
+    device = first.device
+    for name, tensor in arguments.items():
+        if tensor.device != device:
+            raise ValueError(
+                f"{operator}: {name} is on {tensor.device}, expected {device} as {first_name} is"
+            )
+
+
+def shapes(
+    operator: str, arguments: Mapping[str, Tensor | None], letters: Iterable[str], **sizes: int
+) -> dict[str, int]:
+    """A letter for each dimension, such as "BTC"; the same one stands for the same size everywhere.
+
+    Args:
+        operator: its name.
+        arguments: by name; what may be None is passed over.
+        letters: of each argument.
+        sizes: those that are known, by letter.
+
+    Returns:
+        All sizes, by letter.
+
+    Raises:
         ValueError: another rank or size.
     """
-    if tensor is None:
-        raise TypeError(f"{operator}: {name} is None, expected a tensor")
-    fits = len(tensor.shape) == len(expected)
-    if fits:
-        for have, want in zip(tensor.shape, expected.values(), strict=True):
-            if want is not None and have != want:
+    known = "".join(sizes)
+    for (name, tensor), dims in zip(arguments.items(), letters, strict=True):
+        if tensor is None:
+            continue
+        shape = tensor.shape
+        fits = len(shape) == len(dims)
+        for letter, size in zip(dims, shape, strict=False):
+            if sizes.setdefault(letter, size) != size:
                 fits = False
-    if not fits:
-        # Put together here and not before: a traced size that is printed becomes a constant.
-        sizes = ", ".join(n if s is None else f"{n}={s}" for n, s in expected.items())
-        raise ValueError(f"{operator}: {name} has shape {tuple(tensor.shape)}, expected ({sizes})")
+        if not fits:
+            # Put together here and not before: a traced size that is printed becomes a constant.
+            expected = ", ".join(f"{d}={sizes[d]}" if d in known else d for d in dims)
+            raise ValueError(f"{operator}: {name} has shape {tuple(shape)}, expected ({expected})")
+        known += dims
+    return sizes
 
 
 def channels(operator: str, x: Tensor) -> None:
@@ -74,10 +97,8 @@ def channels(operator: str, x: Tensor) -> None:
         )
 
 
-def lengths(
-    operator: str, value: Tensor | None, rows: int, most: int, device: torch.device
-) -> None:
-    """Integers (B,) from 0 to the number of trunks or frames, on the device of the rest.
+def lengths(operator: str, value: Tensor | None, x: Tensor, most: int) -> None:
+    """Integers (B,) from 0 to the number of trunks or frames, one for each row of x, and on its device.
 
     The values are looked at only where that costs no wait for a GPU and breaks no trace.
 
@@ -90,11 +111,11 @@ def lengths(
     if not isinstance(value, Tensor) or value.dtype not in (torch.int32, torch.int64):
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{operator}: lengths is {kind}, expected an int64 or int32 tensor")
-    shape(operator, "lengths", value, B=rows)
-    if value.device != device:
-        raise ValueError(f"{operator}: lengths is on {value.device}, expected {device}")
-    if device.type == "cpu" and not torch.compiler.is_compiling() and rows:
-        _OPS.check_lengths(value, most, operator)
+    shapes(operator, {"lengths": value}, ("B",), B=x.shape[0])
+    if value.device != x.device:
+        raise ValueError(f"{operator}: lengths is on {value.device}, expected {x.device}")
+    if value.device.type == "cpu" and not torch.compiler.is_compiling() and x.shape[0]:
+        _within(value, most, operator)
 
 
 def as_int64(value: Any) -> Any:
@@ -109,12 +130,10 @@ def _check_lengths(value: Tensor, most: int, operator: str) -> None:
         raise ValueError(f"{operator}: lengths go from {low} to {high}, expected from 0 to {most}")
 
 
-def _check_lengths_of_all(_: Any, dims: Any, *arguments: Any) -> Any:
-    return _OPS.check_lengths(*arguments), None
-
-
 # An operator, since the values are seen neither under torch.vmap nor where tensors are fake.
-LIBRARY.define("check_lengths(Tensor lengths, SymInt most, str operator) -> ()")
-LIBRARY.impl("check_lengths", _check_lengths, "CompositeExplicitAutograd")
-torch.library.register_fake(f"{OPERATORS}::check_lengths", lambda *_: None, lib=LIBRARY)
-torch.library.register_vmap(f"{OPERATORS}::check_lengths", _check_lengths_of_all, lib=LIBRARY)
+_within = opaque.define(
+    "check_lengths(Tensor lengths, SymInt most, str operator) -> ()",
+    _check_lengths,
+    lambda *_: None,
+)
+opaque.vmapped("check_lengths", lambda _, __, *arguments: (_within(*arguments), None))

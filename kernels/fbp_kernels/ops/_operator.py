@@ -17,12 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
 
-from .. import backends
-from ..libraries import OPERATORS
+from .. import backends, opaque
 from . import _layout
 from ._derivatives import pull_back, push_forward
-
-LIBRARY = torch.library.Library(OPERATORS, "DEF")
 
 KEEP_LIMIT = 64 * 2**20  # bytes
 
@@ -96,10 +93,8 @@ class Operator:
         self._tensors = len(tensors)
         self._names = [argument.split()[1] for argument in tensors + self.attributes]
         arguments = tensors + self.attributes + ("bool keep",) * bool(self.kept_size)
-        forward = _library(
-            f"{name}_forward",
-            arguments,
-            "Tensor[]",
+        forward = opaque.define(
+            _schema(f"{name}_forward", arguments, "Tensor[]"),
             lambda *a: self._results(a, backends.kernel(name, a[-1]).forward(*a[:-1])),
             lambda *a: self._results(a, self._fake(a)),
         )
@@ -108,10 +103,13 @@ class Operator:
         kept = [f"Tensor? kept{i}" for i in range(self.kept)]
         # No list: PyTorch's loop for batched gradients (is_grads_batched) takes tensors alone.
         count = len(self.inputs)
-        backward = _library(
-            f"{name}_backward",
-            (*dz, *tensors, *reused, *kept, *self.attributes, "int needs"),
-            f"({', '.join(['Tensor'] * count)})" if count > 1 else "Tensor",
+        each = f"({', '.join(['Tensor'] * count)})" if count > 1 else "Tensor"
+        backward = opaque.define(
+            _schema(
+                f"{name}_backward",
+                (*dz, *tensors, *reused, *kept, *self.attributes, "int needs"),
+                each,
+            ),
             lambda *a: self._gradients(a, backends.kernel(name, a[-1]).backward(*a[:-1])),
             lambda *a: self._gradients(
                 a, [t if t is None else self.fake_gradient(t) for t in a[len(dz) :][:count]]
@@ -130,7 +128,7 @@ class Operator:
             self._second_tangent, self._vmap_backward,
         )  # fmt: skip
         call = lambda *a: list(self._forward(a[self._tensors :], a[: self._tensors]))  # noqa: E731
-        self._recorded = _library(name, arguments, "Tensor[]", call)
+        self._recorded = opaque.define(_schema(name, arguments, "Tensor[]"), call)
         return self
 
     def __call__(
@@ -249,8 +247,7 @@ class Operator:
 
     def _vmap(self, info: Any, dims: Any, options: Any, *tensors: Tensor | None) -> Any:
         into = (0,) * self.results + (self.kept_rows,) * self._keeps(options)
-        rows = self._rows(tensors)
-        return _batched(self._forward, info, dims, options, tensors, rows, into, bool(self.rows))
+        return _batched(self._forward, info, dims, options, tensors, self._rows(tensors), into)
 
     # The backward's; options: attributes, needs, backend.
 
@@ -273,16 +270,12 @@ class Operator:
     def _vmap_backward(self, info: Any, dims: Any, options: Any, *tensors: Tensor | None) -> Any:
         due = _due(options[-2])
         own = self._rows(tensors[self.results : self.results + self._tensors])
-        rows = (
-            *(0,) * self.results,
-            *own,
-            *(0,) * len(self.reused),
-            *(self.kept_rows,) * self.kept,
-        )
+        rows: tuple[int | None, ...] = (None,) * len(tensors)
         # Else rows have masks of their own, or a gradient is a sum over them.
-        one_call = all(own[i] is not None for i in due)
-        into = (0,) * len(due)
-        return _batched(self._backward, info, dims, options, tensors, rows, into, one_call)
+        if all(own[i] is not None for i in due):
+            others = (0,) * len(self.reused) + (self.kept_rows,) * self.kept
+            rows = (*(0,) * self.results, *own, *others)
+        return _batched(self._backward, info, dims, options, tensors, rows, (0,) * len(due))
 
     # What both share.
 
@@ -345,11 +338,7 @@ class _AsGiven(inspect.Signature):
     """
 
     def bind(self, *arguments: Any, **_: Any) -> Any:
-        return SimpleNamespace(args=arguments, kwargs={}, apply_defaults=_nothing)
-
-
-def _nothing() -> None:
-    """There are no defaults."""
+        return SimpleNamespace(args=arguments, kwargs={}, apply_defaults=lambda: None)
 
 
 def _constant(tensors: Tensors) -> bool:
@@ -382,15 +371,14 @@ def _batched(
     tensors: Tensors,
     rows: Sequence[int | None],
     into: tuple[int, ...],
-    rows_alone: bool,
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """A function under `torch.vmap`: in one call, where only rows are many, else one call after the other.
 
-    `rows` has for each tensor the dimension that is the batch, None where it has none; `into` the same for the results.
-    `rows_alone` says whether rows of the results depend on rows of the tensors alone.
+    `rows` has for each tensor the dimension that is the batch, None where it has none, or where rows of the results do
+    not depend on its rows alone; `into` the same for the results.
     """
     many, dims = info.batch_size, dims[1:]
-    if rows_alone and all(d is None or at is not None for d, at in zip(dims, rows, strict=True)):
+    if all(d is None or at is not None for d, at in zip(dims, rows, strict=True)):
         folded = [
             t if t is None or at is None else _laid_beside(t, d, at, many)
             for t, d, at in zip(tensors, dims, rows, strict=True)
@@ -424,21 +412,8 @@ def _primal(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else unpack_dual(tensor).primal
 
 
-def _library(
-    name: str,
-    arguments: tuple[str, ...],
-    results: str,
-    run: Callable[..., Any],
-    fake: Callable[..., Any] | None = None,
-) -> Call:
-    """An operator of PyTorch's: opaque with a fake kernel, else what tracing looks into."""
-    schema = f"{name}({', '.join(arguments)}, str backend) -> {results}"
-    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, run, f"Composite{'Explicit' if fake else 'Implicit'}Autograd")
-    if fake:
-        torch.library.register_fake(f"{OPERATORS}::{name}", fake, lib=LIBRARY)
-    operator: Call = getattr(getattr(torch.ops, OPERATORS), name).default
-    return operator
+def _schema(name: str, arguments: tuple[str, ...], results: str) -> str:
+    return f"{name}({', '.join(arguments)}, str backend) -> {results}"
 
 
 @functools.cache

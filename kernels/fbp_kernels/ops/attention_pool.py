@@ -56,17 +56,14 @@ def attention_pool(
 
 def _check_all(tensors: tuple[Any, ...], attributes: tuple[Any, ...]) -> None:
     x, weight, bias, query, scale, lengths = tensors
-    _check.tensors("attention_pool", x=x, weight=weight, bias=bias, query=query)
+    narrowed = {"x": x, "weight": weight, "bias": bias, "query": query}
+    _check.tensors("attention_pool", **narrowed)
+    _check.shapes("attention_pool", narrowed, ("BTC", "CA", "A", "A"))
     if scale is not None:
         _check.tensors("attention_pool", scale=scale)
-        _check.shape("attention_pool", "scale", scale)
-        if scale.device != x.device:
-            raise ValueError(f"attention_pool: scale is on {scale.device}, expected {x.device}")
-    _check.shape("attention_pool", "x", x, B=None, T=None, C=None)
-    _check.shape("attention_pool", "weight", weight, C=x.shape[2], A=None)
-    _check.shape("attention_pool", "bias", bias, A=weight.shape[1])
-    _check.shape("attention_pool", "query", query, A=weight.shape[1])
-    _check.lengths("attention_pool", lengths, x.shape[0], x.shape[1], x.device)
+        _check.shapes("attention_pool", {"scale": scale}, ("",))
+        _check.devices("attention_pool", x=x, scale=scale)
+    _check.lengths("attention_pool", lengths, x, x.shape[1])
     trunks, _ = attributes
     if trunks < 1:
         raise ValueError(f"attention_pool: trunks is {trunks}, expected at least 1")

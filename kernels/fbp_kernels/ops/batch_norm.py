@@ -47,11 +47,9 @@ def batch_norm(
     _check.tensors("batch_norm", x=x)
     _check.tensors("batch_norm", weight=weight, bias=bias)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter.dtype not in (x.dtype, wide):
-            raise TypeError(
-                f"batch_norm: {name} is {parameter.dtype}, expected {wide} or that of x, {x.dtype}"
-            )
+    if weight.dtype not in (x.dtype, wide):
+        expected = f"expected {wide} or that of x, {x.dtype}"
+        raise TypeError(f"batch_norm: weight is {weight.dtype}, {expected}")
     parameters = (weight.to(wide), bias.to(wide))
     tensors = (_layout.readable(x), *parameters, _check.as_int64(lengths))
     y, mean, var = _call(tensors, (eps, relu), backend)
@@ -61,11 +59,9 @@ def batch_norm(
 def _check_all(tensors: tuple[Any, ...], _: Any) -> None:
     x, weight, bias, lengths = tensors
     _check.channels("batch_norm", x)
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        _check.shape("batch_norm", name, parameter, C=x.shape[1])
-        if parameter.device != x.device:
-            raise ValueError(f"batch_norm: {name} is on {parameter.device}, expected {x.device}")
-    _check.lengths("batch_norm", lengths, x.shape[0], x.shape[-1], x.device)
+    _check.shapes("batch_norm", {"weight": weight, "bias": bias}, ("C", "C"), C=x.shape[1])
+    _check.devices("batch_norm", x=x, weight=weight, bias=bias)
+    _check.lengths("batch_norm", lengths, x, x.shape[-1])
 
 
 def _fake(x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:

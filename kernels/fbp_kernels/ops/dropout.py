@@ -72,10 +72,4 @@ _call = _operator.Operator(
     fake=lambda x, state, *_: (torch.empty_like(x), torch.empty_like(state)),
     reference=reference.dropout,
     fake_gradient=torch.empty_like,
-).register(
-    native=backends.Kernel(
-        native.raw("dropout_forward"),
-        _backward,
-        devices=("cpu",),
-    )
-)
+).register(native=backends.Kernel(native.raw("dropout_forward"), _backward, devices=("cpu",)))
