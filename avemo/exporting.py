@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -132,6 +134,20 @@ def drawn(
     return audio, a, video, v
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings, and without what PyTorch's exporter says of packages that no model of ours uses."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
 Runner = Callable[[tuple["Tensor", ...]], list[Any]]
 
 
@@ -142,8 +158,7 @@ def _onnx(
     import onnxruntime
     import torch
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         made = torch.onnx.export(
             program, (), dynamo=True, input_names=list(INPUTS), output_names=names, verbose=False
         )

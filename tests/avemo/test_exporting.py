@@ -1,6 +1,8 @@
 """Exported models answer as PyTorch does, in programs that have no avemo."""
 
+import contextlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -187,3 +189,12 @@ def test_without_the_extra_it_is_told_before_anything_is_made(
     with pytest.raises(ValueError, match=said):
         export(checkpoint, out=tmp_path / "new" / "a.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_exporter_is_quiet_for_as_long_as_it_works(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("torch.onnx._internal.exporter._registration")
+    with contextlib.suppress(RuntimeError), exporting._quiet():
+        log.warning("within")
+        raise RuntimeError
+    log.warning("after")
+    assert [record.message for record in caplog.records if record.name == log.name] == ["after"]
