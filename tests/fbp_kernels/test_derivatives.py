@@ -323,6 +323,11 @@ def test_vmap_over_lengths(backend: str) -> None:
     torch.testing.assert_close(vmap(pool)(rows), torch.stack([pool(n) for n in rows]))
     with pytest.raises(ValueError, match="lengths go from 0 to 7, expected from 0 to 2"):
         vmap(pool)(torch.tensor([[7, 0]]))
+    # With weights that are many, too, there is one call after the other, each with lengths of its own.
+    p = torch.stack([tensors[2], tensors[2] * 2])
+    weighed = lambda n, p: fk.trunk_fbp(*tensors[:2], p, tensors[3], 2, lengths=n, backend=backend)  # noqa: E731
+    alone = torch.stack([weighed(n, w) for n, w in zip(rows, p, strict=True)])
+    torch.testing.assert_close(vmap(weighed)(rows, p), alone)
 
 
 @pytest.mark.parametrize("operator", CALLS)
