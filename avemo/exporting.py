@@ -8,10 +8,10 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from avemo.imports import needs
 from avemo.storage import replacing
 
 if TYPE_CHECKING:
@@ -54,9 +54,7 @@ def export(
     """
     if out.exists() and not out.is_file():
         raise ValueError(f"out must be the name of a file, got {out}, which is something else")
-    missing = [name for name in _NEEDED.get(format, ()) if not find_spec(name)]
-    if missing:  # told before a minute of work
-        raise ValueError(f"{format} needs {', '.join(missing)}: pip install 'avemo[export]'")
+    needs(f"format {format}", *_NEEDED.get(format, ()), extra="export")
     import numpy as np
 
     from avemo.models import needed_streams
@@ -209,9 +207,8 @@ def _called(module: Callable[..., Any]) -> Runner:
 
 
 _WRITERS = {"onnx": _onnx, "pt2": _pt2, "aot": _aot}
-_NEEDED = {
-    "onnx": ("onnx", "onnxscript", "onnxruntime")
-}  # beyond PyTorch; onnxscript by its export
+# Beyond PyTorch, whose export to ONNX imports onnxscript.
+_NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 
 
 def _check(trained: Checkpoint, run: Runner, sample: Path) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Importing what is slow to import."""
+"""Importing what is slow to import, or may not be there."""
 
 from __future__ import annotations
 
@@ -6,8 +6,25 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 _own_process = False
+
+
+def needs(what: str, *packages: str, extra: str) -> None:
+    """Checks, without importing any, that packages are there which an extra brings.
+
+    Args:
+        what: that cannot go on without them.
+        packages: by the names under which they are imported.
+        extra: of avemo's installation.
+
+    Raises:
+        ValueError: some are not installed; it says how all are.
+    """
+    missing = [name for name in packages if not find_spec(name)]
+    if missing:
+        raise ValueError(f"{what} needs {', '.join(missing)}: pip install 'avemo[{extra}]'")
 
 
 def in_a_process_of_its_own() -> None:

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 from avemo.data.worker import Task, WorkerDeath, bound_memory, process_all
+from avemo.imports import needs
 
 EngineName = Literal["local", "ray"]
 
@@ -39,10 +40,8 @@ def ray_all(
         ValueError: Ray is not installed.
         RuntimeError: also where the cluster has no room for any worker.
     """
-    try:
-        ray: Any = import_module("ray")
-    except ImportError as error:
-        raise ValueError("engine ray needs the package ray: pip install 'avemo[ray]'") from error
+    needs("engine ray", "ray", extra="ray")
+    ray: Any = import_module("ray")
 
     died, failed = ray.exceptions.RayActorError, ray.exceptions.RayTaskError
     ours = not ray.is_initialized()

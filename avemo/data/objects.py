@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
+from avemo.imports import needs
 from avemo.storage import WriteError, write
 
 _RETRIES: Any = {"max_retries": 5, "retry_timeout": timedelta(minutes=2)}
@@ -68,13 +69,9 @@ class _Store:
     """By obstore, whose connections do not outlive a fork: it is opened anew where it is unpickled."""
 
     def __init__(self, url: str) -> None:
-        try:
-            from obstore.exceptions import BaseError
-            from obstore.store import from_url
-        except ImportError as error:
-            raise ValueError(
-                f"{url} needs the package obstore: pip install 'avemo[streams]'"
-            ) from error
+        needs(url, "obstore", extra="streams")
+        from obstore.exceptions import BaseError
+        from obstore.store import from_url
 
         self.url = url.rstrip("/")
         try:

@@ -9,6 +9,7 @@ against the others are ours.
 """
 
 from collections.abc import Iterable
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from avemo.data.batch import Batch
 from avemo.data.features import FACE_MEAN, FACE_STD
+from avemo.imports import needs
 from avemo.models.config import ModelConfig
 from avemo.models.output import Output
 from avemo.models.pretrained import Pretrained
@@ -158,11 +160,5 @@ def _grow(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> Non
 
 
 def _import(name: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ValueError(
-            "the EmotiW baseline needs scikit-image and scikit-learn: pip install 'avemo[baseline]'"
-        ) from error
+    needs("the EmotiW baseline", "skimage", "sklearn", extra="baseline")
+    return import_module(name)

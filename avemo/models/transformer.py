@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avemo.imports import needs
 from avemo.models.config import AudioEncoderConfig, ModelConfig, VideoEncoderConfig
 from avemo.models.ragged import inside
 
@@ -159,8 +160,9 @@ def resolved(config: ModelConfig) -> ModelConfig:
     for stream in ("audio", "video"):
         part = getattr(config, stream)
         if is_pretrained(part.encoder) and part.architecture is None:
+            transformers = _library()
             try:
-                found = _library().AutoConfig.from_pretrained(part.encoder)
+                found = transformers.AutoConfig.from_pretrained(part.encoder)
             except (OSError, ValueError) as error:
                 raise ValueError(
                     f"model.{stream}.encoder: transformers finds no model {part.encoder!r}: "
@@ -184,12 +186,9 @@ def is_pretrained(encoder: str) -> bool:
 
 
 def _library() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ValueError(
-            "encoders of other libraries need transformers: pip install 'avemo[transformers]'"
-        ) from error
+    needs("an encoder of another library", "transformers", extra="transformers")
+    import transformers
+
     return transformers
 
 

@@ -6,6 +6,8 @@ import ipaddress
 import os
 from pathlib import Path
 
+from avemo.imports import needs
+
 TOKEN = "AVEMO_TOKEN"
 """The environment variable with the token: other users of a machine can read what stands on a command line."""
 
@@ -60,15 +62,11 @@ def serve(
         )
     if root is not None and not root.is_dir():
         raise FileNotFoundError(f"root {root} is no folder")
-    try:
-        import uvicorn
+    needs("the server", "fastapi", "fastapi_offline", "uvicorn", "pebble", extra="serve")
+    import uvicorn
 
-        from avemo.serve.app import create_app
-        from avemo.serve.service import Service
-    except ImportError as error:
-        raise ValueError(
-            f"the server needs the extra: pip install 'avemo[serve]' ({error})"
-        ) from error
+    from avemo.serve.app import create_app
+    from avemo.serve.service import Service
 
     # A page of somebody else's could have a name of its own point to this machine, and ask under that.
     hosts = ["localhost", "127.0.0.1", "[::1]", "::1", host] if local else ["*"]

@@ -183,8 +183,7 @@ def test_what_is_no_file_is_told_before_anything_is_made(tmp_path: Path) -> None
 def test_without_the_extra_it_is_told_before_anything_is_made(
     checkpoint: Path, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = exporting.find_spec
-    monkeypatch.setattr(exporting, "find_spec", lambda name: name != missing and there(name))
+    monkeypatch.setitem(sys.modules, missing, None)
     said = rf"onnx needs {missing}: pip install 'avemo\[export\]'"
     with pytest.raises(ValueError, match=said):
         export(checkpoint, out=tmp_path / "new" / "a.onnx")

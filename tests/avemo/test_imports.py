@@ -1,15 +1,25 @@
-"""What slow imports do to the collection of garbage."""
+"""What slow imports do to the collection of garbage, and what is said where a package is not there."""
 
 import gc
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from avemo import cli, imports
+from avemo.data.engines import ray_all
+from avemo.data.objects import open_objects
+from avemo.models import ModelConfig
+from avemo.models.config import AudioEncoderConfig
+from avemo.models.lbp_top_svm import lbp_top
+from avemo.models.transformer import resolved
+from avemo.serve.server import serve
+
+WAVLM = ModelConfig(audio=AudioEncoderConfig(encoder="microsoft/wavlm-base"))
 
 
 @pytest.fixture
@@ -20,6 +30,44 @@ def collection(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gc.unfreeze()
     yield
     gc.unfreeze()
+
+
+def test_all_packages_that_an_extra_would_bring_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("json", "csv"):
+        monkeypatch.setitem(sys.modules, name, None)
+    imports.needs("it", "gc", "os", extra="some")
+    with pytest.raises(ValueError, match=r"^it needs csv, json: pip install 'avemo\[some\]'$"):
+        imports.needs("it", "csv", "gc", "json", extra="some")
+
+
+@pytest.mark.parametrize(
+    ("package", "call", "said"),
+    [
+        (
+            "ray",
+            lambda: next(ray_all([1], lambda: len, (), workers=1, timeout=9)),
+            r"^engine ray needs ray: .*\[ray\]",
+        ),
+        ("obstore", lambda: open_objects("s3://b/c"), r"^s3://b/c needs obstore: .*\[streams\]"),
+        (
+            "skimage",
+            lambda: lbp_top(torch.zeros(1, 3, 8, 8), torch.tensor([3])),
+            r"skimage: .*\[baseline\]",
+        ),
+        (
+            "transformers",
+            lambda: resolved(WAVLM),
+            r"^an encoder of another library needs transformers: .*\[transformers\]",
+        ),
+        ("pebble", lambda: serve(Path("none")), r"^the server needs pebble: .*\[serve\]"),
+    ],
+)
+def test_what_has_an_extra_says_so(
+    package: str, call: Callable[[], object], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=said):
+        call()
 
 
 @pytest.mark.usefixtures("collection")

@@ -237,7 +237,12 @@ EXTREMES = {  # without being asked for NaN
     "fmin": lambda a, b: tl.minimum(a, b),
     "clipped": lambda a, b: tl.clamp(a, b, b + 1.0),
 }
-FUNCTIONS = OPERATIONS | EXTREMES
+ASKED = {
+    "clipped, NaN asked for": lambda a, b: tl.clamp(
+        a, b, b + 1.0, propagate_nan=tl.PropagateNan.ALL
+    )
+}
+FUNCTIONS = OPERATIONS | EXTREMES | ASKED
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -254,6 +259,16 @@ def test_extremes_leave_out_what_is_no_number_as_a_gpu_does(name: str, dtype: to
     got = torch.empty_like(x)
     _apply[(1,)](x, y, got, len(x), name, TILE=8)
     torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_stays_where_it_is_asked_for(dtype: torch.dtype) -> None:
+    x = torch.tensor([torch.nan, -3.0, 5.0, 1.5], dtype=dtype)
+    y = torch.tensor([2.0, 0.5, 4.0, 1.0], dtype=dtype)
+    got = torch.empty_like(x)
+    _apply[(1,)](x, y, got, len(x), *ASKED, TILE=8)
+    torch.testing.assert_close(got, x.clamp(y, y + 1), rtol=0, atol=0, equal_nan=True)
+    assert got[0].isnan()
 
 
 def test_what_was_wrong_is_right() -> None:
