@@ -148,6 +148,7 @@ TRAINED = [
     n for n in OURS if described(n)["name"] != "lbp_top_svm"
 ]  # which learns without gradients
 ALONE = [n for n in TRAINED if described(n)["name"] != "ensemble"]
+SLOWEST = {"att_blstm_fcn", "four_cnns_blstm"}  # with LSTMs in both directions
 
 
 @pytest.mark.parametrize("name", [n for n in TRAINED if n in LAYERS])
@@ -169,7 +170,9 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOWEST else []) for n in ALONE]
+)
 def test_it_learns_and_accelerated_as_by_the_reference(name: str, tmp_path: Path) -> None:
     """Four clips by heart after 50 steps; on equal weights both sides' losses are one but for rounding."""
     cache = write_cache(tmp_path, {"train": 4, "val": 4})

@@ -10,7 +10,7 @@ import torch
 import fbp_kernels as fk
 
 from .cases import CASES, assert_case, over_examples
-from .checks import assert_parity, fused
+from .checks import assert_parity, fused, slow
 
 ISAS = torch.ops.fbp_native.cpu_isas().split(",")
 
@@ -119,7 +119,7 @@ def test_results_past_two_to_the_31_elements_of_weights_are_addressed_by_stride(
     torch.testing.assert_close(got, fk.fbp(a, v, values, q, 3, backend="native"), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("kept", ["0", "-1", "lots"])
+@pytest.mark.parametrize("kept", slow(["0", "-1", "lots"], "-1"))
 def test_scratch_that_is_kept_is_limited_by_the_environment(kept: str) -> None:
     code = (
         "import torch, fbp_kernels as fk\n"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fbp_kernels as fk
 
-from .checks import fused, pairs
+from .checks import fused, pairs, slow
 
 
 def leaf(*shape: int) -> Tensor:
@@ -97,6 +97,8 @@ OPERATORS = {
     "attention_pool": call_attention_pool,
     "power_normalize": call_power_normalize,
 }
+# The interpreter takes seconds for these, and `fbp` goes the same way.
+INTERPRETED = [pair for pair in pairs(("trunk_fbp", "am_fbp")) if pair[1] == "triton"]
 
 
 def results(call: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
@@ -117,7 +119,7 @@ class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("operator", "backend"), pairs(OPERATORS))
+@pytest.mark.parametrize(("operator", "backend"), slow(pairs(OPERATORS), *INTERPRETED))
 def test_opcheck(operator: str, backend: str) -> None:
     call, inputs = OPERATORS[operator](backend)
     recorder = Recorder()
@@ -223,7 +225,7 @@ def saved_bytes(call: Callable[..., Tensor], inputs: list[Tensor]) -> int:
     return sum(kept.values())
 
 
-@pytest.mark.parametrize(("operator", "backend"), pairs(BILINEAR))
+@pytest.mark.parametrize(("operator", "backend"), slow(pairs(BILINEAR), *INTERPRETED))
 def test_what_is_kept_for_the_backward_is_what_was_chosen(operator: str, backend: str) -> None:
     projections = {"fbp": 2 * 5 * 12, "trunk_fbp": 2 * 5 * 4 * 12, "am_fbp": 2 * 5 * (10 + 4 * 12)}
     call, inputs = BILINEAR[operator](backend, keep_projections=True)
@@ -288,7 +290,9 @@ def test_no_gradient_no_projections(backend: str) -> None:
     assert recorder.calls[0][1][-2] is False, "keep"
 
 
-@pytest.mark.parametrize(("operator", "backend"), pairs(BILINEAR, torch.float32, "reference"))
+@pytest.mark.parametrize(
+    ("operator", "backend"), slow(pairs(BILINEAR, torch.float32, "reference"), *INTERPRETED)
+)
 def test_dropout_follows_the_generator_and_rests_in_evaluation(operator: str, backend: str) -> None:
     def run(seed: int, training: bool = True) -> list[Tensor]:
         torch.manual_seed(seed)

@@ -22,6 +22,7 @@ from torch.optim import swa_utils
 
 import fbp_kernels as fk
 
+from ..checks import slow
 from .zoo import ZOO, build, pictures, snapshot
 
 Tool = Callable[[nn.Module], list[Tensor]]
@@ -242,7 +243,9 @@ def attempt(tool: Tool, model: nn.Module) -> list[Tensor] | Exception:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("tool", [*FAST, *SLOW], ids=lambda tool: tool.__name__)
+@pytest.mark.parametrize(
+    "tool", slow([*FAST, *SLOW], traced_by_jit), ids=lambda tool: tool.__name__
+)
 def test_what_worked_works(tool: Tool) -> None:
     names = SOME if tool in SLOW else ZOO
     worked = 0

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 import fbp_kernels as fk
 
-from ..checks import assert_parity, evaluate
+from ..checks import assert_parity, evaluate, slow
 from .shim import Shim
 from .test_hopper import BATCH, DROPOUT, HALF, LENGTHS, ORDERS, THREADS, Case, fbp, trunks
 
@@ -33,6 +34,14 @@ CASES = {
     ),
     "trunks, lengths, dropout, K = 136": trunks(3, 64, 64, 1, 136, lengths=LENGTHS, **DROPOUT),
 }
+
+# Large ones, whose parts others have.
+LARGE = (
+    "more steps than stages, several tiles",
+    "K = 136",
+    "trunks",
+    "trunks, lengths, dropout, K = 136",
+)
 
 
 def gradients(case: Case, inputs: list[Tensor], keep: bool) -> dict[str, Tensor]:
@@ -128,21 +137,22 @@ def assert_two_parts(
     return launches
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-@pytest.mark.parametrize("dtype", HALF, ids=str)
-def test_gradients_are_right(shim: Shim, dtype: torch.dtype, case: Case) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "name"), slow(product(HALF, CASES), *product([torch.float16], LARGE))
+)
+def test_gradients_are_right(shim: Shim, dtype: torch.dtype, name: str) -> None:
     """With projections kept, and computed again."""
     shim.fixed_capability = 9
     shim.multiprocessors(3)
-    assert assert_gradients(shim, dtype, case) == THREADS
+    assert assert_gradients(shim, dtype, CASES[name]) == THREADS
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_bits_do_not_follow_the_order_nor_what_is_kept(shim: Shim, case: Case) -> None:
+@pytest.mark.parametrize("name", slow(CASES, *LARGE, "K = 1", "K = 3"))
+def test_bits_do_not_follow_the_order_nor_what_is_kept(shim: Shim, name: str) -> None:
     """Whatever lands when: copies and products early, late, and drawn; and projections are the same in both ways."""
     shim.fixed_capability = 9
     shim.multiprocessors(3)
-    assert_same_bits(shim, case)
+    assert_same_bits(shim, CASES[name])
 
 
 @pytest.mark.parametrize("keep", [True, False], ids=["kept", "computed again"])

@@ -11,10 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fbp_kernels as fk
 
-from ..checks import Errors, error, evaluate
+from ..checks import Errors, error, evaluate, slow
 from .shim import Shim
 from .test_hopper import BATCH, DROPOUT, LENGTHS, THREADS, Case, fbp, trunks
 from .test_hopper_backward import (
+    LARGE,
     NEEDED,
     assert_rows_unseen,
     assert_same_bits,
@@ -83,10 +84,11 @@ def _assert_right(case: Case, inputs: list[Tensor], got: dict[str, Tensor]) -> N
         errors.assert_within_rule(name)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("name", slow(CASES, *LARGE))
 def test_gradients_are_right_and_their_bits_follow_neither_order_nor_what_is_kept(
-    shim: Shim, case: Case
+    shim: Shim, name: str
 ) -> None:
+    case = CASES[name]
     found = assert_same_bits(shim, case, torch.float32)
     _assert_right(case, case.draw(torch.float32), found)
 

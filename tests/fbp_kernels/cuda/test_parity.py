@@ -12,7 +12,7 @@ import fbp_kernels as fk
 
 from .. import cases
 from ..cases import Case, Scope, over_examples
-from ..checks import Errors, assert_parity, error, evaluate
+from ..checks import Errors, assert_parity, error, evaluate, slow
 from .shim import ORDERS, Shim
 
 PRODUCTS = ("fbp", "trunk_fbp", "am_fbp", "attention_pool")
@@ -36,7 +36,7 @@ def scope(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cases.SCOPES, "shim", SCOPE)
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("operator", slow(OPERATORS, "fbp", "trunk_fbp"))
 def test_results_and_gradients_match_float64(shim: Shim, operator: str) -> None:
     def check(case: Case) -> None:
         assert_parity(case.operator, case.draw, case.arguments, "native", draws=SCOPE.draws)

@@ -13,7 +13,7 @@ import fbp_kernels as fk
 from fbp_kernels import backends
 from fbp_kernels.triton import launch, tuning
 
-from ..checks import assert_parity
+from ..checks import assert_parity, slow
 
 
 def recorded(call: Callable[[], object]) -> list[dict[str, Any]]:
@@ -51,7 +51,7 @@ def test_a_factor_wider_than_a_tile(K: int) -> None:
     assert_parity(fk.fbp, draw, arguments, "triton", draws=4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", slow([torch.float32, torch.bfloat16], torch.bfloat16))
 def test_trunks_split_over_programs_are_added_up_in_order(dtype: torch.dtype) -> None:
     shapes = (7, 9, 8), (7, 9, 6), (9, 8, 20), (9, 6, 20)
     lengths = torch.tensor([9, 0, 4, 5, 1, 8, 2])

@@ -22,6 +22,8 @@ from fbp_kernels.triton import (
 from fbp_kernels.triton.launch import Plan
 from fbp_kernels.triton.tuning import Config, Key
 
+from ..checks import slow
+
 # Of every module, sizes that the interpreter can do.
 TINY: dict[Any, tuple[int, ...]] = {
     bilinear: (3, 5, 7, 4, 3, 2, 3, 2),
@@ -87,7 +89,9 @@ def _reached(sample: judge.Sample) -> Iterator[Key]:
 
 
 @pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize("module", TINY, ids=lambda module: module.__name__.rsplit(".", 1)[-1])
+@pytest.mark.parametrize(
+    "module", slow(TINY, attention_pool), ids=lambda module: module.__name__.rsplit(".", 1)[-1]
+)
 def test_what_is_right_is_found_right(module: Any) -> None:
     """Every kernel in the interpreter with the table's configuration: references, cotangents and masks are the same."""
     for sample in _samples(module, torch.bfloat16):

@@ -13,7 +13,7 @@ import fbp_kernels as fk
 from fbp_kernels.triton import launch, tuning
 from fbp_kernels.triton import local_response_norm as module
 
-from ..checks import assert_parity
+from ..checks import assert_parity, slow
 from .guard import guarded, reversed_programs
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -31,7 +31,7 @@ def draw(
 
 
 # Of 11 channels in tiles of 8: windows that leave half of a tile, that do not, and that hold all channels and more.
-@pytest.mark.parametrize("size", [1, 2, 4, 5, 6, 9, 21, 1000])
+@pytest.mark.parametrize("size", slow([1, 2, 4, 5, 6, 9, 21, 1000], 1000))
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_windows_of_any_size(size: int, layout: torch.memory_format) -> None:
     arguments = {"size": size, "alpha": 0.5, "beta": 0.75, "k": 1.0, "relu": False}
