@@ -76,9 +76,8 @@ def write_corpus(folder: Path, alike: bool) -> None:
     (folder / "conditions.csv").write_text(header + "".join(rows), "utf-8")
 
 
-# In so short a training, an even lambda has not found the faces (1.4 times their share); where each stream tells every
-# emotion, a fusion without the streams' own loss
-# does not look at them in twelve epochs either (1.2 times).
+# In so short a training, an even lambda has not found the faces (1.4 times their share). Where each stream tells every
+# emotion, a fusion without the streams' own loss has not looked at them after twelve epochs either (1.2 times).
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("alike", "epochs"), [(True, 8), (False, 12)], ids=["two sound alike", "either stream would do"]
