@@ -54,7 +54,8 @@ def export(
     """
     if out.exists() and not out.is_file():
         raise ValueError(f"out must be the name of a file, got {out}, which is something else")
-    needs(f"format {format}", *_NEEDED.get(format, ()), extra="export")
+    if format == "onnx":  # PyTorch's export imports onnxscript
+        needs("format onnx", "onnx", "onnxscript", "onnxruntime", extra="export")
     import numpy as np
 
     from avemo.models import needed_streams
@@ -207,8 +208,6 @@ def _called(module: Callable[..., Any]) -> Runner:
 
 
 _WRITERS = {"onnx": _onnx, "pt2": _pt2, "aot": _aot}
-# Beyond PyTorch, whose export to ONNX imports onnxscript.
-_NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 
 
 def _check(trained: Checkpoint, run: Runner, sample: Path) -> dict[str, float]:

@@ -53,6 +53,28 @@ def test_an_extra_brings_nothing_that_its_modules_do_not_import(extra: str) -> N
     assert {normal(Requirement(r).name) for r in dependencies(extra)} <= used | UNSEEN
 
 
+@pytest.mark.parametrize("extra", ["export", "serve", "streams", "transformers"])
+def test_whoever_lacks_a_package_of_an_extra_is_told(extra: str) -> None:
+    brought_by, own = distributions(), {normal(Requirement(r).name) for r in dependencies(extra)}
+    places = [ROOT / place for place, e in EXTRAS.items() if e == extra]
+    files = [f for p in places for f in (p.rglob("*.py") if p.is_dir() else [p])]
+    packages = {package for file in files for package in imported(file)}
+    used = {p for p in packages if {normal(d) for d in brought_by.get(p, [p])} & own}
+    assert used
+    assert used <= {name for file in files for name in needed(file, extra)}
+
+
+def needed(path: Path, extra: str) -> set[str]:
+    """The packages that a module's calls of `needs` name for an extra."""
+    calls = [n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Call)]
+    found = set()
+    for call in calls:
+        given = {k.arg: k.value for k in call.keywords}.get("extra")
+        if isinstance(given, ast.Constant) and given.value == extra:
+            found |= {a.value for a in call.args[1:] if isinstance(a, ast.Constant)}
+    return found
+
+
 @cache
 def distributions() -> Mapping[str, list[str]]:
     """By the names of the packages in them; all that are installed are looked through."""
