@@ -19,6 +19,7 @@ from avemo.training.compare import compare_steps
 from avemo.training.config import DataConfig, OptimizerConfig, TrainConfig, from_dict
 from tests.avemo.models.tiny_model import tiny_batch, tiny_config
 from tests.avemo.tiny_cache import write_cache
+from tests.marks import slow
 
 # Of all parts at the paper's sizes: 200 bins, faces of 64 pixels, seven classes.
 PAPER = {"bins": 200, "face_size": 64, "classes": 7}
@@ -148,7 +149,6 @@ TRAINED = [
     n for n in OURS if described(n)["name"] != "lbp_top_svm"
 ]  # which learns without gradients
 ALONE = [n for n in TRAINED if described(n)["name"] != "ensemble"]
-SLOWEST = {"att_blstm_fcn", "four_cnns_blstm"}  # with LSTMs in both directions
 
 
 @pytest.mark.parametrize("name", [n for n in TRAINED if n in LAYERS])
@@ -170,9 +170,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOWEST else []) for n in ALONE]
-)
+@pytest.mark.parametrize("name", slow(ALONE, "att_blstm_fcn", "four_cnns_blstm"))
 def test_it_learns_and_accelerated_as_by_the_reference(name: str, tmp_path: Path) -> None:
     """Four clips by heart after 50 steps; on equal weights both sides' losses are one but for rounding."""
     cache = write_cache(tmp_path, {"train": 4, "val": 4})

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -34,18 +33,6 @@ def pairs(
 ) -> list[tuple[str, str]]:
     """Every operator with every fused backend that runs it on the CPU, and with the others named."""
     return [(o, b) for o in operators for b in (*fused(o, dtype), *others)]
-
-
-def slow(parameters: Iterable[Any], *which: Any) -> list[Any]:
-    """Parameters of a test, some of them marked as slow: what they test is in others, but for combinations."""
-    found = list(parameters)
-    assert set(which) <= set(found), "or they are not there any more"
-
-    def marked(one: Any) -> Any:
-        values = one if isinstance(one, tuple) else (one,)
-        return pytest.param(*values, marks=pytest.mark.slow) if one in which else one
-
-    return [marked(one) for one in found]
 
 
 def error(got: Tensor, truth: Tensor) -> float:

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import fbp_kernels as fk
+from tests.marks import slow
 
 from .cases import CASES, assert_case, over_examples
-from .checks import assert_parity, fused, slow
+from .checks import assert_parity, fused
 
 ISAS = torch.ops.fbp_native.cpu_isas().split(",")
 

@@ -12,8 +12,9 @@ import torch._dynamo.testing
 from torch import Tensor
 
 import fbp_kernels as fk
+from tests.marks import slow
 
-from .checks import fused, pairs, slow
+from .checks import fused, pairs
 
 
 def leaf(*shape: int) -> Tensor:

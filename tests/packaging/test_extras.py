@@ -45,9 +45,7 @@ def test_every_import_is_brought_by_the_package_or_its_extra() -> None:
 
 @pytest.mark.parametrize("extra", sorted(set(EXTRAS.values())))
 def test_an_extra_brings_nothing_that_its_modules_do_not_import(extra: str) -> None:
-    places = [ROOT / place for place, e in EXTRAS.items() if e == extra]
-    files = [f for p in places for f in (p.rglob("*.py") if p.is_dir() else [p])]
-    packages = {package for file in files for package in imported(file)}
+    packages = {package for file in files_of(extra) for package in imported(file)}
     brought_by = distributions()
     used = {normal(d) for package in packages for d in brought_by.get(package, [package])}
     assert {normal(Requirement(r).name) for r in dependencies(extra)} <= used | UNSEEN
@@ -56,12 +54,17 @@ def test_an_extra_brings_nothing_that_its_modules_do_not_import(extra: str) -> N
 @pytest.mark.parametrize("extra", ["export", "serve", "streams", "transformers"])
 def test_whoever_lacks_a_package_of_an_extra_is_told(extra: str) -> None:
     brought_by, own = distributions(), {normal(Requirement(r).name) for r in dependencies(extra)}
-    places = [ROOT / place for place, e in EXTRAS.items() if e == extra]
-    files = [f for p in places for f in (p.rglob("*.py") if p.is_dir() else [p])]
+    files = files_of(extra)
     packages = {package for file in files for package in imported(file)}
     used = {p for p in packages if {normal(d) for d in brought_by.get(p, [p])} & own}
     assert used
     assert used <= {name for file in files for name in needed(file, extra)}
+
+
+def files_of(extra: str) -> list[Path]:
+    """The modules that are of no use without an extra."""
+    places = [ROOT / place for place, e in EXTRAS.items() if e == extra]
+    return [f for p in places for f in (p.rglob("*.py") if p.is_dir() else [p])]
 
 
 def needed(path: Path, extra: str) -> set[str]:

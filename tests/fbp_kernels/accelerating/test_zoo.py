@@ -21,8 +21,8 @@ from torch.nn.utils import prune
 from torch.optim import swa_utils
 
 import fbp_kernels as fk
+from tests.marks import slow
 
-from ..checks import slow
 from .zoo import ZOO, build, pictures, snapshot
 
 Tool = Callable[[nn.Module], list[Tensor]]

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 import fbp_kernels as fk
+from tests.marks import slow
 
-from ..checks import assert_parity, evaluate, slow
+from ..checks import assert_parity, evaluate
 from .shim import Shim
 from .test_hopper import BATCH, DROPOUT, HALF, LENGTHS, ORDERS, THREADS, Case, fbp, trunks
 

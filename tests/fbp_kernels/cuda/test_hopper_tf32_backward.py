@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fbp_kernels as fk
+from tests.marks import slow
 
-from ..checks import Errors, error, evaluate, slow
+from ..checks import Errors, error, evaluate
 from .shim import Shim
 from .test_hopper import BATCH, DROPOUT, LENGTHS, THREADS, Case, fbp, trunks
 from .test_hopper_backward import (

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fbp_kernels as fk
+from tests.marks import slow
 
 from .. import cases
 from ..cases import Case, Scope, over_examples
-from ..checks import Errors, assert_parity, error, evaluate, slow
+from ..checks import Errors, assert_parity, error, evaluate
 from .shim import ORDERS, Shim
 
 PRODUCTS = ("fbp", "trunk_fbp", "am_fbp", "attention_pool")

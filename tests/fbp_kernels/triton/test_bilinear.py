@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fbp_kernels as fk
 from fbp_kernels import backends
 from fbp_kernels.triton import launch, tuning
+from tests.marks import slow
 
-from ..checks import assert_parity, slow
+from ..checks import assert_parity
 
 
 def recorded(call: Callable[[], object]) -> list[dict[str, Any]]:

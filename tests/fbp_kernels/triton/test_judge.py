@@ -21,8 +21,7 @@ from fbp_kernels.triton import (
 )
 from fbp_kernels.triton.launch import Plan
 from fbp_kernels.triton.tuning import Config, Key
-
-from ..checks import slow
+from tests.marks import slow
 
 # Of every module, sizes that the interpreter can do.
 TINY: dict[Any, tuple[int, ...]] = {

@@ -12,8 +12,9 @@ from torch import Tensor
 import fbp_kernels as fk
 from fbp_kernels.triton import launch, tuning
 from fbp_kernels.triton import local_response_norm as module
+from tests.marks import slow
 
-from ..checks import assert_parity, slow
+from ..checks import assert_parity
 from .guard import guarded, reversed_programs
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
