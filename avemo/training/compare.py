@@ -93,7 +93,7 @@ class _Side:
     @torch.no_grad()
     def loss_with_weights_of(self, other: "_Side", batch: Batch) -> float:
         """The loss that this side's operators give in the other side's next step."""
-        seed_step(self.train.seed, self.train.taken)
+        seed_step(self.train.seed, self.train.taken, self.device)
         theirs = other.train.module.model.state_dict()
         tensors = {name: x.clone() for name, x in theirs.items()}
         module = self.train.module

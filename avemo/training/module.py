@@ -54,7 +54,8 @@ class EmotionModule(pl.LightningModule):
         # Batches count, not steps: several may make one. Each, in each process, draws masks of its own.
         of_one_step, processes = self.trainer.accumulate_grad_batches, self.trainer.world_size
         number = self.global_step * of_one_step + index % of_one_step
-        seed_step(self.seed, number * processes + self.trainer.global_rank)
+        own = number * processes + self.trainer.global_rank
+        seed_step(self.seed, own, batch.labels.device)
         loss, mean = self._of_all(batch)
         if not torch.isfinite(mean):
             raise TrainingDivergedError(
@@ -155,6 +156,13 @@ class EmotionModule(pl.LightningModule):
             nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
 
-def seed_step(seed: int, step: int) -> None:
-    """Seeds PyTorch on all devices for one training step."""
-    torch.manual_seed((seed << 32) + step)
+def seed_step(seed: int, step: int, device: torch.device) -> None:
+    """Seeds PyTorch's generators of a device and of the CPU for one training step.
+
+    As `torch.manual_seed` would, which writes down the whole call stack for each kind of device that is not in use
+    (`findings/torch_manual_seed_writes_the_stack.sh`).
+    """
+    number = (seed << 32) + step
+    torch.default_generator.manual_seed(number)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(number)

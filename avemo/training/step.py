@@ -37,7 +37,7 @@ class TrainingStep:
 
     def forward(self, batch: Batch) -> Tensor:
         """The loss of a batch, with the random numbers of this step's place in the run."""
-        seed_step(self.seed, self.taken)
+        seed_step(self.seed, self.taken, batch.labels.device)
         return self.module.loss(batch)
 
     def backward(self, loss: Tensor) -> None:

@@ -129,7 +129,7 @@ def assert_parity(
         def run(wide: torch.dtype, inputs: Inputs = inputs, **options: Any) -> dict[str, Tensor]:
             # `to` keeps strides, which are part of the case, and is exact towards float64.
             cast = [None if t is None else t.to(wide) for t in inputs]
-            torch.manual_seed(seed)  # noqa: B023 (the same dropout mask for all)
+            torch.default_generator.manual_seed(seed)  # noqa: B023 (the same dropout mask for all)
             call = lambda *t: operator(*t, **arguments, **options)  # noqa: E731
             return evaluate(call, cast, seed, dtype)  # noqa: B023
 

@@ -8,6 +8,8 @@ and rounded to nearest, as on a GPU, or is refused; what a new version of Triton
 
 Where one of two operands is no number, `tl.maximum`, `tl.minimum` and `tl.clamp` give the other one on a GPU, unless
 NaN is asked for; the interpreter of Triton 3.6 and 3.7 gives NaN always, so that no test could see what NaN becomes.
+
+And one thing that only takes time: it looks through the whole language at each call of a function by a kernel.
 """
 
 import numpy as np
@@ -146,6 +148,32 @@ def _mend_reductions() -> None:
     interpreter.ReduceScanOpInterface.apply = checked
 
 
+def _mend_patches() -> None:
+    """Patches the language once a launch for each module whose functions take part.
+
+    The interpreter does so again whenever a kernel calls a function, which finds nothing left to patch: what functions
+    of a module see of the language is the same, and stays patched until the launch is over.
+    """
+    patch, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
+    launches: list[set[int]] = []
+
+    def patch_lang(function):
+        seen, names = launches[-1] if launches else set(), id(function.__globals__)
+        if names in seen:
+            return interpreter._LangPatchScope()
+        seen.add(names)
+        return patch(function)
+
+    def call(self, *arguments, **options):
+        launches.append(set())
+        try:
+            return launch(self, *arguments, **options)
+        finally:
+            launches.pop()
+
+    interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch_lang, call
+
+
 def mend() -> None:
     """Makes the interpreter do with bfloat16 and NaN what the compiled kernels do, or say that it cannot."""
     builder = interpreter.InterpreterBuilder
@@ -158,4 +186,5 @@ def mend() -> None:
             setattr(builder, method, _door(name, getattr(builder, method)))
     _mend_casts(builder)
     _mend_reductions()
+    _mend_patches()
     builder._is_mended = True

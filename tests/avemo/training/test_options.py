@@ -146,9 +146,9 @@ def test_gradients_of_several_batches_make_one_step(
         original(self)
         return loss
 
-    def seed_step(of_run: int, number: int) -> None:
+    def seed_step(of_run: int, number: int, device: torch.device) -> None:
         numbers.append(number)
-        seed(of_run, number)
+        seed(of_run, number, device)
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", step)

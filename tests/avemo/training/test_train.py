@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,24 @@ def _same(resumed: TrainResult, unbroken: TrainResult) -> None:
 
 def _resume(cache: Path, out: Path) -> TrainResult:
     return run(cache, out, resume=True)
+
+
+def test_a_step_is_seeded_as_torch_seeds_and_only_the_devices_in_use_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`torch.manual_seed` formats the call stack for each kind of device that is not in use: milliseconds a step."""
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed", seeded.append)
+    torch.manual_seed((3 << 32) + 7)
+    expected = torch.rand(5)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "manual_seed", None)
+        patch.setattr(traceback, "format_stack", None)
+        for device in ("cpu", "cuda:0"):
+            torch.rand(1)
+            seed_step(3, 7, torch.device(device))
+            assert torch.equal(torch.rand(5), expected)
+    assert seeded == [(3 << 32) + 7]
 
 
 @pytest.mark.slow
@@ -439,7 +458,7 @@ def loss_curve(backend: BackendName, *, jitter: int | None = None) -> torch.Tens
     optimizer = build_optimizer(model, OptimizerConfig())
     curve = []
     for step in range(STEPS):
-        seed_step(0, step)
+        seed_step(0, step, torch.device("cpu"))
         loss = module.loss(_marked_batch(step))
         optimizer.zero_grad()
         loss.backward()

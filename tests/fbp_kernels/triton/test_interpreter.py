@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import interpreter as triton_interpreter
 from triton.runtime.errors import InterpreterError
 from triton.runtime.interpreter import TensorHandle, interpreter_builder
 
@@ -399,3 +400,48 @@ def test_mending_twice_is_mending_once() -> None:
     before = builder.create_dot, builder.cast_impl, builder.create_fp_to_fp
     interpreter.mend()
     assert before == (builder.create_dot, builder.cast_impl, builder.create_fp_to_fp)
+
+
+@triton.jit
+def _twice(a):
+    return _own_sum(a, a)
+
+
+@triton.jit
+def _many_calls(x, y, TILE: tl.constexpr):
+    at = tl.arange(0, TILE)
+    value = tl.load(x + at)
+    for _ in range(5):
+        value = _twice(value) - tl.sum(value, 0) / TILE
+    tl.store(y + at, value)
+
+
+def test_the_language_is_patched_once_a_launch_and_module_and_itself_again_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    patched: list[str] = []
+    builtins = triton_interpreter._patch_builtin
+
+    def counting(package: Any, *rest: Any) -> None:
+        patched.append(package.__name__)
+        builtins(package, *rest)
+
+    monkeypatch.setattr(triton_interpreter, "_patch_builtin", counting)
+    x, y = torch.randn(8), torch.empty(8)
+    truth = x.double()
+    for _ in range(5):
+        truth = 2 * truth - truth.mean()
+    for launched in (1, 2):
+        _many_calls[(3,)](x, y, TILE=8)
+        torch.testing.assert_close(y.double(), truth, rtol=1e-5, atol=1e-5)
+        # For this module and for that of `tl.sum`, whatever the number of programs and calls.
+        assert patched.count("tensor") <= 3 * launched, (
+            "they see two of the language's modules or one"
+        )
+        assert tl.core.is_builtin(tl.load), "as before the launch"
+    monkeypatch.setattr(triton_interpreter, "_patch_builtin", builtins)
+    with pytest.raises(InterpreterError):
+        _reduce[(1,)](x, y, NAME="no such", TILE=8)
+    assert tl.core.is_builtin(tl.load), "after a launch that failed, too"
+    _many_calls[(1,)](x, y, TILE=8)
+    torch.testing.assert_close(y.double(), truth, rtol=1e-5, atol=1e-5)
