@@ -10,6 +10,7 @@
 #include <limits>
 #include <map>
 #include <stdexcept>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -122,8 +123,8 @@ float number(Number type, std::uint32_t bits) {
   return __half2float(__ushort_as_half(static_cast<std::uint16_t>(bits)));
 }
 
-std::uint32_t bytes_of(Number type) { return type == Number::tf32 ? 4 : 2; }
-int depth_of(Number type) { return 32 / static_cast<int>(bytes_of(type)); }
+constexpr std::uint32_t bytes_of(Number type) { return type == Number::tf32 ? 4 : 2; }
+constexpr int depth_of(Number type) { return 32 / static_cast<int>(bytes_of(type)); }
 
 // As the copy engine rounds float32 to TF32.
 void round_to_tf32(unsigned char* x) {
@@ -141,43 +142,57 @@ float truncated(double exact) {
                                                                  : near;
 }
 
-void carry_out(const Work& work) {
+template <Number kNumber>
+float element(const Operand& from, int along, int across) {
+  std::conditional_t<kNumber == Number::tf32, std::uint32_t, std::uint16_t> bits;
+  std::memcpy(&bits, pointer_to(from.address(along, across)), sizeof bits);
+  return number(kNumber, bits);
+}
+
+// A template, for most of the time that products take is in its loops.
+template <Number kNumber>
+void carry_out_of(const Work& work) {
   const Product& p = work.product;
-  const std::uint32_t bytes = bytes_of(p.number);
-  const int depth = depth_of(p.number);
-  const auto read = [&](const Operand& from, int along, int across) {
-    std::uint32_t bits = 0;
-    std::memcpy(&bits, pointer_to(from.address(along, across)), bytes);
-    return number(p.number, bits);
-  };
-  constexpr int kMostDepth = 16;
-  double a[kRows][kMostDepth];
+  const std::uint32_t bytes = bytes_of(kNumber);
+  constexpr int kDepth = depth_of(kNumber);
+  const Operand left(p.a, p.a_depth_contiguous, bytes), right(p.b, p.b_depth_contiguous, bytes);
+  double a[kRows][kDepth];
   for (int m = 0; m < kRows; ++m)
-    for (int k = 0; k < depth; ++k) {
-      if (!work.registers.empty()) {
-        a[m][k] = work.registers[static_cast<std::size_t>(m * depth + k)];
-        continue;
-      }
-      const Operand from(p.a, p.a_depth_contiguous, bytes);
+    for (int k = 0; k < kDepth; ++k) {
       const int row = work.first_row + m;
-      a[m][k] = p.a_depth_contiguous ? read(from, k, row) : read(from, row, k);
+      if (!work.registers.empty())
+        a[m][k] = work.registers[static_cast<std::size_t>(m * kDepth + k)];
+      else
+        a[m][k] =
+            p.a_depth_contiguous ? element<kNumber>(left, k, row) : element<kNumber>(left, row, k);
     }
-  const Operand from(p.b, p.b_depth_contiguous, bytes);
   const auto columns = static_cast<std::size_t>(p.columns);
-  std::vector<double> b(static_cast<std::size_t>(depth) * columns), exact(columns);
-  for (int k = 0; k < depth; ++k)
+  std::vector<double> b(static_cast<std::size_t>(kDepth) * columns), exact(columns);
+  for (int k = 0; k < kDepth; ++k)
     for (int n = 0; n < p.columns; ++n)
       b[static_cast<std::size_t>(k) * columns + static_cast<std::size_t>(n)] =
-          p.b_depth_contiguous ? read(from, k, n) : read(from, n, k);
+          p.b_depth_contiguous ? element<kNumber>(right, k, n) : element<kNumber>(right, n, k);
   for (int m = 0; m < kRows; ++m) {
     float* const sums = work.sums->values.data() + static_cast<std::size_t>(m) * columns;
     for (std::size_t n = 0; n < columns; ++n) exact[n] = p.more ? sums[n] : 0.0;
-    for (int k = 0; k < depth; ++k)
-      for (std::size_t n = 0; n < columns; ++n)
-        exact[n] += a[m][k] * b[static_cast<std::size_t>(k) * columns + n];
+    for (int k = 0; k < kDepth; ++k) {
+      const double* const row = b.data() + static_cast<std::size_t>(k) * columns;
+      for (std::size_t n = 0; n < columns; ++n) exact[n] += a[m][k] * row[n];
+    }
     for (std::size_t n = 0; n < columns; ++n) sums[n] = truncated(exact[n]);
   }
   --work.sums->under_way;
+}
+
+void carry_out(const Work& work) {
+  switch (work.product.number) {
+    case Number::bfloat16:
+      return carry_out_of<Number::bfloat16>(work);
+    case Number::float16:
+      return carry_out_of<Number::float16>(work);
+    case Number::tf32:
+      return carry_out_of<Number::tf32>(work);
+  }
 }
 
 // Carries out all groups of a warp but the last, and the open one where `all`.

@@ -179,10 +179,8 @@ struct Machine {
   }
 };
 
-Machine& machine() {
-  static Machine one;
-  return one;
-}
+Machine only_machine;  // whoever asks for it does so millions of times
+Machine& machine() { return only_machine; }
 
 void begin_thread() {
   Machine& m = machine();
@@ -588,8 +586,8 @@ void meet(const char* operation, unsigned mask, void* own, Combine combine, Plac
            " of the mask is not there");
     const Thread& other = m.threads[i];
     if (i != m.running && m.states[i] != State::in_warp) return m.give_way(State::in_warp);
-    if (other.mask != mask || std::strcmp(other.operation, operation) != 0 ||
-        other.place.line != place.line)
+    if (other.mask != mask || other.place.line != place.line ||
+        (other.operation != operation && std::strcmp(other.operation, operation) != 0))
       fail("lanes of a warp meet in " + std::string(operation) + ", " + text(place) + ", and " +
            other.operation + ", " + text(other.place));
     lanes[lane] = other.own;
