@@ -3,8 +3,9 @@
 import csv
 import json
 import shlex
+import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,7 +77,8 @@ def paper(
     attention of AM-FBP to two clips over time (figure-7), its confusion matrix (figure-10), each as PNG
     and CSV, README.md, which shows them all, and the runs. What is there already is not made again, and a
     training that was killed goes on where it was. Tables II and III are, as in the paper, of the
-    validation split, by which the epoch is chosen, too; the others are of the test split.
+    validation split, by which the epoch is chosen, too; the others are of the test split. A system that
+    needs a package that is not there is left out, which the page says, and made when it is there.
 
     Args:
         cache: folder that `avemo prepare` wrote.
@@ -111,10 +113,14 @@ def paper(
     )
     with one_writer(out, "avemo paper"):
         claim(out / _RECORD, vars(plan))
-        work = Trainings(out, cache, plan, count)
+        left_out = _left_out(wanted)
+        work = Trainings(out, cache, plan, count, left_out)
+        for system, reason in left_out.items():
+            print(f"avemo: {system} is left out: {reason}", file=sys.stderr)
         for table in wanted:
-            for row in _rows(table):
-                work.make(row)
+            for system in work.ours(table):
+                for run in work.runs(system):
+                    work.evaluate(run, _rows(table)[0].split)
         for table in wanted:
             _write_table(work, table)
         for number, (title, table) in _CURVES.items():
@@ -123,7 +129,7 @@ def paper(
         if "III" in wanted:
             _draw_attention(work)
             _draw_confusion(work)
-        write(out / _PAGE, _page(out, plan, count))
+        write(out / _PAGE, _page(out, plan, count, left_out))
     print(f"all tables and figures: {out / _PAGE}")
     return out / _PAGE
 
@@ -166,7 +172,7 @@ def _rows(table: str) -> list[Figure]:
 
 
 def _ours(table: str) -> list[str]:
-    """The systems of a table that can be trained, in its order."""
+    """The systems of a table that are ours, in its order."""
     return [row.system for row in _rows(table) if row.system in systems()]
 
 
@@ -180,6 +186,20 @@ def _model(system: str) -> dict[str, Any]:
 def _members(system: str) -> "Counter[str]":
     """The systems that an ensemble is made of, and how many of each; none of a single model."""
     return Counter(member["name"] for member in _model(system).get("members", ()))
+
+
+def _left_out(tables: Sequence[str]) -> dict[str, str]:
+    """The systems of tables that cannot be trained for want of a package, and what each says of it."""
+    from avemo.models import ModelConfig, check_packages
+    from avemo.training.config import from_dict
+
+    found = {}
+    for system in (system for table in tables for system in _ours(table)):
+        try:
+            check_packages(from_dict(ModelConfig, _model(system)))
+        except ValueError as error:
+            found[system] = str(error)
+    return found
 
 
 def _first_alike(system: str) -> str:
@@ -199,16 +219,18 @@ class Trainings:
         cache: of the clips.
         plan: what decides the trainings.
         seeds: of each system.
+        left_out: systems that cannot be trained.
     """
 
-    def __init__(self, out: Path, cache: Path, plan: Plan, seeds: int) -> None:
+    def __init__(
+        self, out: Path, cache: Path, plan: Plan, seeds: int, left_out: Container[str] = ()
+    ) -> None:
         self.out, self.cache, self.plan, self.seeds = out, cache, plan, seeds
+        self.left_out = left_out
 
-    def make(self, row: Figure) -> None:
-        """Trains the system of a row, if it is ours, and evaluates it on the row's split."""
-        if row.system in systems():
-            for run in self.runs(row.system):
-                self.evaluate(run, row.split)
+    def ours(self, table: str) -> list[str]:
+        """The systems of a table that can be trained, in its order."""
+        return [system for system in _ours(table) if system not in self.left_out]
 
     def runs(self, system: str) -> list[Path]:
         """The runs of a system, trained."""
@@ -253,7 +275,7 @@ class Trainings:
         from avemo.evaluation.compare import compare_systems, find_predictions
         from avemo.evaluation.predictions import read_predictions
 
-        names = _ours(table)
+        names = self.ours(table)
         names.sort(key=lambda name: name != _AGAINST[table])
         split = _rows(table)[0].split
         return compare_systems(
@@ -311,7 +333,7 @@ def _draw_curves(work: Trainings, number: int, title: str, table: str) -> None:
     rows: list[Sequence[object]] = [("system", "run", "epoch", "accuracy")]
     curves: dict[str, list[list[float]]] = {}
     names = {row.system: row.name for row in _rows(table)}
-    for system in _ours(table):
+    for system in work.ours(table):
         for run in work.runs(system):
             curve = _validation_accuracies(run / "tensorboard")
             rows += [(system, run.name, epoch, y) for epoch, y in enumerate(curve)]
@@ -396,7 +418,7 @@ def _draw_confusion(work: Trainings) -> None:
     save_picture(work.out / "figure-10.png", partial(draw_confusion, total, classes), dpi=120)
 
 
-def _page(out: Path, plan: Plan, seeds: int) -> str:
+def _page(out: Path, plan: Plan, seeds: int, left_out: Mapping[str, str]) -> str:
     """A page that shows all tables and figures that are there."""
     lines = [
         "# The paper's tables and figures",
@@ -409,6 +431,9 @@ def _page(out: Path, plan: Plan, seeds: int) -> str:
         "table. The epoch of every training is the best on the validation split, which Tables II and "
         "III are of, as in the paper: their accuracies are too good for that.",
     ]
+    if left_out:
+        lines += ["", "Left out, for what they need is not there:", ""]
+        lines += [f"- `{system}`: {reason}" for system, reason in left_out.items()]
     for file in sorted(out.glob("table-*.csv")):
         lines += ["", f"## Table {file.stem.removeprefix('table-')}", "", *_shown(_read(file))]
         lines += ["", f"[{file.name}]({file.name})"]

@@ -10,6 +10,7 @@ from avemo.models.ensemble import Ensemble, ensemble_streams
 from avemo.models.faces import Faces
 from avemo.models.fused import AudioVisual
 from avemo.models.lbp_top_svm import LBPTopSVM
+from avemo.models.networks import OUR_NETWORK, library_of
 from avemo.models.output import BOTH, Output
 from avemo.models.parts import FUSIONS
 from avemo.models.single import AudioOnly, VideoOnly
@@ -45,6 +46,18 @@ def build_model(config: ModelConfig, *, bins: int, face_size: int, classes: int)
         ValueError: no model or part has that name, or a size does not fit.
     """
     return _class(config)(config, bins=bins, face_size=face_size, classes=classes)
+
+
+def check_packages(config: ModelConfig) -> None:
+    """Checks that what a model takes from packages that not everybody has can be imported.
+
+    Raises:
+        ValueError: a package is not there, or not for this PyTorch; it says which, and what of the model needs it.
+    """
+    getattr(_class(config), "check_packages", lambda: None)()
+    for network in config.video.networks:
+        if network.name != OUR_NETWORK:
+            library_of(network.name)
 
 
 def needed_streams(model: nn.Module | ModelConfig) -> tuple[str, ...]:

@@ -69,6 +69,15 @@ class LBPTopSVM(Pretrained):
         kernel = torch.exp(-chi_square(features, self.clips) / self.width)
         return Output(kernel @ self.coefficients.T + self.intercepts, None, None)
 
+    @staticmethod
+    def check_packages() -> None:
+        """Checks that scikit-image and scikit-learn are there.
+
+        Raises:
+            ValueError: one of them is not.
+        """
+        needs("the EmotiW baseline", "skimage", "sklearn", extra="baseline")
+
     @torch.no_grad()
     def learn(self, batches: Iterable[Batch]) -> None:
         """Learns the clips of a split, all at once.
@@ -160,5 +169,5 @@ def _grow(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> Non
 
 
 def _import(name: str) -> Any:
-    needs("the EmotiW baseline", "skimage", "sklearn", extra="baseline")
+    LBPTopSVM.check_packages()
     return import_module(name)

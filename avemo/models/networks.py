@@ -18,6 +18,8 @@ from avemo.models.video import VideoEncoder
 
 _COLOURS = 3
 _LIBRARIES = ("torchvision", "timm")
+OUR_NETWORK = "frames"
+"""The name of the one that needs no library."""
 
 
 class Networks(nn.Module):
@@ -36,7 +38,7 @@ class Networks(nn.Module):
         if not config.networks:
             raise ValueError("model.video.networks must name at least one network")
         self.networks = nn.ModuleList(
-            VideoEncoder(face_size, config) if each.name == "frames" else Pictures(each)
+            VideoEncoder(face_size, config) if each.name == OUR_NETWORK else Pictures(each)
             for each in config.networks
         )
         widths: Any = [network.out_features for network in self.networks]
@@ -94,15 +96,19 @@ class Pictures(nn.Module):
             raise ValueError(" ".join(str(error).split())[:300]) from error
 
 
-def _without_classifier(name: str) -> tuple[nn.Module, int]:
-    """A network with random weights, named as torchvision:NAME or timm:NAME, and the width of its features."""
+def library_of(name: str) -> Any:
+    """The module that has a network, named as torchvision:NAME or timm:NAME.
+
+    Raises:
+        ValueError: the name is of another form, or the library cannot be imported.
+    """
     library, _, known_as = name.partition(":")
     if library not in _LIBRARIES or not known_as:
         raise ValueError(
             f"a network must be 'frames', 'torchvision:NAME' or 'timm:NAME'; got {name!r}"
         )
     try:
-        found: Any = importlib.import_module("timm" if library == "timm" else "torchvision.models")
+        return importlib.import_module("timm" if library == "timm" else "torchvision.models")
     except (
         ImportError,
         RuntimeError,
@@ -111,6 +117,12 @@ def _without_classifier(name: str) -> tuple[nn.Module, int]:
         raise ValueError(
             f"{name} needs {library}, which cannot be imported here: {reason}"
         ) from error
+
+
+def _without_classifier(name: str) -> tuple[nn.Module, int]:
+    """A network with random weights, named as torchvision:NAME or timm:NAME, and the width of its features."""
+    found = library_of(name)
+    library, _, known_as = name.partition(":")
     try:
         if library == "timm":
             network = found.create_model(known_as, pretrained=False, num_classes=0)

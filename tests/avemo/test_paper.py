@@ -96,6 +96,31 @@ def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(tmp_path: Path, sizes:
         paper(cache=cache, out=out, config=str(sizes), epochs=9, seeds=1)
 
 
+def test_a_system_whose_package_is_missing_is_left_out_and_made_when_it_is_there(
+    tmp_path: Path,
+    sizes: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cache, out = write_cache(tmp_path / "cache"), tmp_path / "paper"
+    options = {"cache": cache, "out": out, "config": str(sizes), "epochs": 1, "seeds": 1}
+    reason = "the EmotiW baseline needs skimage: pip install 'avemo[baseline]'"
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "skimage", None)
+        paper(**options, tables=["II"])
+    assert f"avemo: emotiw_baseline is left out: {reason}" in capsys.readouterr().err
+    assert f"- `emotiw_baseline`: {reason}" in (out / "README.md").read_text("utf-8")
+    made = {row["system"]: row["accuracy"] for row in table(out / "table-II.csv")}
+    assert made.pop("emotiw_baseline") == ""
+    assert all(made[system] for system in ("audio", "video", "g_fbp"))
+
+    paper(**options, tables=["II"])
+    again = {row["system"]: row["accuracy"] for row in table(out / "table-II.csv")}
+    assert again.pop("emotiw_baseline")
+    assert again == made
+    assert "Left out" not in (out / "README.md").read_text("utf-8")
+
+
 def test_ensembles_are_made_of_runs_that_are_there_anyway() -> None:
     assert _members("2am_fbp_4g_fbp") == {"am_fbp": 2, "g_fbp": 4}
     assert not _members("am_fbp")
