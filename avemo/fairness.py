@@ -10,14 +10,14 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from avemo.data.cache import ClipCache
-from avemo.evaluation.compare import Comparison, compare_systems, find_predictions, save, table
-from avemo.evaluation.predictions import read_predictions
 from avemo.paper import Plan, Trainings, claim, run_command
 from avemo.storage import one_writer, write
 from avemo.systems import systems as trainable
+
+if TYPE_CHECKING:
+    from avemo.evaluation.compare import Comparison
 
 CORPORA = {  # options of `avemo synth`, what is off there, and which system must then not be ahead
     "as it is": ((), None),
@@ -93,6 +93,10 @@ def fairness(
 def _corpus(
     name: str, out: Path, plan: Mapping[str, Any], seeds: int, systems: tuple[str, ...]
 ) -> dict[str, Any]:
+    from avemo.data.cache import ClipCache
+    from avemo.evaluation.compare import compare_systems, find_predictions, save, table
+    from avemo.evaluation.predictions import read_predictions
+
     options, control = CORPORA[name]
     corpus, cache = out / "corpus", out / "cache"
     run_command("synth", "--out", corpus, "--clips", plan["clips"], *options)
@@ -113,7 +117,7 @@ def _corpus(
     return {"name": name, "options": options, "control": _verdict(found, control)} | asdict(found)
 
 
-def _verdict(found: Comparison, control: str | None) -> dict[str, Any] | None:
+def _verdict(found: "Comparison", control: str | None) -> dict[str, Any] | None:
     """Whether the system that must not be ahead is: significantly, by the paired bootstrap alone."""
     pair = found.against_first(control) if control else None
     if pair is None:

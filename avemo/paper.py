@@ -5,7 +5,7 @@ import json
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,12 @@ _AGAINST = {"I": "1d_abfcn", "II": "g_fbp", "III": "g_fbp", "V": "g_fbp", "VI": 
 _CURVES = {
     5: ("Learning curves of the audio systems", "I"),
     6: ("Learning curves of the FBP systems", "III"),
+}
+CAPTIONS = {
+    5: _CURVES[5][0],
+    6: _CURVES[6][0],
+    7: "Attention of AM-FBP to faces and sound of two clips, drawn at random",
+    10: "Confusion matrix of AM-FBP on the test split",
 }
 _FUSED = "am_fbp"  # the system of Figures 7 and 10
 _EXAMPLES = 2
@@ -435,25 +441,29 @@ def _page(out: Path, plan: Plan, seeds: int, left_out: Mapping[str, str]) -> str
         lines += ["", "Left out, for what they need is not there:", ""]
         lines += [f"- `{system}`: {reason}" for system, reason in left_out.items()]
     for file in sorted(out.glob("table-*.csv")):
-        lines += ["", f"## Table {file.stem.removeprefix('table-')}", "", *_shown(_read(file))]
+        lines += ["", f"## Table {file.stem.removeprefix('table-')}", "", *table_lines(_read(file))]
         lines += ["", f"[{file.name}]({file.name})"]
-    captions = {
-        "figure-5": _CURVES[5][0],
-        "figure-6": _CURVES[6][0],
-        "figure-7": "Attention of AM-FBP to faces and sound of two clips, drawn at random",
-        "figure-10": "Confusion matrix of AM-FBP on the test split",
-    }
-    for name, caption in captions.items():
-        pictures = sorted(out.glob(f"{name}.png")) + sorted(out.glob(f"{name}-*.png"))
-        if pictures:
-            lines += ["", f"## Figure {name.removeprefix('figure-')}: {caption}", ""]
-            lines += [f"![{caption}]({picture.name})" for picture in pictures]
-            lines += ["", f"[{name}.csv]({name}.csv)"]
+    pictures = [picture.name for picture in out.glob("figure-*.png")]
+    for number, caption in CAPTIONS.items():
+        if shown := pictures_of(number, pictures):
+            lines += ["", f"## Figure {number}: {caption}", ""]
+            lines += [f"![{caption}]({picture})" for picture in shown]
+            lines += ["", f"[figure-{number}.csv](figure-{number}.csv)"]
     return "\n".join(lines) + "\n"
 
 
-def _shown(rows: Sequence[dict[str, str]]) -> list[str]:
-    """A table of a CSV file in Markdown."""
+def pictures_of(number: int, pictures: Iterable[str]) -> list[str]:
+    """The pictures that a figure has among those of a run, by their names."""
+    stem = f"figure-{number}"
+    return sorted(p for p in pictures if p == f"{stem}.png" or p.startswith(f"{stem}-"))
+
+
+def table_lines(rows: Sequence[dict[str, str]]) -> list[str]:
+    """A table in Markdown.
+
+    Args:
+        rows: of table-*.csv.
+    """
     against = next((row["against"] for row in rows if row["against"]), "")
     header = ["system", "paper", "paper's p", "here (95% interval)", "unweighted", "F1"]
     header += [f"McNemar p against {against}", "bootstrap p"] if against else []

@@ -5,14 +5,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from . import export, systems
+from . import comparison, export, systems
 from .page import PAGE, PICTURES, page, picture_path, pictures
 from .pictures import Picture, digest_of, save
 from .readme import README, updated
 from .results import Device, devices, found, goals, newest
 
 ROOT = Path(__file__).parents[2]
-SECTIONS = (export.SECTION, systems.SECTION)
+SECTIONS = (export.SECTION, systems.SECTION, *comparison.SECTIONS)
 _COMMAND = "python -m bench report"
 
 
@@ -33,12 +33,10 @@ def report(check: bool, root: Path = ROOT) -> int:
         reported, reached = devices(root), goals(root)
         demo = newest(found(root, "demo"))
         readme = updated((root / README).read_text("utf-8"), demo, reported, reached)
-        pages = {
-            section.page: section.updated(
-                (root / section.page).read_text("utf-8"), newest(found(root, section.kind))
-            )
-            for section in SECTIONS
-        }
+        pages: dict[Path, str] = {}
+        for section in SECTIONS:  # several may be of one page
+            text = pages.get(section.page) or (root / section.page).read_text("utf-8")
+            pages[section.page] = section.updated(text, newest(found(root, section.kind)))
     except (OSError, ValueError) as error:
         print(f"{error}; `python -m bench run` measures", file=sys.stderr)
         return 1

@@ -116,3 +116,64 @@ DEMO: dict[str, Any] = {
         "operator_difference": 3e-7,
     },
 }
+
+TRAINED_ON: dict[str, Any] = {
+    "name": "Made Up 9000",
+    "family": "",
+    "instruction_set": "AVX2",
+    "threads": 2,
+    "gpu": None,
+}
+_KEPT: dict[str, Any] = TRAINED_ON | {"processor": "Made Up 9000", "torch": "2.11.0"}
+_ROW = {
+    "name": "AM-FBP", "system": "am_fbp", "paper_accuracy": "64.17", "paper_p_value": "0.001", "split": "val",
+    "accuracy": "0.8", "accuracy_low": "0.7", "accuracy_high": "0.9", "unweighted_accuracy": "0.81", "f1": "0.79",
+    "p_mcnemar_holm": "0.04", "p_bootstrap_holm": "0.03", "against": "g_fbp",
+}  # fmt: skip
+PAPER: dict[str, Any] = {
+    "machine": _KEPT,
+    "config": "small",
+    "tables": {"III": [_ROW]},
+    "pictures": ["figure-7-1.png"],
+}
+
+
+def _corpus(name: str, options: list[str], control: dict[str, Any] | None) -> dict[str, Any]:
+    measure = [0.875, [0.8, 0.9], 0.0001]
+    systems = [
+        {"name": n, "clips": 120, "measures": {"accuracy": measure}} for n in ("g_fbp", "m_fbp")
+    ]
+    pair = {
+        "first": "m_fbp",
+        "second": "g_fbp",
+        "difference": [0.014, [-0.04, 0.07], 0.6],
+        "mcnemar": 0.7,
+    }
+    return {
+        "name": name,
+        "options": options,
+        "control": control,
+        "systems": systems,
+        "pairs": [pair],
+    }
+
+
+FAIRNESS: dict[str, Any] = {
+    "machine": _KEPT,
+    "config": "small",
+    "seeds": 3,
+    "corpora": [
+        _corpus("as it is", [], None),
+        _corpus(
+            "trunks carry nothing",
+            ["--expression", "whole"],
+            {
+                "system": "m_fbp",
+                "must_not_beat": "g_fbp",
+                "difference": 0.02,
+                "p_bootstrap": 0.4,
+                "passed": True,
+            },
+        ),
+    ],
+}

@@ -17,7 +17,7 @@ from bench.report.page import page
 from bench.report.readme import demo_table, updated
 from bench.report.results import devices, found, goals, newest
 
-from .made_up import DEMO, case, changed, measurement, run, spread
+from .made_up import DEMO, FAIRNESS, PAPER, case, changed, measurement, run, spread
 
 README = """# A project
 
@@ -48,6 +48,18 @@ SYSTEMS = {
         for name, speed in (("am_fbp", 2.0), ("cnn_lstm", 1.2))
     },
 }  # fmt: skip
+COMPARISON_PAGE = """# Comparing
+
+<!-- paper -->
+stale
+<!-- end of paper -->
+
+Between.
+
+<!-- fairness -->
+stale
+<!-- end of fairness -->
+"""
 RESULT = "bench-made-up-9000-2026-01-02.json"
 GPU = {"device": "nvidia-h100", "gpu": "NVIDIA H100", "date": "2026-01-03"}
 
@@ -82,7 +94,10 @@ def root(tmp_path: Path) -> Path:
     (results / "demo-made-up-9000-2026-01-02.json").write_text(json.dumps(DEMO))
     (results / "export-made-up-9000-2026-01-02.json").write_text(json.dumps(EXPORT))
     (results / "systems-made-up-9000-2026-01-02.json").write_text(json.dumps(SYSTEMS))
+    (results / "paper-made-up-9000-2026-01-02.json").write_text(json.dumps(PAPER))
+    (results / "fairness-made-up-9000-2026-01-02.json").write_text(json.dumps(FAIRNESS))
     (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/comparison.md").write_text(COMPARISON_PAGE)
     (tmp_path / "docs/systems.md").write_text(SYSTEMS_PAGE)
     (tmp_path / "docs/export.md").write_text(EXPORT_PAGE)
     return tmp_path
@@ -386,6 +401,16 @@ def test_what_was_written_passes_the_check(root: Path, capsys: pytest.CaptureFix
             "docs/systems.md",
             "| `cnn_lstm` | 1.20 (1.10 to 2.20), **missed 1.30** |",
             "| `cnn_lstm` | 1.20 (1.10 to 2.20) |",
+        ),
+        (
+            "docs/comparison.md",
+            "| AM-FBP | 64.17% | 0.001 | 80.0% (70.0% to 90.0%) |",
+            "| AM-FBP | 64.17% | 0.001 | 90.0% (70.0% to 90.0%) |",
+        ),
+        (
+            "docs/comparison.md",
+            "| `m_fbp` | +1.4 (p 0.6, 0.7) | +1.4 (p 0.6, 0.7) |",
+            "| `m_fbp` | +1.4 (p 0.6, 0.7) | +2.4 (p 0.6, 0.7) |",
         ),
         ("docs/benchmarks.md", "| 50.0 | 5.00 | 25% |", "| 99.0 | 5.00 | 25% |"),
     ],

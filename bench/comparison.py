@@ -1,0 +1,85 @@
+"""Keeps what `avemo paper` and `avemo fairness` found with the committed results.
+
+`python -m bench.comparison runs/paper runs/fairness`: each folder is one of theirs, told by what is in it. Figures of
+`avemo paper` are copied for docs/comparison.md to show.
+"""
+
+import argparse
+import csv
+import json
+import shutil
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from avemo.machine import slug, slugged
+
+RESULTS = Path(__file__).parent / "results"
+PICTURES = Path(__file__).parents[1] / "docs" / "comparison"
+
+
+def main() -> None:
+    """Writes paper-DEVICE-DATE.json and fairness-DEVICE-DATE.json, each if its folder is given."""
+    parser = argparse.ArgumentParser(prog="python -m bench.comparison", description=__doc__)
+    parser.add_argument("folders", type=Path, nargs="+", help="of a finished command")
+    for folder in parser.parse_args().folders:
+        print(f"written to {keep(folder, RESULTS, PICTURES)}")
+
+
+def keep(folder: Path, results: Path, pictures: Path) -> Path:
+    """Keeps what a command left.
+
+    Args:
+        folder: of `avemo paper` or `avemo fairness`.
+        results: where the file goes.
+        pictures: where the figures of `avemo paper` go, in place of older ones.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileNotFoundError: neither command has finished there.
+    """
+    if (folder / "fairness.json").is_file():
+        kind, found = "fairness", json.loads((folder / "fairness.json").read_text("utf-8"))
+    elif (folder / "README.md").is_file() and (folder / "paper.json").is_file():
+        kind, found = "paper", _tables(folder)
+        shutil.rmtree(pictures, ignore_errors=True)
+        pictures.mkdir(parents=True)
+        for picture in sorted(folder.glob("figure-*.png")):
+            shutil.copy(picture, pictures)
+        found["pictures"] = [picture.name for picture in sorted(pictures.iterdir())]
+    else:
+        raise FileNotFoundError(
+            f"{folder}: neither `avemo paper` nor `avemo fairness` finished there"
+        )
+    machine = _machine(folder)
+    device = slug(machine["gpu"] or "") or slugged(
+        machine["family"] or machine["processor"], machine["instruction_set"]
+    )
+    file = results / f"{kind}-{device}-{date.today().isoformat()}.json"
+    file.write_text(json.dumps({"machine": machine} | found, indent=1) + "\n", "utf-8")
+    return file
+
+
+def _tables(folder: Path) -> dict[str, Any]:
+    tables = {}
+    for file in sorted(folder.glob("table-*.csv")):
+        with file.open(newline="", encoding="utf-8") as opened:
+            tables[file.stem.removeprefix("table-")] = list(csv.DictReader(opened))
+    return json.loads((folder / "paper.json").read_text("utf-8")) | {"tables": tables}
+
+
+def _machine(folder: Path) -> dict[str, Any]:
+    """Where the trainings ran, by the record of the last of them to begin."""
+    records = [json.loads(file.read_text("utf-8")) for file in folder.rglob("run.json")]
+    start = max(
+        (start for record in records for start in record["starts"]), key=lambda s: s["started"]
+    )
+    machine = start["machine"] | {"processor": start["machine"]["name"]}
+    made = {"torch": start["versions"]["torch"], "commit": start["commit"]}
+    return machine | made | {"date": start["started"][:10]}
+
+
+if __name__ == "__main__":
+    main()
