@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from avemo.fairness import tables
 from avemo.machine import title
 from avemo.paper import CAPTIONS, pictures_of, table_lines
 
@@ -25,9 +26,18 @@ def _paper(result: Result) -> list[str]:
     return lines
 
 
+def _fairness(result: Result) -> list[str]:
+    found = json.loads(result.path.read_text("utf-8"))
+    seeds = f"{found['seeds']} seeds"
+    return [f"Configuration {found['config']}, {seeds}, {_from(result, found)}", "", *tables(found)]
+
+
 def _from(result: Result, found: dict[str, Any]) -> str:
     machine = found["machine"]
     return f"trained on {title(machine)}, torch {machine['torch']}, {link_to(result)}."
 
 
-SECTIONS = (Section(_PAGE, "paper", "paper", _paper),)
+SECTIONS = (
+    Section(_PAGE, "paper", "paper", _paper),
+    Section(_PAGE, "fairness", "fairness", _fairness),
+)

@@ -407,6 +407,11 @@ def test_what_was_written_passes_the_check(root: Path, capsys: pytest.CaptureFix
             "| AM-FBP | 64.17% | 0.001 | 80.0% (70.0% to 90.0%) |",
             "| AM-FBP | 64.17% | 0.001 | 90.0% (70.0% to 90.0%) |",
         ),
+        (
+            "docs/comparison.md",
+            "| `m_fbp` | +1.4 (p 0.6, 0.7) | +1.4 (p 0.6, 0.7) |",
+            "| `m_fbp` | +1.4 (p 0.6, 0.7) | +2.4 (p 0.6, 0.7) |",
+        ),
         ("docs/benchmarks.md", "| 50.0 | 5.00 | 25% |", "| 99.0 | 5.00 | 25% |"),
     ],
 )
