@@ -126,7 +126,7 @@ def paper(
         for table in wanted:
             for system in work.ours(table):
                 for run in work.runs(system):
-                    work.evaluate(run, _rows(table)[0].split)
+                    work.evaluate(run, _split(table))
         for table in wanted:
             _write_table(work, table)
         for number, (title, table) in _CURVES.items():
@@ -177,6 +177,10 @@ def _rows(table: str) -> list[Figure]:
     return [figure for figure in figures() if figure.table == table]
 
 
+def _split(table: str) -> str:
+    return _rows(table)[0].split
+
+
 def _ours(table: str) -> list[str]:
     """The systems of a table that are ours, in its order."""
     return [row.system for row in _rows(table) if row.system in systems()]
@@ -201,10 +205,12 @@ def _left_out(tables: Sequence[str]) -> dict[str, str]:
 
     found = {}
     for system in (system for table in tables for system in _ours(table)):
-        try:
-            check_packages(from_dict(ModelConfig, _model(system)))
-        except ValueError as error:
-            found[system] = str(error)
+        for trained in _members(system) or (system,):
+            config = from_dict(ModelConfig, _model(trained))
+            try:
+                check_packages(config)
+            except ValueError as error:
+                found[system] = str(error)
     return found
 
 
@@ -283,7 +289,7 @@ class Trainings:
 
         names = self.ours(table)
         names.sort(key=lambda name: name != _AGAINST[table])
-        split = _rows(table)[0].split
+        split = _split(table)
         return compare_systems(
             {
                 name: [

@@ -12,7 +12,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from avemo.machine import slug, slugged
+from avemo.machine import Processor, slug
 
 RESULTS = Path(__file__).parent / "results"
 PICTURES = Path(__file__).parents[1] / "docs" / "comparison"
@@ -54,9 +54,8 @@ def keep(folder: Path, results: Path, pictures: Path) -> Path:
             f"{folder}: neither `avemo paper` nor `avemo fairness` finished there"
         )
     machine = _machine(folder)
-    device = slug(machine["gpu"] or "") or slugged(
-        machine["family"] or machine["processor"], machine["instruction_set"]
-    )
+    processor = Processor(machine["processor"], machine["family"], machine["instruction_set"])
+    device = slug(machine["gpu"] or "") or processor.slug
     file = results / f"{kind}-{device}-{date.today().isoformat()}.json"
     file.write_text(json.dumps({"machine": machine} | found, indent=1) + "\n", "utf-8")
     return file

@@ -157,12 +157,13 @@ class EmotionModule(pl.LightningModule):
 
 
 def seed_step(seed: int, step: int, device: torch.device) -> None:
-    """Seeds PyTorch's generators of a device and of the CPU for one training step.
+    """Seeds PyTorch's generators of a device, others of its kind and the CPU for one training step.
 
-    As `torch.manual_seed` would, which writes down the whole call stack for each kind of device that is not in use
+    As `torch.manual_seed` would, which also writes down the whole call stack for each kind of device that is not in use
     (`findings/torch_manual_seed_writes_the_stack.sh`).
     """
     number = (seed << 32) + step
     torch.default_generator.manual_seed(number)
     if device.type != "cpu":
-        torch.get_device_module(device).manual_seed(number)
+        kind = torch.get_device_module(device)
+        getattr(kind, "manual_seed_all", kind.manual_seed)(number)  # of MPS there is one device

@@ -8,7 +8,7 @@ from avemo.fairness import tables
 from avemo.machine import title
 from avemo.paper import CAPTIONS, pictures_of, table_lines
 
-from .results import Result, link_to
+from .results import Result, link_to, of_commit
 from .sections import Section
 
 _PAGE = Path("docs/comparison.md")
@@ -21,8 +21,9 @@ def _paper(result: Result) -> list[str]:
         split = next(row["split"] for row in rows if row["split"])
         lines += ["", f"**Table {number}**, {split} split:", "", *table_lines(rows)]
     for number, caption in CAPTIONS.items():
-        shown = [f"![{caption}](comparison/{p})" for p in pictures_of(number, found["pictures"])]
-        lines += ["", f"**Figure {number}**: {caption}.", "", *shown]
+        if shown := pictures_of(number, found["pictures"]):
+            lines += ["", f"**Figure {number}**: {caption}.", ""]
+            lines += [f"![{caption}](comparison/{picture})" for picture in shown]
     return lines
 
 
@@ -34,7 +35,8 @@ def _fairness(result: Result) -> list[str]:
 
 def _from(result: Result, found: dict[str, Any]) -> str:
     machine = found["machine"]
-    return f"trained on {title(machine)}, torch {machine['torch']}, {link_to(result)}."
+    where = f"trained on {title(machine)}, torch {machine['torch']}"
+    return f"{where}, {link_to(result)}: {of_commit(machine)}."
 
 
 SECTIONS = (

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from avemo import cli
+from avemo import cli, models
 from avemo.evaluation.compare import compare
-from avemo.paper import _first_alike, _members, _validation_accuracies, paper
+from avemo.models import ModelConfig
+from avemo.paper import _first_alike, _left_out, _members, _validation_accuracies, paper
 from tests.avemo.tiny_cache import write_cache
 
 EPOCHS = 8
@@ -119,6 +120,17 @@ def test_a_system_whose_package_is_missing_is_left_out_and_made_when_it_is_there
     assert again.pop("emotiw_baseline")
     assert again == made
     assert "Left out" not in (out / "README.md").read_text("utf-8")
+
+
+def test_an_ensemble_goes_without_what_its_members_go_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def check(config: ModelConfig) -> None:
+        if config.name == "g_fbp":
+            raise ValueError("no package")
+
+    monkeypatch.setattr(models, "check_packages", check)
+    assert _left_out(["V"]) == dict.fromkeys(["g_fbp", "4g_fbp", "2am_fbp_4g_fbp"], "no package")
 
 
 def test_ensembles_are_made_of_runs_that_are_there_anyway() -> None:

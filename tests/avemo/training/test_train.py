@@ -154,17 +154,18 @@ def test_a_step_is_seeded_as_torch_seeds_and_only_the_devices_in_use_are(
 ) -> None:
     """`torch.manual_seed` formats the call stack for each kind of device that is not in use: milliseconds a step."""
     seeded: list[int] = []
-    monkeypatch.setattr(torch.cuda, "manual_seed", seeded.append)
     torch.manual_seed((3 << 32) + 7)
     expected = torch.rand(5)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "manual_seed", None)
         patch.setattr(traceback, "format_stack", None)
-        for device in ("cpu", "cuda:0"):
+        patch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+        patch.setattr(torch.mps, "manual_seed", seeded.append)
+        for device in ("cpu", "cuda:1", "mps"):
             torch.rand(1)
             seed_step(3, 7, torch.device(device))
             assert torch.equal(torch.rand(5), expected)
-    assert seeded == [(3 << 32) + 7]
+    assert seeded == [(3 << 32) + 7] * 2
 
 
 @pytest.mark.slow
