@@ -46,6 +46,20 @@ __global__ void the_mask_lacks_the_lane(int* out) {
   out[threadIdx.x] = __shfl_sync(0x0000ffffu, 1, 0);
 }
 
+__global__ void lanes_at_different_shuffles(int* out) {
+  if (threadIdx.x % 2 == 0) {
+    out[threadIdx.x] = __shfl_sync(0xffffffffu, 1, 0);
+  } else {
+    out[threadIdx.x] = __shfl_sync(0xffffffffu, 1, 0);
+  }
+}
+
+// clang-format off: on one line, so that it is the operation that tells them apart
+__global__ void lanes_in_different_operations(int* out) {
+  out[threadIdx.x] = threadIdx.x % 2 == 0 ? __shfl_sync(~0u, 1, 0) : __shfl_xor_sync(~0u, 1, 1);
+}
+// clang-format on
+
 __global__ void beyond_shared_memory(int* out) {
   reinterpret_cast<int*>(shared_memory())[64 + 4096 + threadIdx.x] = 1;
   out[threadIdx.x] = 1;
@@ -275,6 +289,8 @@ const Probe kProbes[] = {
     PROBE(different_barriers),
     PROBE(a_lane_skips_the_shuffle),
     PROBE(the_mask_lacks_the_lane),
+    PROBE(lanes_at_different_shuffles),
+    PROBE(lanes_in_different_operations),
     PROBE(beyond_shared_memory),
     PROBE(a_little_beyond_shared_memory),
     PROBE(misaligned),

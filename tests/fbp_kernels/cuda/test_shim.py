@@ -23,6 +23,8 @@ def library() -> Shim:
         ("different_barriers", "threads meet at different barriers"),
         ("a_lane_skips_the_shuffle", "31 wait in __shfl_xor_sync"),
         ("the_mask_lacks_the_lane", "the mask lacks the lane that asks"),
+        ("lanes_at_different_shuffles", "lanes of a warp meet in"),
+        ("lanes_in_different_operations", "lanes of a warp meet in"),
         ("beyond_shared_memory", "outside of all memory that there is"),
         ("a_little_beyond_shared_memory", "dynamic shared memory was written beyond its end"),
         ("misaligned", "an access that is not aligned"),
