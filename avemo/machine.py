@@ -106,7 +106,8 @@ def title(machine: Mapping[str, Any]) -> str:
     known = ", ".join(
         fact for fact in (design, "held to " * bool(machine.get("held")) + isa) if fact
     )
-    return f"{name}{f' ({known})' * bool(known)}, {machine['threads']} threads"
+    count = machine["threads"]
+    return f"{name}{f' ({known})' * bool(known)}, {count} {'thread' if count == 1 else 'threads'}"
 
 
 def slugged(family: str, *facts: str) -> str:

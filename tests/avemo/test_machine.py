@@ -74,6 +74,7 @@ def test_what_says_nothing_has_a_name_all_the_same(text: str) -> None:
 def test_titles_say_what_the_name_does_not() -> None:
     machine = {"processor": "AMD EPYC", "threads": 2}
     assert title(machine) == "AMD EPYC, 2 threads"
+    assert title(machine | {"threads": 1}) == "AMD EPYC, 1 thread"
     machine |= {"family": "AMD Zen 3", "instruction_set": "avx2"}
     assert title(machine) == "AMD EPYC (Zen 3, AVX2), 2 threads"
     assert title(machine | {"held": "kernels: avx2"}) == "AMD EPYC (Zen 3, held to AVX2), 2 threads"
