@@ -1,11 +1,10 @@
 """Clips of different lengths in one batch: what lies past a clip's end never reaches it."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 Length = TypeVar("Length", int, Tensor)
 
@@ -45,8 +44,18 @@ def max_pool(x: Tensor, lengths: Tensor, window: int, stride: int = 2) -> tuple[
     return mask(F.max_pool2d(x, window, stride), lengths), lengths
 
 
+def turned(x: Tensor, lengths: Tensor) -> Tensor:
+    """Turns each clip's own frames around, and leaves what lies past its end: x (B, T, C), lengths int64 (B,)."""
+    own, frames = inside(lengths, x.shape[1]), torch.arange(x.shape[1], device=x.device)
+    order = torch.where(own, lengths[:, None] - 1 - frames, frames)
+    return x.gather(1, order[..., None].expand_as(x))
+
+
 class BLSTM(nn.Module):
     """A bidirectional LSTM whose two directions begin at a clip's own ends.
+
+    These are two LSTMs, one over frames that are turned around: PyTorch's own, for packed sequences, takes several
+    times as long to train on a CPU (docs/systems.md). It takes that one's state dict, too.
 
     Args:
         features: C, of a frame.
@@ -55,18 +64,28 @@ class BLSTM(nn.Module):
 
     def __init__(self, features: int, hidden: int) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(features, hidden, batch_first=True, bidirectional=True)
+        self.onward = nn.LSTM(features, hidden, batch_first=True)
+        self.back = nn.LSTM(features, hidden, batch_first=True)
         self.out_features = 2 * hidden
+        self.register_load_state_dict_pre_hook(_two_for_one)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Frames (B, T, C) of clips of `lengths` int64 (B,) to (B, T, 2 H), zero past each clip's end."""
-        if not len(x):  # which cannot be packed
-            return self.lstm(x.sum((0, 1))[None, None])[0][:0].expand(0, x.shape[1], -1)
-        packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        states, _ = pad_packed_sequence(
-            self.lstm(packed)[0], batch_first=True, total_length=x.shape[1]
-        )
-        return states
+        own = inside(lengths, x.shape[1])[..., None]
+        x = x.where(own, 0.0)  # whatever it is, it would come into the weights' gradients
+        onward, _ = self.onward(x)
+        back, _ = self.back(turned(x, lengths))
+        return torch.cat([onward, turned(back, lengths)], 2).where(own, 0.0)
+
+
+def _two_for_one(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Takes the weights of the one LSTM of PyTorch, under its names, as checkpoints of before have them."""
+    del module
+    for name in [name for name in state if name.startswith(prefix + "lstm.")]:
+        weight = name.removeprefix(prefix + "lstm.")
+        name_there = weight.removesuffix("_reverse")
+        direction = "onward" if weight == name_there else "back"
+        state[f"{prefix}{direction}.{name_there}"] = state.pop(name)
 
 
 def scaled(width: int, share: float) -> int:
