@@ -48,6 +48,7 @@ def fairness(
     systems: tuple[str, ...] = SYSTEMS,
     config: str = "small",
     epochs: int | None = None,
+    jobs: int = 1,
 ) -> dict[str, Any]:
     """Trains fusions on synthetic corpora with a property switched off, and tells whether they gain by it.
 
@@ -62,6 +63,7 @@ def fairness(
         systems: which, G-FBP first.
         config: sizes and training.
         epochs: of each training; by default as many as the configuration says.
+        jobs: trainings at once, each with its share of the processors and a log beside its run.
 
     Returns:
         What fairness.json holds.
@@ -69,6 +71,7 @@ def fairness(
     Raises:
         FileExistsError: `out` holds other corpora or other trainings.
         FolderInUseError: another process is writing there.
+        ChildProcessError: one of several trainings at once failed.
         ValueError: an argument is out of range.
     """
     if systems[:1] != (BASELINE,):
@@ -77,11 +80,14 @@ def fairness(
         raise ValueError(f"systems must be of {', '.join(trainable())}; got {', '.join(unknown)}")
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
     plan: dict[str, Any] = {"clips": clips, "config": config, "epochs": epochs}
     with one_writer(out, "avemo fairness"):
         claim(out / _PLAN, plan)
         corpora = [
-            _corpus(name, out / name.replace(" ", "-"), plan, seeds, systems) for name in CORPORA
+            _corpus(name, out / name.replace(" ", "-"), plan, seeds, systems, jobs)
+            for name in CORPORA
         ]
         result = plan | {"seeds": seeds, "corpora": corpora}
         write(out / _RESULT, json.dumps(result, indent=1) + "\n")
@@ -91,7 +97,12 @@ def fairness(
 
 
 def _corpus(
-    name: str, out: Path, plan: Mapping[str, Any], seeds: int, systems: tuple[str, ...]
+    name: str,
+    out: Path,
+    plan: Mapping[str, Any],
+    seeds: int,
+    systems: tuple[str, ...],
+    jobs: int,
 ) -> dict[str, Any]:
     from avemo.data.cache import ClipCache
     from avemo.evaluation.compare import compare_systems, find_predictions, save, table
@@ -103,6 +114,8 @@ def _corpus(
     run_command("prepare", "manifest", corpus, "--out", cache, *FEATURES)
     trained_as = Plan(ClipCache(cache).digest, plan["config"], plan["epochs"], first_seed=0)
     trainings = Trainings(out, cache, trained_as, seeds)
+    if jobs > 1:
+        trainings.train(systems, jobs)
     predictions = {}
     for system in systems:
         runs = trainings.runs(system)

@@ -1,5 +1,6 @@
 """What figures of time depend on, and Python alone does not know."""
 
+import os
 import platform
 import re
 import subprocess
@@ -70,6 +71,13 @@ _WIDE = (
 )
 
 _SETS = {"avx512_bf16": "AVX-512", "avx512": "AVX-512", "avx2": "AVX2"}  # of the kernels
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

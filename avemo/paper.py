@@ -4,6 +4,7 @@ import csv
 import json
 import shlex
 import sys
+import time
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from avemo.jobs import Job, run_at_once
+from avemo.machine import processors
 from avemo.storage import one_writer, write
 from avemo.systems import Figure, figures, systems
 
@@ -20,7 +23,9 @@ if TYPE_CHECKING:
 _RECORD = "paper.json"
 _PAGE = "README.md"
 _TRAINED = "best.safetensors"
+_DONE = "trained"
 _SEEDS, _QUICK_SEEDS = 3, 1
+_QUICK_JOBS = 4
 # Whom the p-values of a table are against: the paper says so of III and V; the last row before those with a p-value
 # is the likeliest in VI. It has none in I and II.
 _AGAINST = {"I": "1d_abfcn", "II": "g_fbp", "III": "g_fbp", "V": "g_fbp", "VI": "encoder_concat"}
@@ -76,6 +81,7 @@ def paper(
     first_seed: int = 0,
     config: str | None = None,
     epochs: int | None = None,
+    jobs: int | None = None,
 ) -> Path:
     """Trains what the paper's tables need and writes them, and its figures, beside the paper's own.
 
@@ -97,6 +103,8 @@ def paper(
         first_seed: of these.
         config: sizes and training, a name or a path as `avemo train` takes it; full, or small if quick.
         epochs: of each training; by default as many as the configuration says.
+        jobs: trainings at once, each with its share of the processors and a log beside its run; 1, or if quick
+            as many as there are processors, at most 4.
 
     Returns:
         The page.
@@ -104,6 +112,7 @@ def paper(
     Raises:
         FileExistsError: `out` holds the tables of another cache or other trainings.
         FolderInUseError: another process is writing there.
+        ChildProcessError: one of several trainings at once failed.
         ValueError: there is no such table, or an argument is out of range.
     """
     from avemo.data.cache import ClipCache
@@ -114,6 +123,10 @@ def paper(
         raise ValueError(f"seeds must be at least 1, got {count}")
     if first_seed < 0:
         raise ValueError(f"first_seed must not be negative, got {first_seed}")
+    if jobs is None:
+        jobs = min(processors(), _QUICK_JOBS) if quick else 1
+    elif jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
     plan = Plan(
         ClipCache(cache).digest, config or ("small" if quick else "full"), epochs, first_seed
     )
@@ -123,6 +136,8 @@ def paper(
         work = Trainings(out, cache, plan, count, left_out)
         for system, reason in left_out.items():
             print(f"avemo: {system} is left out: {reason}", file=sys.stderr)
+        if jobs > 1:
+            work.train((system for table in wanted for system in work.ours(table)), jobs)
         for table in wanted:
             for system in work.ours(table):
                 for run in work.runs(system):
@@ -251,18 +266,53 @@ class Trainings:
             return [self._ensemble(system, members)]
         return [self._trained(system, number) for number in range(self.seeds)]
 
+    def train(self, systems: Iterable[str], jobs: int) -> None:
+        """Trains what systems need and is not there, some at once; what one says is in a file beside its run.
+
+        Raises:
+            ChildProcessError: a training failed.
+        """
+        needed = {
+            self._run(member, number): self._words(member, number)
+            for system in systems
+            for member, count in (_members(system) or {system: self.seeds}).items()
+            for number in range(count)
+        }
+        missing = {
+            run.with_suffix(".log"): Job(words, run.with_suffix(".log"))
+            for run, words in needed.items()
+            if not (run / _DONE).is_file()
+        }
+        total, start = len(missing), time.monotonic()
+
+        def done(job: Job) -> None:
+            run = job.log.with_suffix("")
+            write(run / _DONE, "")
+            del missing[job.log]
+            minutes = (time.monotonic() - start) / 60
+            print(
+                f"trained: {run} ({total - len(missing)} of {total}, {minutes:.0f} min)", flush=True
+            )
+
+        run_at_once(list(missing.values()), jobs, done)
+
+    def _run(self, system: str, number: int) -> Path:
+        return self.out / "runs" / _first_alike(system) / f"seed{self.plan.first_seed + number}"
+
+    def _words(self, system: str, number: int) -> tuple[str, ...]:
+        """The command that trains a system."""
+        sizes = ["--config", _first_alike(system), "--config", self.plan.config]
+        options = ["--data.cache", self.cache, "--seed", self.plan.first_seed + number]
+        options += ["--out", self._run(system, number), "--resume"]
+        if self.plan.epochs is not None:
+            options += ["--trainer.epochs", self.plan.epochs]
+        return ("train", *sizes, *map(str, options))
+
     def _trained(self, system: str, number: int) -> Path:
-        seed = self.plan.first_seed + number
-        system = _first_alike(system)
-        run = self.out / "runs" / system / f"seed{seed}"
-        done = run / "trained"
-        if not done.is_file():
-            sizes = ["--config", system, "--config", self.plan.config]
-            options = ["--data.cache", self.cache, "--seed", seed, "--out", run, "--resume"]
-            if self.plan.epochs is not None:
-                options += ["--trainer.epochs", self.plan.epochs]
-            run_command("train", *sizes, *options)
-            write(done, "")
+        run = self._run(system, number)
+        if not (run / _DONE).is_file():
+            run_command(*self._words(system, number))
+            write(run / _DONE, "")
         return run
 
     def _ensemble(self, system: str, members: "Counter[str]") -> Path:

@@ -58,7 +58,7 @@ class _Worker:
         self.process: BaseProcess = processes.Process(
             target=_serve, args=(theirs, setup, arguments, memory), daemon=True
         )
-        with _no_main():
+        with without_main():
             self.process.start()
         theirs.close()
         self.ready = False
@@ -78,7 +78,7 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def _no_main() -> Iterator[None]:
+def without_main() -> Iterator[None]:
     """Hides the running script: a new process would run it anew, and nothing of it is needed there."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")

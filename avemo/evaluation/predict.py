@@ -13,6 +13,7 @@ from avemo.data.worker import warm_up
 from avemo.evaluation.output import Writer
 from avemo.evaluation.sources import find_clips
 from avemo.imports import without_collection
+from avemo.machine import processors
 
 if TYPE_CHECKING:
     from avemo.data.reasons import MediaError
@@ -134,7 +135,7 @@ def predict(
     predictions = Predictions()
     writer = Writer(format, model.classes)
     places = [out / name for name in _names(found)]
-    processes = workers or _processors()
+    processes = workers or processors()
     with decoded(found, model.features, face_detector, windows, model.needs, processes) as pieces:
         # From here on clips are read; what is slow to import is so meanwhile.
         with without_collection():
@@ -155,12 +156,6 @@ def predict(
     if not predictions:
         raise ValueError(f"none of the {len(found)} clips could be used")
     return predictions
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _names(clips: list[Path]) -> list[str]:

@@ -17,6 +17,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from avemo.signals import ENDING
 from avemo.storage import write
 from avemo.training.config import TrainConfig, from_dict, to_dict
 
@@ -35,8 +36,6 @@ _FREE = (
     "config.trainer.num_nodes",
     "config.trainer.strategy",
 )
-# SIGUSR1 is how Slurm tells of the end of a job's time, if asked to.
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _GROWS = "config.trainer.epochs"
 
 
@@ -185,7 +184,7 @@ class StopRequest:
     def heard(self) -> Iterator[None]:
         """At its end signals do what they did at its beginning. In another thread than the main one none is heard."""
         if threading.current_thread() is threading.main_thread():
-            self._before = {each: signal.getsignal(each) for each in _ENDING}
+            self._before = {each: signal.getsignal(each) for each in ENDING}
         try:
             yield
         finally:
