@@ -95,8 +95,8 @@ def paper(
     Args:
         cache: folder that `avemo prepare` wrote.
         out: folder for everything.
-        quick: at the sizes of `small`, one seed each: some 40 minutes on two cores for a synthetic corpus of
-            480 clips.
+        quick: at the sizes of `small`, one seed each: less than 30 minutes on two cores for a synthetic corpus
+            of 480 clips.
         tables: some of I, II, III, V and VI; by default all. Figures belong to them: 5 to I, the others
             to III.
         seeds: trainings of each system; 3, or 1 if quick.

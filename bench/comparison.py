@@ -8,11 +8,12 @@ import argparse
 import csv
 import json
 import shutil
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
 from avemo.machine import Processor, slug
+from avemo.training.provenance import TIME
 
 RESULTS = Path(__file__).parent / "results"
 PICTURES = Path(__file__).parents[1] / "docs" / "comparison"
@@ -43,7 +44,7 @@ def keep(folder: Path, results: Path, pictures: Path) -> Path:
     if (folder / "fairness.json").is_file():
         kind, found = "fairness", json.loads((folder / "fairness.json").read_text("utf-8"))
     elif (folder / "README.md").is_file() and (folder / "paper.json").is_file():
-        kind, found = "paper", _tables(folder)
+        kind, found = "paper", _tables(folder) | _effort(folder)
         shutil.rmtree(pictures, ignore_errors=True)
         pictures.mkdir(parents=True)
         for picture in sorted(folder.glob("figure-*.png")):
@@ -69,15 +70,29 @@ def _tables(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "paper.json").read_text("utf-8")) | {"tables": tables}
 
 
+def _effort(folder: Path) -> dict[str, int]:
+    """How many trainings there were, and the minutes from the beginning of the first to the page."""
+    records = _records(folder)
+    first = min(_begun(starts[0]) for starts in records)
+    seconds = (folder / "README.md").stat().st_mtime - first.timestamp()
+    return {"trainings": len(records), "minutes": round(seconds / 60)}
+
+
 def _machine(folder: Path) -> dict[str, Any]:
     """Where the trainings ran, by the record of the last of them to begin."""
-    records = [json.loads(file.read_text("utf-8")) for file in folder.rglob("run.json")]
-    start = max(
-        (start for record in records for start in record["starts"]), key=lambda s: s["started"]
-    )
+    start = max((start for starts in _records(folder) for start in starts), key=_begun)
     machine = start["machine"] | {"processor": start["machine"]["name"]}
     made = {"torch": start["versions"]["torch"], "commit": start["commit"]}
     return machine | made | {"date": start["started"][:10]}
+
+
+def _begun(start: dict[str, Any]) -> datetime:
+    return datetime.strptime(start["started"], TIME)
+
+
+def _records(folder: Path) -> list[list[dict[str, Any]]]:
+    """The starts of each run."""
+    return [json.loads(file.read_text("utf-8"))["starts"] for file in folder.rglob("run.json")]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 
 from avemo.machine import processor
 
+TIME = "%Y-%m-%dT%H:%M:%S%z"
 _PACKAGES = ("avemo", "torch", "lightning", "numpy", "safetensors")
 
 
@@ -23,7 +24,7 @@ def provenance(command: list[str]) -> dict[str, Any]:
 
     return {
         "command": command,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "started": time.strftime(TIME),
         "commit": _commit(),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in _PACKAGES},
         "machine": {

@@ -16,7 +16,8 @@ _PAGE = Path("docs/comparison.md")
 
 def _paper(result: Result) -> list[str]:
     found = json.loads(result.path.read_text("utf-8"))
-    lines = [f"Configuration {found['config']}, {_from(result, found)}"]
+    effort = f"{found['trainings']} trainings, page and all in {found['minutes']} minutes"
+    lines = [f"Configuration {found['config']}, {effort}, {_from(result, found)}"]
     for number, rows in found["tables"].items():
         split = next(row["split"] for row in rows if row["split"])
         lines += ["", f"**Table {number}**, {split} split:", "", *table_lines(rows)]

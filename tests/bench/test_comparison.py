@@ -2,7 +2,8 @@
 
 import csv
 import json
-from datetime import date
+import os
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ def places(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_tables_and_pictures_of_the_paper(tmp_path: Path, places: tuple[Path, Path]) -> None:
     folder, (results, pictures) = tmp_path / "paper", places
-    _trained(folder / "runs" / "am_fbp" / "seed0", "2026-01-02T10:00", family="AMD Zen 3")
-    _trained(folder / "runs" / "g_fbp" / "seed0", "2026-01-02T09:00")
+    _trained(folder / "runs" / "am_fbp" / "seed0", "2026-01-02T10:00:00+0000", family="AMD Zen 3")
+    _trained(folder / "runs" / "g_fbp" / "seed0", "2026-01-02T10:00:00+0100")
     rows = [{"name": "AM-FBP", "accuracy": "0.8"}, {"name": "others", "accuracy": ""}]
     with (folder / "table-III.csv").open("w", newline="") as opened:
         table = csv.DictWriter(opened, ["name", "accuracy"])
@@ -48,13 +49,16 @@ def test_tables_and_pictures_of_the_paper(tmp_path: Path, places: tuple[Path, Pa
         keep(folder, results, pictures)  # there is no page yet
     assert (pictures / "figure-of-old.png").exists()
     (folder / "README.md").write_text("# All")
+    end = datetime.fromisoformat("2026-01-02T10:21:40+00:00").timestamp()
+    os.utime(folder / "README.md", (end, end))
     file = keep(folder, results, pictures)
     assert file == results / f"paper-amd-zen3-avx2-{date.today().isoformat()}.json"
     kept = json.loads(file.read_text())
     assert kept["tables"] == {"III": rows}
     assert kept["config"] == "small"
+    assert (kept["trainings"], kept["minutes"]) == (2, 82)
     assert (kept["machine"]["commit"], kept["machine"]["date"]) == (
-        "of 2026-01-02T10:00",
+        "of 2026-01-02T10:00:00+0000",
         "2026-01-02",
     )
     assert kept["pictures"] == ["figure-7-1.png"]
@@ -63,7 +67,9 @@ def test_tables_and_pictures_of_the_paper(tmp_path: Path, places: tuple[Path, Pa
 
 def test_what_the_controls_gave(tmp_path: Path, places: tuple[Path, Path]) -> None:
     folder = tmp_path / "fairness"
-    _trained(folder / "as-it-is" / "runs" / "g_fbp" / "seed0", "2026-01-02T10:00", gpu="A GPU")
+    _trained(
+        folder / "as-it-is" / "runs" / "g_fbp" / "seed0", "2026-01-02T10:00:00+0000", gpu="A GPU"
+    )
     found = {name: value for name, value in FAIRNESS.items() if name != "machine"}
     (folder / "fairness.json").write_text(json.dumps(found))
     file = keep(folder, *places)

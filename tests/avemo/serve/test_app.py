@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -223,11 +224,11 @@ def _hang(*_: object) -> None:
 
 
 def test_what_works_on_a_clip_does_not_keep_others_from_the_page(
-    checkpoint: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding, "_read", _hang)
+    monkeypatch.setattr(decoding, "_read", functools.partial(_wait_for, tmp_path / "end"))
     with (
-        running.service(checkpoint, workers=1, timeout=5) as made,
+        running.service(checkpoint, workers=1) as made,
         running.running(made) as address,
     ):
         slow = threading.Thread(target=lambda: asyncio.run(_at_once(address, clip.read_bytes(), 1)))
@@ -236,7 +237,14 @@ def test_what_works_on_a_clip_does_not_keep_others_from_the_page(
             time.sleep(0.01)
         assert httpx.get(f"{address}/api/about", trust_env=False).status_code == 200
         assert made.under_way == 1, "the page came while the clip was worked on"
+        (tmp_path / "end").touch()
         slow.join()
+
+
+def _wait_for(file: Path, *_: object) -> list[Finished]:
+    while not file.exists():
+        time.sleep(0.01)
+    return [Finished(MediaError("not a media file"))]
 
 
 @pytest.mark.parametrize(
