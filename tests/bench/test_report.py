@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -88,19 +89,31 @@ def _full() -> Run:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A repository with a demo and a README that is to be written."""
-    results = tmp_path / "bench" / "results"
+    return _repository(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository whose pages and pictures are written, which takes seconds: to be copied."""
+    folder = _repository(tmp_path_factory.mktemp("written"))
+    _write(folder, run(case(), case(mode="training")))
+    return folder
+
+
+def _repository(folder: Path) -> Path:
+    results = folder / "bench" / "results"
     results.mkdir(parents=True)
-    (tmp_path / "README.md").write_text(README)
+    (folder / "README.md").write_text(README)
     (results / "demo-made-up-9000-2026-01-02.json").write_text(json.dumps(DEMO))
     (results / "export-made-up-9000-2026-01-02.json").write_text(json.dumps(EXPORT))
     (results / "systems-made-up-9000-2026-01-02.json").write_text(json.dumps(SYSTEMS))
     (results / "paper-made-up-9000-2026-01-02.json").write_text(json.dumps(PAPER))
     (results / "fairness-made-up-9000-2026-01-02.json").write_text(json.dumps(FAIRNESS))
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs/comparison.md").write_text(COMPARISON_PAGE)
-    (tmp_path / "docs/systems.md").write_text(SYSTEMS_PAGE)
-    (tmp_path / "docs/export.md").write_text(EXPORT_PAGE)
-    return tmp_path
+    (folder / "docs").mkdir()
+    (folder / "docs/comparison.md").write_text(COMPARISON_PAGE)
+    (folder / "docs/systems.md").write_text(SYSTEMS_PAGE)
+    (folder / "docs/export.md").write_text(EXPORT_PAGE)
+    return folder
 
 
 def _save(root: Path, made: Run, name: str = RESULT) -> None:
@@ -416,9 +429,14 @@ def test_what_was_written_passes_the_check(root: Path, capsys: pytest.CaptureFix
     ],
 )
 def test_a_changed_figure_is_caught(
-    root: Path, capsys: pytest.CaptureFixture[str], path: str, old: str, new: str
+    written: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    path: str,
+    old: str,
+    new: str,
 ) -> None:
-    _write(root, run(case(), case(mode="training")))
+    root = shutil.copytree(written, tmp_path / "copy")
     text = (root / path).read_text("utf-8")
     assert old in text
     (root / path).write_text(text.replace(old, new, 1))
