@@ -49,6 +49,7 @@ def test_every_control_names_a_system_that_is_trained() -> None:
         ({"systems": ()}, "must begin with g_fbp, got none"),
         ({"systems": ("g_fbp", "h_fbp")}, "systems must be of .*, m_fbp, .*; got h_fbp"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"jobs": 0}, "jobs must be at least 1, got 0"),
     ],
 )
 def test_wrong_arguments_are_told_before_anything_is_made(
@@ -122,7 +123,9 @@ def test_a_control_from_corpus_to_verdict(
 ) -> None:
     clean = "both streams clean"
     monkeypatch.setattr(fairness_module, "CORPORA", {clean: CORPORA[clean]})
-    result = fairness(out=tmp_path, clips=12, seeds=1, systems=("g_fbp", "ag_fbp"), epochs=1)
+    options: dict[str, Any] = {"clips": 12, "seeds": 1, "epochs": 1}
+    options["systems"] = ("g_fbp", "ag_fbp")
+    result = fairness(out=tmp_path, jobs=2, **options)
     folder = tmp_path / "both-streams-clean"
     assert json.loads((folder / "corpus" / "parameters.json").read_text())["noise"] == 0
     assert json.loads((tmp_path / "fairness.json").read_text()) == json.loads(json.dumps(result))
@@ -136,8 +139,8 @@ def test_a_control_from_corpus_to_verdict(
     assert "12 clips in each corpus, 1 seed(s), epochs: 1." in page
     assert f"| `ag_fbp` | {written['ag_fbp']:.1%} (" in page
     assert "- both streams clean: `ag_fbp` must not be ahead of `g_fbp`" in page
-    weights = (folder / "runs" / "ag_fbp" / "seed0" / "best.safetensors").stat().st_mtime_ns
-    assert (
-        fairness(out=tmp_path, clips=12, seeds=1, systems=("g_fbp", "ag_fbp"), epochs=1) == result
-    )
-    assert (folder / "runs" / "ag_fbp" / "seed0" / "best.safetensors").stat().st_mtime_ns == weights
+    runs = [folder / "runs" / name / "seed0" for name in options["systems"]]
+    assert all("best of 1 epochs" in run.with_suffix(".log").read_text("utf-8") for run in runs)
+    weights = (runs[1] / "best.safetensors").stat().st_mtime_ns
+    assert fairness(out=tmp_path, **options) == result
+    assert (runs[1] / "best.safetensors").stat().st_mtime_ns == weights

@@ -5,14 +5,26 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from avemo import cli, models
+from avemo import paper as paper_module
 from avemo.evaluation.compare import compare
+from avemo.jobs import Job
 from avemo.models import ModelConfig
-from avemo.paper import _first_alike, _left_out, _members, _validation_accuracies, paper
+from avemo.paper import (
+    Plan,
+    Trainings,
+    _first_alike,
+    _left_out,
+    _members,
+    _validation_accuracies,
+    paper,
+)
 from tests.avemo.tiny_cache import write_cache
 
 EPOCHS = 8
@@ -140,12 +152,67 @@ def test_ensembles_are_made_of_runs_that_are_there_anyway() -> None:
     assert _first_alike("m_fbp") == "m_fbp"
 
 
+def test_what_is_missing_is_trained_once_and_some_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[list[Job], int]] = []
+
+    def run_at_once(jobs: list[Job], count: int, done: Callable[[Job], None]) -> None:
+        asked.append((jobs, count))
+        for job in jobs:
+            job.log.with_suffix("").mkdir(parents=True)
+            done(job)
+
+    monkeypatch.setattr(paper_module, "run_at_once", run_at_once)
+    work = Trainings(tmp_path, tmp_path / "cache", Plan("", "small", epochs=3, first_seed=5), 1)
+    work.train(["g_fbp", "4g_fbp", "audio", "1d_abfcn"], 3)
+    ((jobs, count),) = asked
+    runs = [f"runs/g_fbp/seed{seed}" for seed in (5, 6, 7, 8)] + ["runs/1d_abfcn/seed5"]
+    assert [str(job.log.relative_to(tmp_path)) for job in jobs] == [f"{r}.log" for r in runs]
+    assert count == 3
+    assert jobs[1].words == (
+        *("train", "--config", "g_fbp", "--config", "small"),
+        *("--data.cache", str(tmp_path / "cache"), "--seed", "6"),
+        *("--out", str(tmp_path / runs[1]), "--resume", "--trainer.epochs", "3"),
+    )
+    said = capsys.readouterr().out.splitlines()
+    assert said[1].startswith(f"trained: {tmp_path / runs[1]} (2 of 5, ")
+    work.train(["4g_fbp", "am_fbp"], 2)
+    assert [job.log.parent.name for job in asked[1][0]] == ["am_fbp"]
+
+
+@pytest.mark.parametrize(("processors", "jobs"), [(1, 0), (3, 3), (64, 4)])
+def test_quick_trains_as_many_at_once_as_there_are_processors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processors: int, jobs: int
+) -> None:
+    """One alone is trained in the process itself."""
+    asked: list[int] = []
+
+    def run_at_once(*arguments: Any) -> None:
+        asked.append(arguments[1])
+        raise ChildProcessError
+
+    def run_command(*words: object) -> None:
+        raise ChildProcessError
+
+    monkeypatch.setattr(paper_module, "run_at_once", run_at_once)
+    monkeypatch.setattr(paper_module, "run_command", run_command)
+    monkeypatch.setattr(paper_module, "processors", lambda: processors)
+    cache = write_cache(tmp_path / "cache")
+    for quick in (False, True):
+        with pytest.raises(ChildProcessError):
+            paper(cache=cache, out=tmp_path / f"{quick}", tables=["III"], quick=quick)
+    assert asked == ([jobs] if jobs else [])
+
+
 def test_wrong_arguments_are_told(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache")
     with pytest.raises(ValueError, match="tables must be of I, II, III, V, VI; got 'IV'"):
         paper(cache=cache, out=tmp_path / "out", tables=["IV"])
     with pytest.raises(ValueError, match="seeds must be at least 1, got 0"):
         paper(cache=cache, out=tmp_path / "out", seeds=0)
+    with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
+        paper(cache=cache, out=tmp_path / "out", jobs=0)
     with pytest.raises(FileNotFoundError, match="no finished cache"):
         paper(cache=tmp_path, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
