@@ -37,6 +37,7 @@ _FREE = (
     "config.trainer.strategy",
 )
 _GROWS = "config.trainer.epochs"
+_SAME = 1.0  # seconds
 
 
 class ResumeError(ValueError):
@@ -174,10 +175,15 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class StopRequest:
-    """Whether a signal has asked for the end; a second one ends at once."""
+    """Whether a signal has asked for the end; one that comes more than a second later ends at once.
+
+    What comes sooner is the same one again: Slurm sends it to every process of a job, and whatever started this one
+    passes it on.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._since = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
     @contextmanager
@@ -196,9 +202,13 @@ class StopRequest:
             signal.signal(each, self._remember)
 
     def _remember(self, number: int, frame: Any) -> None:
-        self.signal = signal.Signals(number)
-        self._restore()
-        print(f"\n{self.signal.name}: saving; a second one ends at once", file=sys.stderr)
+        del frame
+        if self.signal is None:
+            self.signal, self._since = signal.Signals(number), time.monotonic()
+            print(f"\n{self.signal.name}: saving; another one ends at once", file=sys.stderr)
+        elif time.monotonic() - self._since > _SAME:
+            self._restore()
+            os.kill(os.getpid(), number)
 
     def _restore(self) -> None:
         for each, handler in self._before.items():
