@@ -85,18 +85,20 @@ def test_signals_are_passed_on_and_nothing_survives(command: list[str], tmp_path
     process.wait()
     assert psutil.wait_procs(children, timeout=20)[1] == []
 
-    process, children = begun(command, out)
-    for each in (*children, process):  # as Slurm does; those that are told twice save all the same
-        with contextlib.suppress(psutil.NoSuchProcess):
-            each.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM, said
-    assert psutil.wait_procs(children, timeout=20)[1] == []
-    assert not [*out.rglob("trained")]
-    runs = sorted(log.with_suffix("") for log in out.rglob("seed0.log"))
-    assert [run.parent.name for run in runs] == ["ag_fbp", "g_fbp"]
-    for run in runs:
-        assert "stopped by SIGTERM, and saved; go on by" in run.with_suffix(".log").read_text()
+    runs = [out / "runs" / name / "seed0" for name in ("ag_fbp", "g_fbp")]
+    for all_are_told in (False, True):  # as Slurm does; who is told twice saves all the same
+        process, children = begun(command, out)
+        for each in (*(children if all_are_told else ()), process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 128 + signal.SIGTERM, said
+        assert psutil.wait_procs(children, timeout=20)[1] == []
+        assert not [*out.rglob("trained")]
+        assert sorted(out.rglob("seed0.log")) == [run.with_suffix(".log") for run in runs]
+        for run in runs:
+            told = run.with_suffix(".log").read_text("utf-8")
+            assert told.count("stopped by SIGTERM, and saved; go on by") == 1 + all_are_told
 
     said = subprocess.run(command, capture_output=True, check=True).stdout
     assert b"(4 of 4, " in said
