@@ -82,7 +82,11 @@ def export(
 
 
 def exported(trained: Checkpoint) -> torch.export.ExportedProgram:
-    """The model as a graph of PyTorch's own operators, for any number of clips of any length."""
+    """The model as a graph of PyTorch's own operators, for any number of clips of any length.
+
+    Raises:
+        ValueError: PyTorch fixes the number of clips in its graph, as torch 2.13.0 does for an LSTM.
+    """
     import torch
     from torch import nn
 
@@ -103,9 +107,16 @@ def exported(trained: Checkpoint) -> torch.export.ExportedProgram:
     shapes = ({0: free, 2: free}, {0: free}, {0: free, 1: free}, {0: free})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.export.export(
+        program = torch.export.export(
             Plain().eval(), drawn(trained, *_SHAPES[1]), dynamic_shapes=shapes, strict=False
         )
+    logits = program.graph.output_node().args[0][0]
+    if not isinstance(clips := logits.meta["val"].shape[0], torch.SymInt):
+        raise ValueError(
+            f"the model cannot be exported: PyTorch's graph of it would take batches of {clips} clips "
+            "alone, as that of an LSTM does"
+        )
+    return program
 
 
 def drawn(

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ import avemo
 from avemo import exporting
 from avemo.data.features import FeatureConfig
 from avemo.exporting import INPUTS, TOLERANCE, drawn, export
+from avemo.models import build_model
 from avemo.training.config import DataConfig, TrainConfig
 from tests.avemo.models.tiny_model import BINS, FACE_SIZE, tiny_config, tiny_model
 
@@ -59,6 +61,21 @@ def check_example(rows: list[list[str]], batch: Path) -> None:
     assert [row[1] for row in rows] == [CLASSES[i] for i in expected.argmax(1)]
     shares = [[float(cell.split("=")[1]) for cell in row[2:]] for row in rows]
     assert np.allclose(shares, expected, atol=2e-5)
+
+
+def test_a_model_whose_graph_would_take_one_number_of_clips_is_refused(tmp_path: Path) -> None:
+    """As PyTorch's of an LSTM: before anything is written."""
+    tiny = tiny_config("audio")
+    audio = replace(tiny.audio, encoder="cnn_lstm", width=0.1)
+    config = replace(tiny, audio=audio, audio_attention=replace(tiny.audio_attention, kind="last"))
+    model = build_model(config, bins=BINS, face_size=FACE_SIZE, classes=len(CLASSES)).eval()
+    path = tmp_path / "model.safetensors"
+    trained = TrainConfig(data=DataConfig(Path("none")), model=config)
+    features = FeatureConfig(bins=BINS, face_size=FACE_SIZE)
+    avemo.save(path, model, trained, CLASSES, features)
+    with pytest.raises(ValueError, match=r"would take batches of 3 clips alone"):
+        export(path, out=tmp_path / "model.pt2", format="pt2")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.slow
