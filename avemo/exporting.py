@@ -85,7 +85,7 @@ def exported(trained: Checkpoint) -> torch.export.ExportedProgram:
     """The model as a graph of PyTorch's own operators, for any number of clips of any length.
 
     Raises:
-        ValueError: PyTorch fixes the number of clips in its graph, as torch 2.13.0 does for an LSTM.
+        ValueError: PyTorch fixes a size in its graph, as torch 2.13.0 does for an LSTM.
     """
     import torch
     from torch import nn
@@ -110,12 +110,13 @@ def exported(trained: Checkpoint) -> torch.export.ExportedProgram:
         program = torch.export.export(
             Plain().eval(), drawn(trained, *_SHAPES[1]), dynamic_shapes=shapes, strict=False
         )
-    logits = program.graph.output_node().args[0][0]
-    if not isinstance(clips := logits.meta["val"].shape[0], torch.SymInt):
+    try:
+        program.module()(*drawn(trained, *_SHAPES[0]))
+    except AssertionError as error:
         raise ValueError(
-            f"the model cannot be exported: PyTorch's graph of it would take batches of {clips} clips "
-            "alone, as that of an LSTM does"
-        )
+            "the model cannot be exported: PyTorch's graph of it is for one size alone, as that of an LSTM "
+            f"is ({error})"
+        ) from error
     return program
 
 

@@ -109,7 +109,7 @@ def _begin(threads: int) -> None:
 
     in_a_process_of_its_own()
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    os.setpgrp()  # what the terminal sends is passed on, and a second signal would end a command unsaved
+    os.setpgrp()  # what the terminal sends is passed on; it would end a process between commands
     signal.signal(signal.SIGTERM, _stop)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

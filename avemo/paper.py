@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -275,26 +276,25 @@ class Trainings:
         needed = {
             self._run(member, number): self._words(member, number)
             for system in systems
-            for member, count in (_members(system) or {system: self.seeds}).items()
-            for number in range(count)
+            for member, runs in (_members(system) or {system: self.seeds}).items()
+            for number in range(runs)
         }
-        missing = {
-            run.with_suffix(".log"): Job(words, run.with_suffix(".log"))
+        missing = [
+            Job(words, run.with_suffix(".log"))
             for run, words in needed.items()
             if not (run / _DONE).is_file()
-        }
-        total, start = len(missing), time.monotonic()
+        ]
+        order, start = count(1), time.monotonic()
 
         def done(job: Job) -> None:
             run = job.log.with_suffix("")
             write(run / _DONE, "")
-            del missing[job.log]
             minutes = (time.monotonic() - start) / 60
             print(
-                f"trained: {run} ({total - len(missing)} of {total}, {minutes:.0f} min)", flush=True
+                f"trained: {run} ({next(order)} of {len(missing)}, {minutes:.0f} min)", flush=True
             )
 
-        run_at_once(list(missing.values()), jobs, done)
+        run_at_once(missing, jobs, done)
 
     def _run(self, system: str, number: int) -> Path:
         return self.out / "runs" / _first_alike(system) / f"seed{self.plan.first_seed + number}"
