@@ -54,6 +54,11 @@ COMMANDS = {
         "train the face encoder alone",
         configurable=True,
     ),
+    "pretrain-landmarks": Command(
+        "avemo.training.pretrain_landmarks:pretrain_landmarks",
+        "train the network that finds landmarks",
+        configurable=True,
+    ),
     "export": Command("avemo.exporting:export", "write a model for programs without avemo"),
     "systems": Command(
         "avemo.systems:list_systems", "list the systems that can be trained by name"

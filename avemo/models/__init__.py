@@ -10,7 +10,7 @@ from avemo.models.ensemble import Ensemble, ensemble_streams
 from avemo.models.faces import Faces
 from avemo.models.fused import AudioVisual
 from avemo.models.lbp_top_svm import LBPTopSVM
-from avemo.models.networks import OUR_NETWORK, library_of
+from avemo.models.networks import OURS, library_of
 from avemo.models.output import BOTH, Output
 from avemo.models.parts import FUSIONS
 from avemo.models.single import AudioOnly, VideoOnly
@@ -56,7 +56,7 @@ def check_packages(config: ModelConfig) -> None:
     """
     getattr(_class(config), "check_packages", lambda: None)()
     for network in config.video.networks:
-        if network.name != OUR_NETWORK:
+        if network.name not in OURS:
             library_of(network.name)
 
 

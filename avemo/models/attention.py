@@ -64,10 +64,12 @@ class Mean(nn.Module):
 
 
 class Last(nn.Module):
-    """The last state of each direction of a bidirectional recurrent encoder; it has no weights over time.
+    """The last state of each direction of a recurrent encoder; it has no weights over time.
+
+    A state of zeros is none, such as that of a frame without a face: the last one before it is taken.
 
     Raises:
-        ValueError: vectors for several trunks are wanted.
+        ValueError: vectors for several trunks are wanted, or the encoder is not recurrent.
     """
 
     def __init__(self, encoder: nn.Module, trunks: int, config: AttentionConfig) -> None:
@@ -76,10 +78,19 @@ class Last(nn.Module):
             raise ValueError(
                 f"attention 'last' has a vector for the whole clip alone, and {trunks} trunks are wanted"
             )
+        self.directions = int(getattr(encoder, "directions", 0))
+        if not self.directions:
+            raise ValueError(
+                "attention 'last' takes the last state of an LSTM, and the encoder has none"
+            )
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Frames (B, T, C), forward states and then backward ones, of clips of `lengths` int64 (B,)."""
-        forward, backward = x.chunk(2, dim=2)
+        """Frames (B, T, C), forward states and then backward ones if any, of clips of `lengths` int64 (B,)."""
         rows = torch.arange(len(x), device=x.device)
-        vector = torch.cat([forward[rows, lengths - 1], backward[:, 0]], dim=1)
+        there = x.detach().any(2).int()
+        ends = x.shape[1] - 1 - there.flip(1).argmax(1), there.argmax(1)
+        states = x.chunk(self.directions, dim=2)
+        vector = torch.cat(
+            [state[rows, end] for state, end in zip(states, ends, strict=False)], dim=1
+        )
         return vector, vector[:, None], None

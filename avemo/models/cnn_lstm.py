@@ -31,6 +31,7 @@ class CNNLSTM(nn.Module):
     """
 
     positions = 1
+    directions = BLSTM.directions
 
     def __init__(self, bins: int, config: AudioEncoderConfig) -> None:
         super().__init__()

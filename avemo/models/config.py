@@ -43,7 +43,7 @@ class NetworkConfig:
     """A network that encodes a face (`avemo.models.networks`).
 
     Attributes:
-        name: `torchvision:NAME`, `timm:NAME`, or `frames` for ours.
+        name: `torchvision:NAME`, `timm:NAME`, or one of ours: `frames`, or `landmarks` for distances between them.
         weights: a file of weights that training starts from.
         size: faces are scaled to this side; 0 leaves them as they are.
     """
@@ -70,6 +70,7 @@ class VideoEncoderConfig:
         rate: share of the learning rate that it gets.
         networks: of the encoder `networks`, whose features are concatenated.
         blstm: units of each direction of a bidirectional LSTM after them; 0 for none.
+        lstm: units of an LSTM in its place that reads on alone; 0 for none.
     """
 
     channels: tuple[int, ...] = (64, 128, 256, 512)
@@ -82,6 +83,7 @@ class VideoEncoderConfig:
     rate: float = 1.0
     networks: tuple[NetworkConfig, ...] = ()
     blstm: int = 0
+    lstm: int = 0
 
 
 @dataclass(frozen=True)

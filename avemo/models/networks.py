@@ -1,11 +1,12 @@
-"""Networks of pictures as encoders of faces: one of torchvision or timm by name, ours, or several side by side.
+"""Networks of pictures as encoders of faces: one of torchvision or timm by name, one of ours, or several side by side.
 
 Several at once, their features concatenated and read by a bidirectional LSTM, is what Li et al. (2019), "Bi-modality
 Fusion for Emotion Recognition in the Wild", do with four convolutional networks. Which ones, and on what they were
-trained, their abstract does not say.
+trained, their abstract does not say. Liu et al. (2018) have four as well, and an LSTM (`avemo.models.landmarks`).
 """
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,43 +14,56 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avemo.models.config import NetworkConfig, VideoEncoderConfig
-from avemo.models.ragged import BLSTM, inside
-from avemo.models.video import VideoEncoder
+from avemo.models.landmarks import LandmarkDistances
+from avemo.models.ragged import BLSTM, LSTM
+from avemo.models.video import VideoEncoder, seen_frames
 
 _COLOURS = 3
 _LIBRARIES = ("torchvision", "timm")
-OUR_NETWORK = "frames"
-"""The name of the one that needs no library."""
+OURS: dict[str, Callable[[int, VideoEncoderConfig, NetworkConfig], nn.Module]] = {
+    "frames": lambda face_size, config, _: VideoEncoder(face_size, config),
+    "landmarks": LandmarkDistances,
+}
+"""Those that need no library, by name."""
 
 
 class Networks(nn.Module):
-    """Encodes each face by one network or several, and where `config.blstm` is set all faces by an LSTM after them.
+    """Encodes each face by one network or several, and where it is wanted all faces by an LSTM after them.
 
     Args:
         face_size: height and width of the face crops.
         config: the networks, and the width of the LSTM.
 
     Raises:
-        ValueError: there are none, a library is not there, or it has no such network.
+        ValueError: there are none, a library is not there, or it has no such network; or two LSTMs are wanted.
     """
 
     def __init__(self, face_size: int, config: VideoEncoderConfig) -> None:
         super().__init__()
         if not config.networks:
             raise ValueError("model.video.networks must name at least one network")
+        if config.lstm and config.blstm:
+            raise ValueError(
+                "model.video must have an LSTM of one direction or of two; "
+                f"got lstm {config.lstm} and blstm {config.blstm}"
+            )
         self.networks = nn.ModuleList(
-            VideoEncoder(face_size, config) if each.name == OUR_NETWORK else Pictures(each)
+            OURS[each.name](face_size, config, each) if each.name in OURS else Pictures(each)
             for each in config.networks
         )
         widths: Any = [network.out_features for network in self.networks]
         features = sum(widths)
         self.blstm = BLSTM(features, config.blstm) if config.blstm else None
-        self.out_features = self.blstm.out_features if self.blstm else features
+        self.lstm = LSTM(features, config.lstm) if config.lstm else None
+        last = self.blstm or self.lstm
+        self.directions = last.directions if last else 0
+        self.out_features = last.out_features if last else features
 
     def forward(self, faces: Tensor, lengths: Tensor) -> Tensor:
         """Encodes (B, T, S, S) of `lengths` int64 (B,) as (B, T, D), zero past each clip's end."""
         encoded = torch.cat([network(faces, lengths) for network in self.networks], dim=2)
-        return self.blstm(encoded, lengths) if self.blstm else encoded
+        last = self.blstm or self.lstm
+        return last(encoded, lengths) if last else encoded
 
 
 class Pictures(nn.Module):
@@ -65,14 +79,14 @@ class Pictures(nn.Module):
         self.network, self.out_features = _without_classifier(config.name)
 
     def forward(self, faces: Tensor, lengths: Tensor) -> Tensor:
-        """As `Networks`; faces are shown as grey in three colours."""
-        own = inside(lengths, faces.shape[1])
+        """As `Networks`, zero where there is no face; faces are shown as grey in three colours."""
+        seen = seen_frames(faces, lengths)
         encoded = faces.new_zeros(*faces.shape[:2], self.out_features)
-        pictures = faces[own][:, None]
+        pictures = faces[seen][:, None]
         if self.size:
             size = (self.size, self.size)
             pictures = F.interpolate(pictures, size, mode="bilinear", antialias=True)
-        encoded[own] = self.network(pictures.expand(-1, _COLOURS, -1, -1)).to(encoded.dtype)
+        encoded[seen] = self.network(pictures.expand(-1, _COLOURS, -1, -1)).to(encoded.dtype)
         return encoded
 
     def start_from(self, state: dict[str, Tensor]) -> None:
@@ -105,7 +119,7 @@ def library_of(name: str) -> Any:
     library, _, known_as = name.partition(":")
     if library not in _LIBRARIES or not known_as:
         raise ValueError(
-            f"a network must be 'frames', 'torchvision:NAME' or 'timm:NAME'; got {name!r}"
+            f"a network must be {', '.join(map(repr, OURS))}, 'torchvision:NAME' or 'timm:NAME'; got {name!r}"
         )
     try:
         return importlib.import_module("timm" if library == "timm" else "torchvision.models")

@@ -51,6 +51,28 @@ def turned(x: Tensor, lengths: Tensor) -> Tensor:
     return x.gather(1, order[..., None].expand_as(x))
 
 
+class LSTM(nn.Module):
+    """An LSTM that reads each clip from its beginning.
+
+    Args:
+        features: C, of a frame.
+        hidden: H, its units.
+    """
+
+    directions = 1
+
+    def __init__(self, features: int, hidden: int) -> None:
+        super().__init__()
+        self.onward = nn.LSTM(features, hidden, batch_first=True)
+        self.out_features = hidden
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Frames (B, T, C) of clips of `lengths` int64 (B,) to (B, T, H), zero past each clip's end."""
+        own = inside(lengths, x.shape[1])[..., None]
+        onward, _ = self.onward(x.where(own, 0.0))
+        return onward.where(own, 0.0)
+
+
 class BLSTM(nn.Module):
     """A bidirectional LSTM whose two directions begin at a clip's own ends.
 
@@ -61,6 +83,8 @@ class BLSTM(nn.Module):
         features: C, of a frame.
         hidden: H, of each direction.
     """
+
+    directions = 2
 
     def __init__(self, features: int, hidden: int) -> None:
         super().__init__()

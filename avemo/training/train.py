@@ -97,7 +97,7 @@ def train(
         SystemExit: a signal has stopped the run; the status is 128 and the signal's number.
     """
     config = TrainConfig(data, model, optimizer, trainer, seed)
-    _quieten()
+    quieten()
     own = _own_place(trainer)
     if model.name == "ensemble" and own.processes > 1:
         raise ValueError(
@@ -333,7 +333,7 @@ def _own_place(config: TrainerConfig) -> _Place:
     return _Place(loop.is_global_zero, loop.world_size, loop.strategy.root_device)
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Keeps what Lightning says about itself, and what does not concern our users, off the console."""
     with without_collection():  # a fifth of what its import takes
         import lightning.pytorch  # noqa: F401, it sets the level of what it says when it is imported

@@ -9,14 +9,18 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch import nn
 from torch.nn import functional as F
 
 from avemo.cli import find_config, main
 from avemo.models import ModelConfig, build_model, needed_streams
+from avemo.models import networks as networks_of_pictures
 from avemo.models.config import NetworkConfig
+from avemo.models.networks import OURS as OURS_BY_NAME
 from avemo.systems import figures, system_names, systems
 from avemo.training.compare import compare_steps
 from avemo.training.config import DataConfig, OptimizerConfig, TrainConfig, from_dict
+from tests.avemo.models.test_networks import importable
 from tests.avemo.models.tiny_model import tiny_batch, tiny_config
 from tests.avemo.tiny_cache import write_cache
 from tests.marks import slow
@@ -131,8 +135,10 @@ def small(name: str) -> ModelConfig:
     sizes = tiny_config(name=described(name)["name"])
     sizes = replace(sizes, audio=replace(sizes.audio, width=0.05))
     config = from_dict(ModelConfig, merged(asdict(sizes), described(name)))
-    ours = tuple(NetworkConfig("frames") for _ in config.video.networks)
-    return replace(config, video=replace(config.video, networks=ours, blstm=4))
+    video = config.video
+    ours = tuple(n if n.name in OURS_BY_NAME else NetworkConfig() for n in video.networks)
+    units = {name: min(getattr(video, name), 4) for name in ("blstm", "lstm")}
+    return replace(config, video=replace(video, networks=ours, **units))
 
 
 def merged(first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,6 +166,56 @@ def test_layers_and_parameters_are_those_of_the_source(name: str) -> None:
     assert sum(p.numel() for p in model.parameters() if p.ndim == 1) == others
 
 
+# Of torchvision's networks without their last layer: features, and parameters as its documentation counts them.
+PUBLISHED = {
+    "vgg16": (4096, 138_357_544 - 4097 * 1000),
+    "resnet50": (2048, 25_557_032 - 2049 * 1000),
+    "densenet121": (1024, 7_978_856 - 1025 * 1000),
+    "mobilenet_v2": (1280, 3_504_872 - 1281 * 1000),
+}
+LANDMARKS: Layers = (
+    [*VIDEO[0][:4], (2 * 68, 512 * 4 * 4)],
+    2 * (64 + 128 + 256 + 512) + 2 * 68 + 2 * 28,
+)
+FOUR = 4096 + 2048 + 1024 + 1280
+WITH_FOUR = {
+    "four_cnns_blstm": together(ABFCN, blstm(FOUR, 128), NORM, NORM, head(256 + 256)),
+    "four_cnns_lmed_lstm": together(
+        ABFCN,
+        LANDMARKS,
+        ([(512, FOUR + 28), (512, 128)], 2 * 512),
+        NORM,
+        head(256),
+        ([], 2 * 128),
+        head(128),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WITH_FOUR)
+def test_layers_beside_those_of_four_networks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def published(network: str) -> tuple[nn.Module, int]:
+        return nn.Identity(), PUBLISHED[network.removeprefix("torchvision:")][0]
+
+    monkeypatch.setattr(networks_of_pictures, "_without_classifier", published)
+    with torch.device("meta"):
+        model = build_model(from_dict(ModelConfig, described(name)), **PAPER)
+    shapes, others = WITH_FOUR[name]
+    assert [tuple(p.shape) for p in model.parameters() if p.ndim > 1] == shapes
+    assert sum(p.numel() for p in model.parameters() if p.ndim == 1) == others
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_four_networks_have_the_parameters_that_are_published(name: str) -> None:
+    """Where torchvision can be imported: `make vision` makes such a place."""
+    if not importable("torchvision"):
+        pytest.skip("torchvision cannot be imported beside this torch")
+    with torch.device("meta"):
+        network = networks_of_pictures.Pictures(NetworkConfig(f"torchvision:{name}"))
+    parameters = sum(p.numel() for p in network.parameters())
+    assert (network.out_features, parameters) == PUBLISHED[name]
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """What is so small is slower on several."""
@@ -170,7 +226,9 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("name", slow(ALONE, "att_blstm_fcn", "four_cnns_blstm"))
+@pytest.mark.parametrize(
+    "name", slow(ALONE, "att_blstm_fcn", "four_cnns_blstm", "four_cnns_lmed_lstm")
+)
 def test_it_learns_and_accelerated_as_by_the_reference(name: str, tmp_path: Path) -> None:
     """Four clips by heart after 50 steps; on equal weights both sides' losses are one but for rounding."""
     cache = write_cache(tmp_path, {"train": 4, "val": 4})

@@ -29,12 +29,9 @@ def importable(name: str) -> bool:
     return True
 
 
-def configured(*networks: NetworkConfig, blstm: int = 0) -> ModelConfig:
-    video = tiny_config().video
-    return replace(
-        tiny_config("video"),
-        video=replace(video, encoder="networks", networks=networks, blstm=blstm),
-    )
+def configured(*networks: NetworkConfig, blstm: int = 0, lstm: int = 0) -> ModelConfig:
+    video = replace(tiny_config().video, encoder="networks", networks=networks)
+    return replace(tiny_config("video"), video=replace(video, blstm=blstm, lstm=lstm))
 
 
 def built(config: ModelConfig) -> Networks:
@@ -61,6 +58,39 @@ def test_several_are_concatenated_and_read_by_an_lstm() -> None:
         alone = after.blstm(inside, lengths[row : row + 1])
         torch.testing.assert_close(states[row : row + 1, :n], alone)
         assert not states[row, n:].any()
+
+
+def test_an_lstm_of_one_direction_or_of_two() -> None:
+    _, _, faces, lengths = tiny_batch()
+    encoder = built(configured(NetworkConfig(), lstm=3))
+    assert (encoder.out_features, encoder.directions) == (3, 1)
+    assert encoder.lstm is not None
+    frames = encoder.networks[0](faces, lengths)
+    torch.testing.assert_close(encoder(faces, lengths), encoder.lstm(frames, lengths))
+    assert built(configured(NetworkConfig(), blstm=3)).directions == 2
+    assert built(configured(NetworkConfig())).directions == 0
+    with pytest.raises(ValueError, match="of one direction or of two; got lstm 3 and blstm 2"):
+        built(configured(NetworkConfig(), lstm=3, blstm=2))
+
+
+@pytest.mark.parametrize("units", ["lstm", "blstm"])
+def test_the_last_state_is_that_of_the_last_face(units: str) -> None:
+    """Where the clip ends without one, or begins so."""
+    recurrent: Any = {units: 3}
+    config = configured(NetworkConfig(), **recurrent)
+    config = replace(config, video_attention=replace(config.video_attention, kind="last"))
+    torch.manual_seed(1)
+    model = build_model(config, bins=20, face_size=16, classes=4).eval().video
+    _, _, faces, lengths = tiny_batch()
+    faces, lengths = faces[:1].clone(), lengths[:1]
+    n = int(lengths)
+    faces[:, 0] = faces[:, n - 1] = 0
+    states = model.encoder(faces, lengths)[0]
+    expected = (
+        states[n - 2, :3] if units == "lstm" else torch.cat([states[n - 2, :3], states[1, 3:]])
+    )
+    assert expected.abs().min() > 0
+    torch.testing.assert_close(model(faces, lengths).vector[0], expected)
 
 
 class Small(nn.Module):
@@ -96,6 +126,10 @@ def test_a_network_of_a_library_sees_faces_in_three_colours_without_its_last_lay
     _, _, faces, lengths = tiny_batch()
     encoder = built(configured(NetworkConfig("torchvision:small", size=9)))
     encoded = encoder(faces, lengths)
+    hidden = faces.clone()
+    hidden[0, 1] = 0
+    for t, row in enumerate(encoder(hidden, lengths)[0]):
+        torch.testing.assert_close(row, encoded[0, t] if t != 1 else torch.zeros(6))
     assert encoder.out_features == 6
     network: Any = encoder.networks[0].network
     for row, n in enumerate(lengths.tolist()):

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from avemo.models.ragged import BLSTM
+from avemo.models.ragged import BLSTM, LSTM
 
 
 @pytest.fixture
@@ -79,3 +79,14 @@ def test_other_names_are_refused(one: nn.LSTM) -> None:
     weights["lstm.weight_hr_l0"] = weights["lstm.bias_hh_l0"]
     with pytest.raises(RuntimeError, match=r"weight_hr_l0"):
         BLSTM(5, 3).load_state_dict(weights)
+
+
+@pytest.mark.parametrize("lengths", [[7, 3, 1, 6], [4, 0]])
+def test_one_direction_is_the_first_half_of_both(one: nn.LSTM, lengths: list[int]) -> None:
+    two, onward = like(one), LSTM(5, 3).double()
+    onward.load_state_dict({f"onward.{n}": x for n, x in two.onward.state_dict().items()})
+    x, sizes = torch.randn(len(lengths), 7, 5, dtype=torch.float64), torch.tensor(lengths)
+    expected = two(x, sizes)[..., :3]
+    for clip, length in zip(x, lengths, strict=True):
+        clip[length:] = torch.nan
+    torch.testing.assert_close(onward(x, sizes), expected)
