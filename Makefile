@@ -128,7 +128,7 @@ vision: setup
 	test -x build/vision/bin/python || $(PYTHON) -m venv build/vision
 	build/vision/bin/python -m pip install --quiet torch==2.14.1 torchvision==0.29.1 timm
 	echo $(abspath $(VENV))/lib/python*/site-packages > $$(echo build/vision/lib/python*/site-packages)/rest.pth
-	PYTHONPATH=kernels FBP_BACKEND=reference build/vision/bin/python -m pytest tests/avemo/models/test_networks.py -k real_network
+	PYTHONPATH=kernels FBP_BACKEND=reference build/vision/bin/python -m pytest tests/avemo/models/test_networks.py tests/avemo/test_systems.py -k "real_network or published"
 
 prebuilt: setup
 	$(BIN)/python kernels/torch_versions.py prebuilt dist/prebuilt
