@@ -21,6 +21,7 @@ EXTRAS = {
     "avemo/serve": "serve",
     "avemo/exporting.py": "export",
     "avemo/data/objects.py": "streams",
+    "avemo/data/landmarks.py": "landmarks",
     "avemo/models/transformer.py": "transformers",
     "kernels/fbp_kernels/triton": "gpu",
     "kernels/fbp_kernels/tools": "gpu",
