@@ -102,7 +102,7 @@ build/triton/%/.made: | setup
 	touch $@
 
 ptxas: setup
-	$(BIN)/python kernels/unchanged.py ptxas kernels/csrc kernels/fbp_kernels/tools/ptxas.py --tool nvcc -- \
+	$(BIN)/python kernels/unchanged.py ptxas kernels/csrc/cuda kernels/csrc/problem.h kernels/fbp_kernels/tools/ptxas.py --tool nvcc -- \
 		-m fbp_kernels.tools.ptxas --check
 
 mutants: setup

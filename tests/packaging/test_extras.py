@@ -27,6 +27,7 @@ EXTRAS = {
     "kernels/fbp_kernels/tools": "gpu",
 }
 WITHOUT = {"sounddevice"}  # of nobody's: who wants to hear a microphone is told to install it
+UNSAID = {"dlib": ["dlib-bin"]}  # whose own list of its packages has a library alone
 UNSEEN = {"onnxscript"}  # PyTorch's export to ONNX imports it
 
 
@@ -82,7 +83,7 @@ def needed(path: Path, extra: str) -> set[str]:
 @cache
 def distributions() -> Mapping[str, list[str]]:
     """By the names of the packages in them; all that are installed are looked through."""
-    return metadata.packages_distributions()
+    return {**metadata.packages_distributions(), **UNSAID}
 
 
 def imported(path: Path) -> set[str]:

@@ -1,5 +1,6 @@
 """The extension's sources and the versions of torch that they are for."""
 
+import ctypes
 import importlib.util
 import os
 import re
@@ -189,3 +190,23 @@ def test_a_library_for_many_systems_is_not_bound_to_a_new_one_or_to_python(
         versions.check_symbols(
             own, {"GLIBC": (2, 2), "GLIBCXX": (3, 4, 1), "CXXABI": (1,), "GCC": (1,)}
         )
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not shutil.which("g++"), reason="of Linux, and needs a compiler"
+)
+def test_what_looks_for_libraries_loads_on_older_systems(
+    versions: ModuleType, tmp_path: Path
+) -> None:
+    """Whatever system it is compiled on: glibc 2.34 has these functions under a new version."""
+    header = ROOT / "kernels" / "csrc" / "binding" / "older_systems.h"
+    source, library = tmp_path / "looks.cpp", tmp_path / "looks.so"
+    source.write_text(
+        f'#include <dlfcn.h>\n#include "{header}"\n'
+        'extern "C" void* look() { return dlsym(dlopen("libm.so.6", RTLD_LAZY), "cos"); }\n'
+    )
+    subprocess.run(["g++", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    versions.check_symbols(library, versions.MANYLINUX_2_28)
+    look = ctypes.CDLL(str(library)).look
+    look.restype = ctypes.c_void_p
+    assert look() == ctypes.cast(ctypes.CDLL("libm.so.6").cos, ctypes.c_void_p).value

@@ -7,6 +7,7 @@
 
 #include "../cuda/kernels.h"
 #include "device.h"
+#include "older_systems.h"
 
 namespace fbp {
 
