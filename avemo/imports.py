@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
 
 _own_process = False
+
+# Of PyTorch: what its operators say of results that have no data, for device "meta", compilers and exports.
+_WITHOUT_DATA = ("torch._meta_registrations", "torch.distributed._meta_registrations")
 
 
 def needs(what: str, *packages: str, extra: str) -> None:
@@ -58,3 +65,39 @@ def without_collection() -> Iterator[None]:
         if _own_process:
             gc.freeze()
         gc.enable()
+
+
+class _Later(ModuleType):
+    """Stands in for a module that is imported when anything of it is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # the import system asks for these
+            raise AttributeError(name)
+        return getattr(_now(self.__name__), name)
+
+
+def put_off_kernels_without_data() -> None:
+    """Leaves out of PyTorch's import, which is to follow, its kernels for tensors without data.
+
+    They are a quarter of a short run (docs/predict.md), and to run a model of ours nothing asks for them. Whoever
+    lets others do something with PyTorch calls `all_of_pytorch` before. In the process of somebody else nothing is
+    put off, nor where PyTorch has been imported.
+    """
+    if _own_process and "torch" not in sys.modules:
+        sys.modules.update({name: _Later(name) for name in _WITHOUT_DATA})
+
+
+def all_of_pytorch() -> None:
+    """Imports what was put off."""
+    for name in _WITHOUT_DATA:
+        _now(name)
+
+
+def _now(name: str) -> ModuleType | None:
+    """The module itself; None where it was put off and this PyTorch has none of that name."""
+    if not isinstance(sys.modules.get(name), _Later):
+        return sys.modules.get(name)
+    import torch  # noqa: F401, else its own import would meet a half of itself
+
+    del sys.modules[name]
+    return import_module(name) if find_spec(name) else None

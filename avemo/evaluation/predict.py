@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from avemo.data.worker import warm_up
 from avemo.evaluation.output import Writer
 from avemo.evaluation.sources import find_clips
-from avemo.imports import without_collection
+from avemo.imports import put_off_kernels_without_data, without_collection
 from avemo.machine import processors
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def predict(
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     found = find_clips(map(os.fspath, clips))
+    put_off_kernels_without_data()
     if camera is None:
         warm_up()  # before this process imports anything that takes time, too
 

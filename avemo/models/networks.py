@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avemo.imports import all_of_pytorch
 from avemo.models.config import NetworkConfig, VideoEncoderConfig
 from avemo.models.landmarks import LandmarkDistances
 from avemo.models.ragged import BLSTM, LSTM
@@ -121,6 +122,7 @@ def library_of(name: str) -> Any:
         raise ValueError(
             f"a network must be {', '.join(map(repr, OURS))}, 'torchvision:NAME' or 'timm:NAME'; got {name!r}"
         )
+    all_of_pytorch()
     try:
         return importlib.import_module("timm" if library == "timm" else "torchvision.models")
     except (

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avemo.imports import needs
+from avemo.imports import all_of_pytorch, needs
 from avemo.models.config import AudioEncoderConfig, ModelConfig, VideoEncoderConfig
 from avemo.models.ragged import inside
 
@@ -187,6 +187,7 @@ def is_pretrained(encoder: str) -> bool:
 
 def _library() -> Any:
     needs("an encoder of another library", "transformers", extra="transformers")
+    all_of_pytorch()
     import transformers
 
     return transformers

@@ -107,3 +107,47 @@ def test_no_thread_of_numpy_takes_a_processor_from_the_decoder(
     )
     # As many as were asked for, where the machine has as many processors.
     assert int(done.stdout) == min(expected, len(os.sched_getaffinity(0)))
+
+
+OWN = "from avemo import imports; imports.in_a_process_of_its_own()\n"
+PUT_OFF = OWN + "imports.put_off_kernels_without_data()\nimport sys, torch\n"
+CHECK = "loaded = 'torch._decomp' in sys.modules; print(loaded)\n"
+
+
+def said_by(code: str) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        "imports.all_of_pytorch()",
+        "import torch._meta_registrations as m; m.meta_bmm",
+        "from torch._meta_registrations import meta_bmm",
+        "from avemo.models.transformer import _library; _library()",
+    ],
+)
+def test_kernels_for_tensors_without_data_come_when_they_are_asked_for(then: str) -> None:
+    use = (
+        "torch.distributed.is_available()\n"
+        "with torch.device('meta'):\n"
+        "    x = torch.ones(2, 3, 4)\n"
+        "    print(tuple(torch.linalg.cross(x[..., :3], x[..., 1:]).shape))\n"
+        "    print(*torch.nn.Conv1d(3, 5, 2)(x).shape)\n"
+    )
+    assert said_by(f"{PUT_OFF}{CHECK}{then}\n{CHECK}{use}")[:2] == ["False", "True"]
+
+
+def test_they_are_put_off_in_a_process_of_our_own_alone_and_before_pytorch() -> None:
+    assert said_by(PUT_OFF.replace(OWN, "from avemo import imports\n") + CHECK) == ["True"]
+    late = OWN + "import sys, torch\nimports.put_off_kernels_without_data()\n"
+    assert said_by(f"{late}{CHECK}torch._meta_registrations.meta_bmm") == ["True"]
+
+
+def test_a_pytorch_without_them_is_none_the_worse() -> None:
+    other = PUT_OFF.replace(
+        "imports.put", "imports._WITHOUT_DATA = ('torch._there_is_none',)\nimports.put"
+    )
+    assert said_by(f"{other}{CHECK}imports.all_of_pytorch()") == ["True"]

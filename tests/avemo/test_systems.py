@@ -1,6 +1,8 @@
 """Every system by its name: it builds, it learns, and accelerated operators train it like the reference's."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,15 +11,18 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
 from avemo.cli import find_config, main
+from avemo.data.features import FeatureConfig
 from avemo.models import ModelConfig, build_model, needed_streams
 from avemo.models import networks as networks_of_pictures
 from avemo.models.config import NetworkConfig
 from avemo.models.networks import OURS as OURS_BY_NAME
 from avemo.systems import figures, system_names, systems
+from avemo.training import checkpoint
 from avemo.training.compare import compare_steps
 from avemo.training.config import DataConfig, OptimizerConfig, TrainConfig, from_dict
 from tests.avemo.models.test_networks import importable
@@ -265,6 +270,50 @@ def test_a_clip_is_the_same_alone_and_in_a_batch(name: str) -> None:
                 torch.testing.assert_close(ours[b, : mine.shape[1]], mine[0], rtol=1e-9, atol=1e-9)
                 assert not ours[b, mine.shape[1] :].any()
                 assert mine.sum().item() == pytest.approx(1)
+
+
+RUN = """
+import sys
+from pathlib import Path
+from avemo import imports
+folder, kind = Path(sys.argv[1]), sys.argv[2]
+if kind == "without":
+    imports.in_a_process_of_its_own()
+    imports.put_off_kernels_without_data()
+from safetensors.torch import load_file, save_file
+from avemo.models.backend import use_backend
+from avemo.training.checkpoint import load
+import torch
+batch = [load_file(folder / "batch.safetensors")[name] for name in "abcd"]
+results = {}
+for file in folder.glob("*.model.safetensors"):
+    model = load(file).model
+    use_backend(model, None)
+    with torch.inference_mode():
+        results[file.name] = model(*batch).logits.clone()
+assert ("torch._decomp" in sys.modules) == (kind == "with"), "what was put off was asked for"
+save_file(results, folder / f"{kind}.safetensors")
+"""
+
+
+def test_each_runs_alike_without_what_predict_leaves_out_of_pytorch(tmp_path: Path) -> None:
+    """Bit by bit, in a process that has never imported it."""
+    save_file(dict(zip("abcd", tiny_batch(), strict=True)), tmp_path / "batch.safetensors")
+    for name in ALONE:
+        torch.manual_seed(1)
+        model = build_model(small(name), bins=20, face_size=16, classes=4)
+        config = TrainConfig(DataConfig(tmp_path), small(name))
+        features = FeatureConfig(bins=20, face_size=16)
+        file = tmp_path / f"{name}.model.safetensors"
+        checkpoint.save(file, model, config, ("a", "b", "c", "d"), features)
+    results = []
+    for kind in ("with", "without"):
+        command = [sys.executable, "-c", RUN, str(tmp_path), kind]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert not done.returncode, done.stderr
+        results.append(load_file(tmp_path / f"{kind}.safetensors"))
+    assert len(results[0]) == len(ALONE)
+    assert all(torch.equal(results[1][name], x) for name, x in results[0].items())
 
 
 @pytest.mark.parametrize("name", TRAINED)
