@@ -79,7 +79,7 @@ class _Later(ModuleType):
 def put_off_kernels_without_data() -> None:
     """Leaves out of PyTorch's import, which is to follow, its kernels for tensors without data.
 
-    They are a quarter of a short run (docs/predict.md), and to run a model of ours nothing asks for them. Whoever
+    They are a quarter of its time (docs/predict.md), and to run a model of ours nothing asks for them. Whoever
     lets others do something with PyTorch calls `all_of_pytorch` before. In the process of somebody else nothing is
     put off, nor where PyTorch has been imported.
     """

@@ -91,7 +91,8 @@ def paper(
     and CSV, README.md, which shows them all, and the runs. What is there already is not made again, and a
     training that was killed goes on where it was. Tables II and III are, as in the paper, of the
     validation split, by which the epoch is chosen, too; the others are of the test split. A system that
-    needs a package that is not there is left out, which the page says, and made when it is there.
+    needs a package that is not there is left out, which the page says, and made when it is there; so are, if
+    quick, those with networks of other libraries, which have no smaller size.
 
     Args:
         cache: folder that `avemo prepare` wrote.
@@ -133,7 +134,7 @@ def paper(
     )
     with one_writer(out, "avemo paper"):
         claim(out / _RECORD, vars(plan))
-        left_out = _left_out(wanted)
+        left_out = _left_out(wanted, quick)
         work = Trainings(out, cache, plan, count, left_out)
         for system, reason in left_out.items():
             print(f"avemo: {system} is left out: {reason}", file=sys.stderr)
@@ -214,9 +215,10 @@ def _members(system: str) -> "Counter[str]":
     return Counter(member["name"] for member in _model(system).get("members", ()))
 
 
-def _left_out(tables: Sequence[str]) -> dict[str, str]:
-    """The systems of tables that cannot be trained for want of a package, and what each says of it."""
+def _left_out(tables: Sequence[str], quick: bool) -> dict[str, str]:
+    """The systems of tables that cannot be trained for want of a package, or of time, and why."""
     from avemo.models import ModelConfig, check_packages
+    from avemo.models.networks import of_others
     from avemo.training.config import from_dict
 
     found = {}
@@ -227,6 +229,11 @@ def _left_out(tables: Sequence[str]) -> dict[str, str]:
                 check_packages(config)
             except ValueError as error:
                 found[system] = str(error)
+                continue
+            if quick and of_others(config.video):
+                found[system] = (
+                    "networks of other libraries have no smaller size, and are not for --quick"
+                )
     return found
 
 

@@ -6,12 +6,13 @@ import html
 import itertools
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, NamedTuple
 
 from avemo.text import printable
+
+if TYPE_CHECKING:  # what is wrong with a command's arguments is told without NumPy
+    import numpy as np
+    from numpy.typing import NDArray
 
 _INSTANT = 1e-6  # seconds; what is shorter comes of rounding
 
@@ -62,7 +63,7 @@ def moments(windows: Sequence[tuple[float, float, NDArray[np.float64]]]) -> list
         middle = (left + right) / 2
         over = [p for _, _, p in windows[bisect_right(ends, middle) : bisect_left(starts, middle)]]
         if over and right - left > _INSTANT:
-            found.append(Moment(left, right, np.mean(over, axis=0)))
+            found.append(Moment(left, right, sum(over[1:], over[0]) / len(over)))
     return found
 
 
@@ -70,13 +71,14 @@ def cues(line: Sequence[Moment], classes: Sequence[str]) -> list[Cue]:
     """Joins the stretches of a time line that follow each other with the same emotion."""
     found: list[Cue] = []
     for start, end, probabilities in line:
-        best = int(np.argmax(probabilities))
+        best = int(probabilities.argmax())
         cue = Cue(start, end, classes[best], float(probabilities[best]))
         last = found[-1] if found else None
         if last and last.emotion == cue.emotion and abs(last.end - start) < _INSTANT:
             lengths = (last.end - last.start, end - start)
-            mean = np.average([last.probability, cue.probability], weights=lengths)
-            found[-1] = Cue(last.start, end, cue.emotion, float(mean))
+            parts = zip(lengths, (last.probability, cue.probability), strict=True)
+            mean = sum(length * probability for length, probability in parts) / sum(lengths)
+            found[-1] = Cue(last.start, end, cue.emotion, mean)
         else:
             found.append(cue)
     return found

@@ -10,7 +10,7 @@ from avemo.models.ensemble import Ensemble, ensemble_streams
 from avemo.models.faces import Faces
 from avemo.models.fused import AudioVisual
 from avemo.models.lbp_top_svm import LBPTopSVM
-from avemo.models.networks import OURS, library_of
+from avemo.models.networks import library_of, of_others
 from avemo.models.output import BOTH, Output
 from avemo.models.parts import FUSIONS
 from avemo.models.single import AudioOnly, VideoOnly
@@ -55,9 +55,8 @@ def check_packages(config: ModelConfig) -> None:
         ValueError: a package is not there, or not for this PyTorch; it says which, and what of the model needs it.
     """
     getattr(_class(config), "check_packages", lambda: None)()
-    for network in config.video.networks:
-        if network.name not in OURS:
-            library_of(network.name)
+    for network in of_others(config.video):
+        library_of(network)
 
 
 def needed_streams(model: nn.Module | ModelConfig) -> tuple[str, ...]:

@@ -111,6 +111,11 @@ class Pictures(nn.Module):
             raise ValueError(" ".join(str(error).split())[:300]) from error
 
 
+def of_others(config: VideoEncoderConfig) -> list[str]:
+    """The networks of other libraries that an encoder has."""
+    return [network.name for network in config.networks if network.name not in OURS]
+
+
 def library_of(name: str) -> Any:
     """The module that has a network, named as torchvision:NAME or timm:NAME.
 

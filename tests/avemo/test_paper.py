@@ -109,6 +109,15 @@ def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(tmp_path: Path, sizes:
         paper(cache=cache, out=out, config=str(sizes), epochs=9, seeds=1)
 
 
+def test_networks_of_published_size_are_not_for_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("avemo.models.library_of", lambda name: None)
+    four = {"four_cnns_lmed_lstm", "four_cnns_blstm"}
+    assert _left_out(["V"], quick=False) == {}
+    left_out = _left_out(["II", "V"], quick=True)
+    assert left_out.keys() == four
+    assert all("not for --quick" in reason for reason in left_out.values())
+
+
 def test_a_system_whose_package_is_missing_is_left_out_and_made_when_it_is_there(
     tmp_path: Path,
     sizes: Path,
@@ -142,7 +151,8 @@ def test_an_ensemble_goes_without_what_its_members_go_without(
             raise ValueError("no package")
 
     monkeypatch.setattr(models, "check_packages", check)
-    assert _left_out(["V"]) == dict.fromkeys(["g_fbp", "4g_fbp", "2am_fbp_4g_fbp"], "no package")
+    without = dict.fromkeys(["g_fbp", "4g_fbp", "2am_fbp_4g_fbp"], "no package")
+    assert _left_out(["V"], quick=False) == without
 
 
 def test_ensembles_are_made_of_runs_that_are_there_anyway() -> None:

@@ -396,14 +396,22 @@ def test_for_programs_and_by_a_list(
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["none.safetensors", "none.mp4"], ["none.safetensors", __file__]]
+    ("arguments", "also"),
+    [
+        ([], ["numpy"]),
+        (["none.safetensors", "none.mp4"], ["numpy"]),
+        (["none.safetensors", __file__], []),  # for the clip, workers have begun
+    ],
 )
-def test_what_is_missing_is_told_before_anything_heavy_is_imported(arguments: list[str]) -> None:
+def test_what_is_missing_is_told_before_anything_heavy_is_imported(
+    arguments: list[str], also: list[str]
+) -> None:
     code = (
         "import sys; from avemo.cli import main\n"
         "try: status = main(sys.argv[1:])\n"
         "except SystemExit as end: status = end.code\n"
         "heavy = {'torch', 'lightning', 'av', 'cv2', 'matplotlib', 'scipy', 'PIL', 'fbp_kernels'}\n"
+        f"heavy |= set({also})\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
         "sys.exit(status)"
     )
