@@ -23,7 +23,8 @@ def pretrain_landmarks(
     """Trains a network to find 68 landmarks in the crops of the train split of a cache, where dlib finds them.
 
     The folder `out` receives landmarks.safetensors, the weights that a network `landmarks` of a system of the same
-    `model.video.channels` starts from. A system needs neither dlib nor its file then.
+    `model.video.channels` starts from; it is written after each epoch that is the best so far. A system needs neither
+    dlib nor its file then.
 
     Args:
         data: the clips and how they are served; landmarks are found in crops as they are changed for training.
@@ -42,16 +43,16 @@ def pretrain_landmarks(
         FileExistsError: `out` holds such a network.
         FolderInUseError: another process is writing into `out`.
         ValueError: dlib is not installed, or `predictor` is no predictor of 68 landmarks.
+        TrainingDivergedError: the loss is no longer a finite number.
         CacheError: a clip cannot be read.
     """
     import lightning.pytorch as pl
-    from safetensors.torch import save
 
     from avemo.data.datamodule import ClipDataModule
     from avemo.data.landmarks import ShapePredictor
     from avemo.models.backend import use_backend
     from avemo.models.landmarks import POINTS, LandmarkDistances
-    from avemo.storage import one_writer, write
+    from avemo.storage import one_writer
     from avemo.training.landmarks import LandmarkModule
     from avemo.training.memory import keep_freed_memory
     from avemo.training.train import quieten
@@ -66,7 +67,7 @@ def pretrain_landmarks(
     network = LandmarkDistances(clips.features.face_size, model.video)
     use_backend(network, backend)
     keep_freed_memory()
-    learner = LandmarkModule(network, teacher, optimizer)
+    learner = LandmarkModule(network, teacher, optimizer, file)
     loop = pl.Trainer(
         max_epochs=trainer.epochs,
         accelerator=trainer.accelerator,
@@ -80,7 +81,6 @@ def pretrain_landmarks(
     )
     with one_writer(out, "avemo pretrain-landmarks"):
         loop.fit(learner, clips)
-        write(file, save(learner.best))
     print(
         f"landmarks of the validation split's faces are found, in the mean, within {learner.least_error:.1%} of the "
         f"distance between the eyes' outer corners from where dlib finds them; saved as {file}"

@@ -31,6 +31,9 @@ def test_it_learns_from_dlib_and_a_system_starts_from_it(
         said = capsys.readouterr().out
         errors.append(float(said.split("within ")[1].split("%")[0]))
     assert errors[1] < 0.5 * errors[0]
+    wild = ["--optimizer.learning_rate", "1e30", "--out", str(tmp_path / "wild")]
+    assert main([*pretrain, *wild]) == 2
+    assert "try a lower --optimizer.learning_rate" in capsys.readouterr().err
     assert main(pretrain) == 2
     assert "landmarks.safetensors is there already" in capsys.readouterr().err
 
