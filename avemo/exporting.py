@@ -114,8 +114,7 @@ def exported(trained: Checkpoint) -> torch.export.ExportedProgram:
         program.module()(*drawn(trained, *_SHAPES[0]))
     except AssertionError as error:
         raise ValueError(
-            "the model cannot be exported: PyTorch's graph of it is for one size alone, as that of an LSTM "
-            f"is ({error})"
+            f"the model cannot be exported: PyTorch's graph of it is for one size alone ({error})"
         ) from error
     return program
 
@@ -205,12 +204,21 @@ def _aot(
     program: torch.export.ExportedProgram, out: Path, names: list[str], described: str
 ) -> Runner:
     from torch._inductor import aoti_compile_and_package, aoti_load_package
+    from torch._inductor.exc import InductorError
 
     settings = {"aot_inductor.metadata": {_METADATA: described}}
     # It takes names that end in .pt2 alone; beside `out`, such a file may be somebody's.
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         package = str(Path(folder, "model.pt2"))
-        made = aoti_compile_and_package(program, package_path=package, inductor_configs=settings)
+        try:
+            made = aoti_compile_and_package(
+                program, package_path=package, inductor_configs=settings
+            )
+        except InductorError as error:
+            raise ValueError(
+                "format aot: AOTInductor of this PyTorch cannot compile the model, as it cannot the loop of an LSTM "
+                f"({' '.join(str(error).split())}); formats onnx and pt2 can be had"
+            ) from error
         Path(made).replace(out)
     return _called(aoti_load_package(str(out)))
 

@@ -86,7 +86,7 @@ class Last(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, None]:
         """Frames (B, T, C), forward states and then backward ones if any, of clips of `lengths` int64 (B,)."""
-        rows = torch.arange(len(x), device=x.device)
+        rows = torch.arange(x.shape[0], device=x.device)
         there = x.detach().any(2).int()
         ends = x.shape[1] - 1 - there.flip(1).argmax(1), there.argmax(1)
         states = x.chunk(self.directions, dim=2)

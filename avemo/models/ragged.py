@@ -51,6 +51,32 @@ def turned(x: Tensor, lengths: Tensor) -> Tensor:
     return x.gather(1, order[..., None].expand_as(x))
 
 
+def states(lstm: nn.LSTM, x: Tensor) -> Tensor:
+    """The states of an LSTM of one layer and direction: frames (B, T, C) to (B, T, H).
+
+    In an exported graph each step is written out, in a loop: of the LSTM itself PyTorch makes one for as many frames as
+    it was shown.
+    """
+    if not torch.compiler.is_exporting():
+        found, _ = lstm(x)
+        return found  # type: ignore[no-any-return]
+    from torch._higher_order_ops.scan import scan
+
+    given = x @ lstm.weight_ih_l0.T + lstm.bias_ih_l0 + lstm.bias_hh_l0
+    frames, weight = given.transpose(0, 1), lstm.weight_hh_l0.T
+    nothing = torch.zeros_like(frames[0, :, : lstm.hidden_size])
+
+    def step(before: tuple[Tensor, Tensor], frame: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        hidden, cell = before
+        enter, keep, new, out = (frame + hidden @ weight).chunk(4, dim=1)
+        cell = keep.sigmoid() * cell + enter.sigmoid() * new.tanh()
+        hidden = out.sigmoid() * cell.tanh()
+        return (hidden, cell), hidden.clone()
+
+    _, found = scan(step, (nothing, nothing.clone()), frames)
+    return found.transpose(0, 1)
+
+
 class LSTM(nn.Module):
     """An LSTM that reads each clip from its beginning.
 
@@ -69,8 +95,7 @@ class LSTM(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Frames (B, T, C) of clips of `lengths` int64 (B,) to (B, T, H), zero past each clip's end."""
         own = inside(lengths, x.shape[1])[..., None]
-        onward, _ = self.onward(x.where(own, 0.0))
-        return onward.where(own, 0.0)
+        return states(self.onward, x.where(own, 0.0)).where(own, 0.0)
 
 
 class BLSTM(nn.Module):
@@ -97,8 +122,8 @@ class BLSTM(nn.Module):
         """Frames (B, T, C) of clips of `lengths` int64 (B,) to (B, T, 2 H), zero past each clip's end."""
         own = inside(lengths, x.shape[1])[..., None]
         x = x.where(own, 0.0)  # whatever it is, it would come into the weights' gradients
-        onward, _ = self.onward(x)
-        back, _ = self.back(turned(x, lengths))
+        onward = states(self.onward, x)
+        back = states(self.back, turned(x, lengths))
         return torch.cat([onward, turned(back, lengths)], 2).where(own, 0.0)
 
 

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +23,7 @@ from avemo.exporting import INPUTS, TOLERANCE, drawn, export
 from avemo.models import build_model
 from avemo.training.config import DataConfig, TrainConfig
 from tests.avemo.models.tiny_model import BINS, FACE_SIZE, tiny_config, tiny_model
+from tests.avemo.test_systems import small
 
 CLASSES = ("angry", "happy", "neutral", "sad")
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -63,24 +63,47 @@ def check_example(rows: list[list[str]], batch: Path) -> None:
     assert np.allclose(shares, expected, atol=2e-5)
 
 
-@pytest.mark.parametrize(
-    ("encoder", "attention"), [("cnn_lstm", "last"), ("att_blstm_fcn", "attention_and_mean")]
-)
-def test_a_model_whose_graph_would_take_one_size_is_refused(
-    encoder: Any, attention: Any, tmp_path: Path
-) -> None:
-    """As PyTorch's of an LSTM: before anything is written."""
-    tiny = tiny_config("audio")
-    audio = replace(tiny.audio, encoder=encoder, width=0.1)
-    attended = replace(tiny.audio_attention, kind=attention)
-    config = replace(tiny, audio=audio, audio_attention=attended)
+def with_lstm(system: str, folder: Path) -> Path:
+    """A checkpoint of a system with an LSTM, at the sizes of a test."""
+    config = small(system)
     model = build_model(config, bins=BINS, face_size=FACE_SIZE, classes=len(CLASSES)).eval()
-    path = tmp_path / "model.safetensors"
+    path = folder / "model.safetensors"
     trained = TrainConfig(data=DataConfig(Path("none")), model=config)
-    features = FeatureConfig(bins=BINS, face_size=FACE_SIZE)
-    avemo.save(path, model, trained, CLASSES, features)
+    avemo.save(path, model, trained, CLASSES, FeatureConfig(bins=BINS, face_size=FACE_SIZE))
+    return path
+
+
+def test_a_model_whose_graph_would_take_one_size_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As PyTorch's of its own LSTM: before anything is written."""
+    monkeypatch.setattr("avemo.models.ragged.states", lambda lstm, x: lstm(x)[0])
+    path = with_lstm("cnn_lstm", tmp_path)
     with pytest.raises(ValueError, match=r"one size alone.*Guard failed: audio\.size"):
         export(path, out=tmp_path / "model.pt2", format="pt2")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+@pytest.mark.parametrize(
+    "system", ["cnn_lstm", "att_blstm_fcn", "four_cnns_blstm", "four_cnns_lmed_lstm"]
+)
+def test_an_lstm_of_any_number_of_clips_and_frames(
+    system: str, format: Any, tmp_path: Path
+) -> None:
+    path = with_lstm(system, tmp_path)
+    assert max(export(path, out=tmp_path / "model", format=format).values()) <= TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="AOTInductor compiles C++")
+def test_what_aotinductor_cannot_compile_is_told_in_a_line(tmp_path: Path) -> None:
+    path = with_lstm("cnn_lstm", tmp_path)
+    with pytest.raises(
+        ValueError, match=r"^format aot: .* cannot the loop of an LSTM .*onnx and pt2"
+    ):
+        export(path, out=tmp_path / "model", format="aot")
     assert list(tmp_path.iterdir()) == [path]
 
 

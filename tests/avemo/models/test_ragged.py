@@ -90,3 +90,18 @@ def test_one_direction_is_the_first_half_of_both(one: nn.LSTM, lengths: list[int
     for clip, length in zip(x, lengths, strict=True):
         clip[length:] = torch.nan
     torch.testing.assert_close(onward(x, sizes), expected)
+
+
+@pytest.mark.parametrize("layer", [LSTM, BLSTM])
+def test_exported_it_takes_any_number_of_clips_and_frames(layer: type[LSTM | BLSTM]) -> None:
+    torch.manual_seed(2)
+    module = layer(5, 3).double()
+    free = torch.export.Dim.AUTO
+    sample = (torch.randn(2, 7, 5, dtype=torch.float64), torch.tensor([7, 4]))
+    program = torch.export.export(
+        module, sample, dynamic_shapes=({0: free, 1: free}, {0: free}), strict=False
+    ).module()
+    for clips, frames in [(2, 7), (1, 3), (5, 12)]:
+        x = torch.randn(clips, frames, 5, dtype=torch.float64)
+        lengths = torch.randint(1, frames + 1, (clips,))
+        torch.testing.assert_close(program(x, lengths), module(x, lengths))
