@@ -58,17 +58,17 @@ def states(lstm: nn.LSTM, x: Tensor) -> Tensor:
     it was shown.
     """
     if not torch.compiler.is_exporting():
-        found, _ = lstm(x)
-        return found  # type: ignore[no-any-return]
+        whole: Tensor = lstm(x)[0]
+        return whole
     from torch._higher_order_ops.scan import scan
 
-    given = x @ lstm.weight_ih_l0.T + lstm.bias_ih_l0 + lstm.bias_hh_l0
-    frames, weight = given.transpose(0, 1), lstm.weight_hh_l0.T
+    of_input, of_state, one, other = lstm.all_weights[0]
+    frames = F.linear(x, of_input, one + other).transpose(0, 1)
     nothing = torch.zeros_like(frames[0, :, : lstm.hidden_size])
 
     def step(before: tuple[Tensor, Tensor], frame: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
         hidden, cell = before
-        enter, keep, new, out = (frame + hidden @ weight).chunk(4, dim=1)
+        enter, keep, new, out = (frame + F.linear(hidden, of_state)).chunk(4, dim=1)
         cell = keep.sigmoid() * cell + enter.sigmoid() * new.tanh()
         hidden = out.sigmoid() * cell.tanh()
         return (hidden, cell), hidden.clone()
