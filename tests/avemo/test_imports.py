@@ -127,6 +127,8 @@ def said_by(code: str) -> list[str]:
         "import torch._meta_registrations as m; m.meta_bmm",
         "from torch._meta_registrations import meta_bmm",
         "from avemo.models.transformer import _library; _library()",
+        "from avemo.models.networks import library_of\n"
+        "try: library_of('timm:any')\nexcept ValueError: pass",
     ],
 )
 def test_kernels_for_tensors_without_data_come_when_they_are_asked_for(then: str) -> None:

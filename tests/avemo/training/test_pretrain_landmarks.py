@@ -2,14 +2,18 @@
 
 import math
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from avemo.cli import main
+from avemo.models.landmarks import LandmarkDistances
 from avemo.training import checkpoint
-from avemo.training.landmarks import normalised_error
+from avemo.training.config import OptimizerConfig
+from avemo.training.landmarks import LandmarkModule, normalised_error
+from tests.avemo.models.tiny_model import tiny_config
 from tests.avemo.shape_predictor import write_predictor
 from tests.avemo.tiny_cache import write_cache
 
@@ -59,3 +63,17 @@ def test_the_error_is_a_share_of_the_distance_between_the_eyes() -> None:
     torch.testing.assert_close(
         normalised_error(found, known), torch.tensor(expected, dtype=torch.float64)
     )
+
+
+def test_what_is_kept_is_the_network_of_the_least_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, file = LandmarkDistances(16, tiny_config().video), tmp_path / "landmarks.safetensors"
+    module = LandmarkModule(network, Mock(), OptimizerConfig(), file)
+    monkeypatch.setattr(module, "log", Mock())
+    for error in (0.5, 0.2, 0.4, math.nan):
+        torch.nn.init.constant_(network.norm.bias, error)
+        module.error.update(torch.tensor([error - 0.1, error + 0.1]))
+        module.on_validation_epoch_end()
+    assert module.least_error == pytest.approx(0.2)
+    assert torch.equal(load_file(file)["norm.bias"], torch.full((28,), 0.2))
