@@ -124,7 +124,6 @@ def said_by(code: str) -> list[str]:
     "then",
     [
         "imports.all_of_pytorch()",
-        "import torch._meta_registrations as m; m.meta_bmm",
         "from torch._meta_registrations import meta_bmm",
         "from avemo.models.transformer import _library; _library()",
         "from avemo.models.networks import library_of\n"

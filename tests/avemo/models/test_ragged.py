@@ -92,10 +92,9 @@ def test_one_direction_is_the_first_half_of_both(one: nn.LSTM, lengths: list[int
     torch.testing.assert_close(onward(x, sizes), expected)
 
 
-@pytest.mark.parametrize("layer", [LSTM, BLSTM])
-def test_exported_it_takes_any_number_of_clips_and_frames(layer: type[LSTM | BLSTM]) -> None:
+def test_exported_it_takes_any_number_of_clips_and_frames() -> None:
     torch.manual_seed(2)
-    module = layer(5, 3).double()
+    module = BLSTM(5, 3).double()
     free = torch.export.Dim.AUTO
     sample = (torch.randn(2, 7, 5, dtype=torch.float64), torch.tensor([7, 4]))
     program = torch.export.export(
