@@ -63,6 +63,13 @@ DISTANCES: tuple[tuple[_Place, _Place], ...] = (
 )
 
 
+# By distance, what of each landmark its vector is made of.
+_FROM_TO = [
+    [(i in one) / len(one) - (i in other) / len(other) for i in range(POINTS)]
+    for one, other in DISTANCES
+]
+
+
 class LandmarkDistances(nn.Module):
     """Finds the landmarks of each face and gives the distances between them.
 
@@ -88,12 +95,17 @@ class LandmarkDistances(nn.Module):
         self.out_features = len(DISTANCES)
         self.frozen = network.weights is not None
         if self.frozen:
-            self.find.requires_grad_(False)
+            self.find.requires_grad_(False).eval()  # who trains need not call `train`
+
+    def train(self, mode: bool = True) -> "LandmarkDistances":
+        """As every module; statistics of landmarks that stay are not trained either."""
+        super().train(mode)
+        if self.frozen:
+            self.find.eval()
+        return self
 
     def forward(self, faces: Tensor, lengths: Tensor) -> Tensor:
         """Encodes (B, T, S, S) of `lengths` int64 (B,) as (B, T, 28), zero where there is no face."""
-        if self.frozen:
-            self.find.eval()  # its statistics are not trained either
         between = self.norm(distances(self.points(faces, lengths)))
         return between.where(seen_frames(faces, lengths)[..., None], 0.0)
 
@@ -105,8 +117,4 @@ class LandmarkDistances(nn.Module):
 
 def distances(points: Tensor) -> Tensor:
     """The distances of `DISTANCES`: landmarks (..., 68, 2) to (..., 28), in their unit."""
-    ends = torch.zeros(2, len(DISTANCES), POINTS, dtype=points.dtype, device=points.device)
-    for number, pair in enumerate(DISTANCES):
-        for end, place in enumerate(pair):
-            ends[end, number, list(place)] = 1 / len(place)
-    return torch.linalg.vector_norm((ends[0] - ends[1]) @ points, dim=-1)
+    return torch.linalg.vector_norm(points.new_tensor(_FROM_TO) @ points, dim=-1)

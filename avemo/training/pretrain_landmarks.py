@@ -42,7 +42,7 @@ def pretrain_landmarks(
     Raises:
         FileExistsError: `out` holds such a network.
         FolderInUseError: another process is writing into `out`.
-        ValueError: dlib is not installed, or `predictor` is no predictor of 68 landmarks.
+        ValueError: dlib is not installed, `predictor` is no predictor of 68 landmarks, or `trainer` asks for more.
         TrainingDivergedError: the loss is no longer a finite number.
         CacheError: a clip cannot be read.
     """
@@ -57,6 +57,12 @@ def pretrain_landmarks(
     from avemo.training.memory import keep_freed_memory
     from avemo.training.train import quieten
 
+    plain = TrainerConfig(trainer.epochs, trainer.accelerator, trainer.precision)
+    if trainer != plain:
+        raise ValueError(
+            "trainer must have no settings but epochs, accelerator and precision to find landmarks; "
+            f"got {trainer}"
+        )
     file = out / FILE
     if file.exists():
         raise FileExistsError(f"{file} is there already; choose another --out")

@@ -38,6 +38,8 @@ def test_it_learns_from_dlib_and_a_system_starts_from_it(
     wild = ["--optimizer.learning_rate", "1e30", "--out", str(tmp_path / "wild")]
     assert main([*pretrain, *wild]) == 2
     assert "try a lower --optimizer.learning_rate" in capsys.readouterr().err
+    assert main([*pretrain, "--trainer.devices", "2"]) == 2
+    assert "no settings but epochs, accelerator and precision" in capsys.readouterr().err
     assert main(pretrain) == 2
     assert "landmarks.safetensors is there already" in capsys.readouterr().err
 
