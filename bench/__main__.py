@@ -56,14 +56,16 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="measure, and write one JSON file")
     parity = commands.add_parser("parity", help="compare results and gradients with float64")
-    labels = [*shapes.ALL, *shapes.MAPS]
+    labels = [*shapes.ALL, *shapes.MAPS, *shapes.CONVOLUTIONS]
     peers = [*PEERS, COPY]
     timed = [*OPERATORS, "training_step"]
     _add_choice(
         run, [*labels, *shapes.STEPS], list(shapes.USUAL), [*SUBJECTS, "training_step"], timed
     )
     _add_hold(run)
-    _add_choice(parity, labels, ["clip", "batch", *shapes.MAPS], list(SUBJECTS))
+    _add_choice(
+        parity, labels, ["clip", "batch", *shapes.MAPS, *shapes.CONVOLUTIONS], list(SUBJECTS)
+    )
     parity.add_argument("--out", type=Path, help="file or folder of the verdicts, default none")
     parity.add_argument(
         "--resume", action="store_true", help="keep the verdicts that the file has, find the others"

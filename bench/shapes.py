@@ -57,6 +57,16 @@ FRAMES, HIDDEN = 300, 128
 MAPS = {"conv1": (8, 96, 50, 150), "conv2": (8, 256, 24, 74)}
 SMALLEST_MAPS = {"one": (1, 1, 1, 1), "tiny": (2, 5, 3, 4)}
 
+# Convolutions (N, C, H, W) to O channels by kernels of side k, every S positions: the second and the fourth of the
+# audio encoder, the second and the last of the video encoder.
+CONVOLUTIONS = {
+    "audio2": (8, 96, 24, 75, 256, 5, 1),
+    "audio4": (8, 384, 11, 37, 384, 3, 1),
+    "face2": (304, 64, 32, 32, 128, 3, 2),
+    "face4": (304, 256, 8, 8, 512, 3, 2),
+}
+SMALLEST_CONVOLUTIONS = {"one": (1, 1, 1, 1, 1, 1, 1), "tiny": (2, 5, 3, 4, 6, 3, 2)}
+
 # Training steps of the full-size model, and how the process that takes them handles its memory.
 STEPS = {
     "full": "PyTorch's default",
@@ -64,7 +74,7 @@ STEPS = {
 }
 
 # What is measured where nothing else is asked for: all that a CPU does in seconds.
-USUAL = ("clip", "batch", "vqa", *MAPS, "one", *STEPS)
+USUAL = ("clip", "batch", "vqa", *MAPS, *CONVOLUTIONS, "one", *STEPS)
 
 # The cost of one size, the others held: what is varied, and over which values.
 CURVES = {

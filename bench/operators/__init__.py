@@ -3,12 +3,23 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from bench.shapes import ALL, CURVES, FRAMES, HIDDEN, MAPS, SMALLEST_MAPS, Shape
+from bench.shapes import (
+    ALL,
+    CONVOLUTIONS,
+    CURVES,
+    FRAMES,
+    HIDDEN,
+    MAPS,
+    SMALLEST_CONVOLUTIONS,
+    SMALLEST_MAPS,
+    Shape,
+)
 
 from . import (
     am_fbp,
     attention_pool,
     batch_norm,
+    conv2d,
     dropout,
     fbp,
     local_response_norm,
@@ -70,6 +81,10 @@ _FUSED = _shapes(lambda s: {"B": s.B, "O": s.O_G + s.O_M})
 _MAPS = {
     label: dict(zip("NCHW", sizes, strict=True)) for label, sizes in (MAPS | SMALLEST_MAPS).items()
 }
+_CONVOLUTIONS = {
+    label: dict(zip("NCHWOkS", sizes, strict=True))
+    for label, sizes in (CONVOLUTIONS | SMALLEST_CONVOLUTIONS).items()
+}
 
 OPERATORS = {
     "fbp": Subject(fbp.make, _GLOBAL, curves=("B", "K")),
@@ -78,6 +93,7 @@ OPERATORS = {
     "am_fbp": Subject(am_fbp.make, _BOTH),
     "attention_pool": Subject(attention_pool.make, _FRAMES),
     "batch_norm": Subject(batch_norm.make, _MAPS),
+    "conv2d": Subject(conv2d.make, _CONVOLUTIONS),
     "dropout": Subject(dropout.make, _FUSED, curves=("B",)),
     "local_response_norm": Subject(local_response_norm.make, _MAPS),
     "power_normalize": Subject(power_normalize.make, _FUSED),

@@ -181,6 +181,18 @@ struct DropoutProblem {
   i64* after = nullptr;        // a copy of the state, which is moved on; null in the backward
 };
 
+// The gradient of the weights of a convolution without groups or dilation. Everything is contiguous
+// with the channels last: x (images, *input, channels), dy (images, *output, outputs), d_weight
+// (outputs, *kernel, channels). There is at least one output, and one position of one.
+struct ConvolutionProblem {
+  Dtype dtype = Dtype::float32;
+  i64 images = 0, channels = 0, outputs = 0;
+  i64 input[2] = {}, output[2] = {}, kernel[2] = {}, stride[2] = {}, padding[2] = {};
+  const void* x = nullptr;
+  const void* dy = nullptr;
+  void* d_weight = nullptr;
+};
+
 // What a kernel needs of its device beside the tensors; those of the CPU need neither.
 struct Context {
   void* stream = nullptr;  // of CUDA
@@ -207,6 +219,7 @@ struct Kernels {
   void (*power_normalize_forward)(const PowerNormalizeProblem&, const Context&) = nullptr;
   void (*power_normalize_backward)(const PowerNormalizeProblem&, const Context&) = nullptr;
   void (*dropout)(const DropoutProblem&, const Context&) = nullptr;
+  void (*convolution_weights)(const ConvolutionProblem&, const Context&) = nullptr;
   // lrn_backward, and batch_norm_backward where dx is needed, also read a dy whose channels are
   // apart where those of x are together.
   bool any_gradient = false;

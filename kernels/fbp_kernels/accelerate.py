@@ -5,7 +5,8 @@ last, `report` what is said about both. They only look; what changes a model is 
 """
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,12 +26,14 @@ class _Before:
 
     Attributes:
         kind: its class.
-        backend: what it was told, where it is one of ours.
+        switched: whether it was told a backend since.
+        backend: what it was told before, where it is one of ours.
         shape: of a convolution's weight.
         strides: likewise.
     """
 
     kind: type[nn.Module]
+    switched: bool = False
     backend: str | None = None
     shape: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()
@@ -42,9 +45,10 @@ def accelerate(
     """Switches every module that has a fused kernel to it, in place; all of them, or after an exception none.
 
     Modules stay the objects that they are: parameters, buffers, hooks, training mode and state-dict keys do not change.
-    Known are the modules of `fbp_kernels`, and `torch.nn.LocalResponseNorm` and `torch.nn.Dropout`, whose class becomes
-    that of `fbp_kernels` of the same name. What cannot be served stays as it was, and the report says why. Where no
-    backend is asked for, every call chooses one, so that a model may be moved to another device or dtype afterwards.
+    Known are the modules of `fbp_kernels`, and `torch.nn.Conv2d`, `torch.nn.Dropout` and `torch.nn.LocalResponseNorm`,
+    whose class becomes that of `fbp_kernels` of the same name. What cannot be served stays as it was, and the report
+    says why. Where no backend is asked for, every call chooses one, so that a model may be moved to another device or
+    dtype afterwards.
 
     With `channels_last`, the weights of `torch.nn.Conv2d` are laid out channels last, in place, as
     `module.to(memory_format=torch.channels_last)` does: values, shapes and state dicts stay, strides do not.
@@ -103,11 +107,11 @@ def restore(model: nn.Module) -> list[str]:
     """
     changed = {n: module for n, module in model.named_modules() if _BEFORE in vars(module)}
     for name, module in changed.items():
-        kind, now = vars(module)[_BEFORE].kind, type(module)
-        turned = served.TURNED.get(kind)
+        before, now = vars(module)[_BEFORE], type(module)
+        turned = served.TURNED.get(before.kind) if before.switched else None
         if turned and now is not turned.kind:
             raise RuntimeError(
-                f"restore: {name or 'the model'} is a {now.__name__}, expected a {kind.__name__}"
+                f"restore: {name or 'the model'} is a {now.__name__}, expected a {turned.kind.__name__}"
             )
     with ExitStack() as undo:
         for module in changed.values():
@@ -165,8 +169,10 @@ def _switch(module: nn.Module, backend: str | None, undo: ExitStack) -> None:
     if turned and backend == "reference":
         return
     _set_back_on(undo, module)
-    before = _Before(type(module), None if turned else module.backend)  # type: ignore[arg-type]
-    vars(module).setdefault(_BEFORE, before)
+    before = vars(module).get(_BEFORE, _Before(type(module)))
+    if not before.switched:
+        told: Any = None if turned else module.backend
+        vars(module)[_BEFORE] = replace(before, switched=True, backend=told)
     if turned:
         # Same attributes and a few more: changing the class keeps the object, and so everything hung on it.
         module.__class__ = turned.kind
@@ -179,8 +185,9 @@ def _lay_out(module: nn.Conv2d, undo: ExitStack) -> None:
     _set_back_on(undo, module)
     weight = module.weight
     assert isinstance(weight, nn.Parameter)
-    before = _Before(type(module), shape=tuple(weight.shape), strides=weight.stride())
-    vars(module).setdefault(_BEFORE, before)
+    before = vars(module).get(_BEFORE, _Before(type(module)))
+    if not before.strides:
+        vars(module)[_BEFORE] = replace(before, shape=tuple(weight.shape), strides=weight.stride())
     layout.lay_out(weight, layout.channels_last(weight), undo)
 
 
@@ -191,7 +198,9 @@ def _undo(module: nn.Module, undo: ExitStack) -> None:
         weight = module.weight
         if type(weight) is nn.Parameter and weight.shape == before.shape:
             layout.lay_out(weight, before.strides, undo)
-    elif turned := served.TURNED.get(before.kind):
+    if not before.switched:
+        return
+    if turned := served.TURNED.get(before.kind):
         for name in turned.names:
             delattr(module, name)
         module.__class__ = before.kind

@@ -10,7 +10,8 @@ by the other one. A call goes by the row that is nearest in work:
 2. of its operator in float32; else in any dtype; else
 3. of the operators that have the same kernels.
 
-Without any the fused kernels go first: they were written to be faster, and nothing says that they are not. On a GPU
+Without any the fused kernels go first: they were written to be faster, and nothing says that they are not; but for
+convolutions, which PyTorch leaves to libraries for the very processor, the reference does. On a GPU
 what has been done before Python could have launched the next Triton kernel goes to the native kernels, whose launch
 costs less; what takes longer goes to Triton.
 """
@@ -28,6 +29,8 @@ import torch
 TABLE = Path(__file__).with_name("choice.json")
 GPU = "cuda"
 MODES = ("forward", "training")
+# What PyTorch hands to a library for the very processor: a kernel of ours goes first only where it was seen to win.
+OF_VENDORS = ("conv2d",)
 SAME_KERNELS = ("am_fbp", "fbp", "trunk_fbp")
 # In multiply-adds: what the native kernels do in 50 us at the rate that they had on an H200 at `clip`, 5.6e12 a second.
 # A call of theirs cost Python 28 us there, one of Triton's 357.
@@ -164,7 +167,7 @@ def choice(target: str, operator: str, dtype: str, rows: Sequence[Row] | None = 
     rows = measured() if rows is None else rows
     near, rule = _candidates(operator, dtype, [row for row in rows if row.target == target])
     if not near:
-        return Choice.of(dict.fromkeys(MODES, _unmeasured(target, rule)))
+        return Choice.of(dict.fromkeys(MODES, _unmeasured(target, operator, rule)))
     # Half way between two sizes is where both are as near, in doublings.
     ends = [*(math.sqrt(a.work * b.work) for a, b in pairwise(near)), math.inf]
     why = [f"{rule}{row}" for row in near]
@@ -179,7 +182,10 @@ def choice(target: str, operator: str, dtype: str, rows: Sequence[Row] | None = 
     )
 
 
-def _unmeasured(target: str, rule: str) -> tuple[Step, ...]:
+def _unmeasured(target: str, operator: str, rule: str) -> tuple[Step, ...]:
+    if operator in OF_VENDORS:
+        why = f"{rule}, and PyTorch's own is the work of a processor's makers"
+        return (Step(math.inf, ("reference", "native", "triton"), why),)
     if target != GPU:
         why = f"{rule}, and its kernel was written to be faster"
         return (Step(math.inf, ("native", "reference", "triton"), why),)

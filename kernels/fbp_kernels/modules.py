@@ -464,6 +464,80 @@ class Dropout(_Leaf, nn.Dropout):
         return f"{super().extra_repr()}, backend={self.backend}"
 
 
+class Conv2d(_Leaf, nn.Conv2d):
+    """`torch.nn.Conv2d`, of whose weights a kernel of ours computes the gradient, see `fbp_kernels.conv2d`.
+
+    PyTorch's own runs where that gradient is not due or where it was measured to be faster; where x is not channels
+    last (the copies would cost more); with groups, dilation or padding by other than zeros; on pictures without a
+    batch; under transforms of `torch.func`, and where a call is traced.
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+        kernel_size: of both dimensions, or of each; and what else `torch.nn.Conv2d` takes, by name.
+        backend: which kernels run it.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        *,
+        backend: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, **options)
+        self.backend = backend
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolves x (N, C, H, W)."""
+        if torch.jit.is_scripting():
+            return self._conv_forward(input, self.weight, self.bias)
+        else:  # a branch, so that TorchScript does not see it
+            if self._fused(input):
+                return ops.conv2d(
+                    input,
+                    self.weight,
+                    self.bias,
+                    stride=self.stride,
+                    padding=self.padding,  # type: ignore[arg-type]
+                    backend="native",
+                )
+            return super().forward(input)
+
+    def plain(self) -> str:
+        """Why PyTorch's own always runs, or an empty string where our kernel may."""
+        for name, value, expected in (
+            ("groups", self.groups, 1),
+            ("dilation", self.dilation, (1, 1)),
+            ("padding_mode", self.padding_mode, "zeros"),
+        ):
+            if value != expected:
+                return f"its {name} is {value!r}, expected {expected!r}"
+        if isinstance(self.padding, str):
+            return f"its padding is {self.padding!r}, expected numbers"
+        return ""
+
+    def _fused(self, x: Any) -> bool:
+        """Whether a call is for our kernel."""
+        weight = self.weight
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or self.plain():
+            return False
+        if not (_plain(x) and _plain(weight) and torch.is_grad_enabled() and weight.requires_grad):
+            return False
+        if x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last):
+            return False
+        kind, dtype = x.device.type, x.dtype
+        # The meta device has no autocast, and raises where it is asked whether that is enabled.
+        if kind != "meta" and torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+        return backends.resolve("conv2d", self.backend, kind, dtype, (x, weight)) == "native"
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, backend={self.backend}"
+
+
 class BatchNorm(_Leaf, nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d` for clips of different lengths, see `fbp_kernels.batch_norm`.
 

@@ -194,6 +194,17 @@ def dropout(x: Tensor, state: Tensor, p: float) -> tuple[Tensor, Tensor]:
     return x * (mask / (1.0 - p) if p < 1 else mask), after
 
 
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+) -> Tensor:
+    """Convolution, see `fbp_kernels.conv2d`."""
+    return F.conv2d(x, weight, bias, stride, padding)
+
+
 def adaptive_scales(a: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """mu = |a| / (|a| + |v|) and eta = |v| / (|a| + |v|), L2 norms of rows; 0.5 each where both are 0.
 

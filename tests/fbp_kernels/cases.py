@@ -264,7 +264,28 @@ def dropped(draw: Draw) -> Case:
     return Case(fk.dropout, [draw.tensor(*shape)], arguments, draw.dtype)
 
 
+def conv2d(draw: Draw) -> Case:
+    data = draw.data
+    stride, padding, kernel = (
+        tuple(data.draw(st.integers(low, high), label=name) for _ in range(2))
+        for name, low, high in (("stride", 1, 3), ("padding", 0, 2), ("kernel", 1, 4))
+    )
+    height, width = (
+        data.draw(st.integers(max(1, k - 2 * p), 11)) for k, p in zip(kernel, padding, strict=True)
+    )
+    channels = data.draw(st.integers(1, 20) | st.sampled_from([32, 48]), label="channels")
+    outputs = data.draw(draw.scope.outputs, label="outputs")
+    x = draw.tensor(data.draw(st.integers(1, 4), label="images"), channels, height, width)
+    weight = draw.tensor(outputs, channels, *kernel, scale=(channels * kernel[0]) ** -0.5)
+    if data.draw(st.booleans(), label="channels_last"):
+        x, weight = (t._replace(layout="channels_last") for t in (x, weight))
+    bias = draw.tensor(outputs) if data.draw(st.booleans(), label="bias") else None
+    arguments = {"stride": stride, "padding": padding}
+    return Case(fk.conv2d, [x, weight, bias], arguments, draw.dtype)
+
+
 CASES = {
+    "conv2d": conv2d,
     "dropout": dropped,
     "fbp": fbp,
     "trunk_fbp": trunk_fbp,

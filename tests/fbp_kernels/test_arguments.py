@@ -50,6 +50,11 @@ def norm_arguments(**changes: Any) -> dict[str, Any]:
 STATE = torch.Generator().manual_seed(2).get_state().view(torch.int64)
 
 
+def conv_arguments(**changes: Any) -> dict[str, Any]:
+    x, weight = torch.randn(2, 3, 4, 5), torch.randn(4, 3, 3, 3)
+    return {"x": x, "weight": weight, "bias": torch.randn(4), "padding": 1} | changes
+
+
 def drop_arguments(**changes: Any) -> dict[str, Any]:
     return {"x": torch.randn(3), "state": STATE} | changes
 
@@ -115,6 +120,15 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
     (fk.batch_norm, norm_arguments(lengths=torch.tensor([1])), ValueError, r"lengths has shape \(1,\), expected \(B=4\)"),
     # backend
     (fk.fbp, global_arguments(backend="cuda"), ValueError, "backend is 'cuda', expected one of native, reference, triton"),
+    (fk.conv2d, conv_arguments(x=torch.randn(3, 4, 5)), ValueError, r"x has shape \(3, 4, 5\), expected \(N, C, H, W\)"),
+    (fk.conv2d, conv_arguments(weight=torch.randn(4, 2, 3, 3)), ValueError, r"weight has shape .*, expected \(O, C=3, h, w\)"),
+    (fk.conv2d, conv_arguments(bias=torch.randn(5)), ValueError, r"bias has shape \(5,\), expected \(O=4\)"),
+    (fk.conv2d, conv_arguments(weight=torch.randn(4, 3, 3, 9)), ValueError, "weight has 9 rows or columns for W=5 and padding 1"),
+    (fk.conv2d, conv_arguments(stride=(1, 0)), ValueError, r"stride is \(1, 0\), expected at least 1"),
+    (fk.conv2d, conv_arguments(stride=(1, 2, 3)), ValueError, "stride is .*, expected one number or two"),
+    (fk.conv2d, conv_arguments(padding=-1), ValueError, r"padding is \(-1, -1\), expected at least 0"),
+    (fk.conv2d, conv_arguments(weight=torch.randn(4, 3, 3, 3).double()), TypeError, "weight is torch.float64, expected torch.float32"),
+    (fk.conv2d, conv_arguments(backend="triton"), RuntimeError, "conv2d cannot run on backend 'triton': this version has no"),
     (fk.dropout, drop_arguments(p=1.5), ValueError, "dropout: p is 1.5, expected a probability from 0 to 1"),
     (fk.dropout, drop_arguments(state=STATE[1:]), ValueError, r"state is torch.int64 of shape \(631,\) on cpu, expected"),
     (fk.dropout, drop_arguments(state=STATE.double()), ValueError, r"state is torch.float64 of shape \(632,\)"),
@@ -161,6 +175,7 @@ def test_shapes_that_do_not_fit_are_seen_without_memory(
 def test_the_good_arguments_are_good() -> None:
     for operator, arguments in (
         (fk.dropout, drop_arguments()),
+        (fk.conv2d, conv_arguments()),
         (fk.fbp, global_arguments()),
         (fk.trunk_fbp, trunk_arguments()),
         (fk.am_fbp, am_arguments()),

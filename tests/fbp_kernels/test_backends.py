@@ -20,6 +20,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "am_fbp": (*CALL[:2], *TRUNKS[:2], *CALL[2:4], *TRUNKS[2:], 2, 2),
     "attention_pool": (torch.randn(2, 5, 3), torch.randn(3, 4), torch.ones(4), torch.ones(4), 2.0),
     "local_response_norm": (torch.randn(2, 3, 4),),
+    "conv2d": (torch.randn(2, 3, 4, 5), torch.randn(6, 3, 3, 3)),
     "dropout": (torch.randn(2, 3),),
     "power_normalize": (torch.randn(2, 3),),
 }

@@ -69,6 +69,13 @@ def batch_norm(backend: str | None) -> Call:
 
 
 CALLS: dict[str, tuple[Callable[[str | None], Call], list[tuple[int, ...]]]] = {
+    # Of a sine, likewise.
+    "conv2d": (
+        lambda k: (
+            lambda x, w, b: fk.conv2d(x.sin(), w, b, stride=(2, 1), padding=(1, 0), backend=k)
+        ),
+        [(2, 2, 3, 3), (2, 2, 3, 2), (2,)],
+    ),
     # Of a sine, as it is linear itself: its tangents do not depend on x.
     "dropout": (lambda k: lambda x: fk.dropout(x.sin(), 0.3, state=STATE, backend=k), [(3, 4)]),
     "fbp": (fbp, [(2, 3), (2, 2), (3, 4), (2, 4), (4,), (4,)]),

@@ -49,7 +49,10 @@ def test_what_the_cuda_kernels_do_not_have_is_said_and_not_chosen(built: None) -
     assert backends.resolve("fbp", None, "cpu", torch.float64) == "native"
 
 
-PLAIN = {"dropout"}  # PyTorch's own is one kernel each way, with a mask that a GPU draws
+PLAIN = {
+    "conv2d",
+    "dropout",
+}  # cuDNN is there; PyTorch's dropout is one kernel each way, whose mask a GPU draws
 
 
 def test_no_operator_is_left_behind_on_a_gpu(built: None, monkeypatch: pytest.MonkeyPatch) -> None:

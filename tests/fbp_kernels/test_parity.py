@@ -50,6 +50,9 @@ def test_bit_identical_from_run_to_run_and_for_any_number_of_threads(
     p, q = torch.randn(3, C, 65), torch.randn(3, D, 65)
     state = torch.Generator().manual_seed(2).get_state().view(torch.int64)
     calls = {
+        "conv2d": lambda a, v, p, _: fk.conv2d(
+            a[:, :, None, :46], p[:, :45].reshape(65, 3, 5, 9), padding=4, backend=backend
+        ),
         "dropout": lambda a, *_: fk.dropout(a.repeat(9, 1, 1), 0.3, state=state, backend=backend),
         "fbp": (
             lambda a, v, p, q: fk.fbp(
@@ -213,6 +216,10 @@ def test_gradcheck(operator: str, backend: str) -> None:
         "attention_pool": (
             lambda *t: fk.attention_pool(*t, trunks=2, lengths=lengths, **options),
             (at, draw(3, 4), draw(4), draw(4), draw()),
+        ),
+        "conv2d": (
+            lambda *t: fk.conv2d(*t, stride=(2, 1), padding=(0, 2), **options),
+            (draw(2, 3, 4, 5).transpose(2, 3), draw(4, 3, 2, 3), draw(4)),
         ),
         "power_normalize": (lambda z: fk.power_normalize(z, **options), (draw(4, 3, 5),)),
         "dropout": (lambda x: fk.dropout(x, 0.3, state=state, **options), (draw(4, 3, 5).mT,)),

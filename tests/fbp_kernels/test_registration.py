@@ -89,9 +89,15 @@ def call_dropout(backend: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
     return lambda x: fk.dropout(x, 0.3, state=state, backend=backend), [leaf(5, 7)]
 
 
+def call_conv2d(backend: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    inputs = [leaf(2, 3, 6, 5), leaf(4, 3, 3, 3), leaf(4)]
+    return lambda *t: fk.conv2d(*t, stride=(2, 1), padding=1, backend=backend), inputs
+
+
 BILINEAR = {"fbp": call_fbp, "trunk_fbp": call_trunk_fbp, "am_fbp": call_am_fbp}
 OPERATORS = {
     **BILINEAR,
+    "conv2d": call_conv2d,
     "dropout": call_dropout,
     "local_response_norm": call_local_response_norm,
     "batch_norm": call_batch_norm,

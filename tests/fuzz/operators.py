@@ -194,6 +194,24 @@ def dropout(draw: Draw, run: Run) -> None:
     run(backward)
 
 
+def conv2d(draw: Draw, run: Run) -> None:
+    stride, padding, kernel = (
+        [draw.rng.choice(sizes) for _ in range(2)]
+        for sizes in ((1, 1, 2, 3), (0, 1, 2), (1, 2, 3, 5))
+    )
+    size = [draw.rng.choice((k, k, k + 1, k + 9)) for k in kernel]
+    channels, outputs = draw.rng.choice((1, 2, 3, 15, 16, 17, 48, 64)), draw.size(OUTPUTS, 300)
+    images = draw.rng.choice((0, 1, 2, 5))
+    out = [
+        (s + 2 * p - k) // t + 1 for s, p, k, t in zip(size, padding, kernel, stride, strict=True)
+    ]
+    x = _in_a_layout(draw, draw.tensor(images, channels, *size))
+    dy = _in_a_layout(draw, draw.tensor(images, outputs, *out))
+    weight = _in_a_layout(draw, draw.tensor(outputs, channels, *kernel))
+    call = Call("conv2d_weight_gradient", [dy, x, weight, *stride, *padding])
+    run(draw.spoil(call, dict.fromkeys(range(3), "tensor")) if draw.wrong else call)
+
+
 OPERATORS: dict[str, Callable[[Draw, Run], None]] = {
     "fbp": fbp,
     "trunk_fbp": trunk_fbp,
@@ -203,4 +221,5 @@ OPERATORS: dict[str, Callable[[Draw, Run], None]] = {
     "attention_pool": attention_pool,
     "power_normalize": power_normalize,
     "dropout": dropout,
+    "conv2d": conv2d,
 }

@@ -58,4 +58,7 @@ STABLE_TORCH_LIBRARY(FBP_LIBRARY, m) {
   m.def("power_normalize_backward(Tensor dy, Tensor z, float eps) -> Tensor");
   m.def("dropout_forward(Tensor x, Tensor state, float p) -> (Tensor y, Tensor after)");
   m.def("dropout_backward(Tensor dy, Tensor x, Tensor state, float p) -> Tensor");
+  m.def(
+      "conv2d_weight_gradient(Tensor dy, Tensor x, Tensor weight, int stride_y, int stride_x, "
+      "int padding_y, int padding_x) -> Tensor");
 }

@@ -3,6 +3,7 @@
 #include "attention_pool.h"
 #include "backward.h"
 #include "batch_norm.h"
+#include "convolution.h"
 #include "dropout.h"
 #include "forward.h"
 #include "lrn.h"
@@ -93,6 +94,10 @@ void dropout(const DropoutProblem& problem, const Context&) {
   with_type(problem.dtype, [&](auto type) { DropoutOf<decltype(type)>(problem).run(); });
 }
 
+void convolution_weights(const ConvolutionProblem& problem, const Context&) {
+  with_type(problem.dtype, [&](auto type) { ConvolutionWeights<decltype(type)>(problem).run(); });
+}
+
 }  // namespace
 
 #define FBP_QUOTE(x) #x
@@ -114,6 +119,7 @@ Kernels kernels() {
       power_normalize_forward,
       power_normalize_backward,
       dropout,
+      convolution_weights,
       /*any_gradient=*/true,
   };
 }

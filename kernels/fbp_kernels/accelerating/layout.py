@@ -6,7 +6,11 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
+from .. import modules
+
 Memory = tuple[torch.device, int]
+
+_FORWARDS = (nn.Conv2d.forward, modules.Conv2d.forward)
 
 
 def look(model: nn.Module) -> tuple[dict[str, nn.Conv2d], dict[str, str]]:
@@ -43,7 +47,7 @@ def lay_out(weight: nn.Parameter, strides: tuple[int, ...], undo: ExitStack) -> 
 def _why_not(module: nn.Conv2d, owners: Counter[Memory]) -> str:
     """Why one convolution has to stay as it is, or an empty string."""
     weight = dict(module.named_parameters(recurse=False)).get("weight")
-    if "forward" in vars(module) or type(module).forward is not nn.Conv2d.forward:
+    if "forward" in vars(module) or type(module).forward not in _FORWARDS:
         return f"{type(module).__name__} has a forward of its own"
     if weight is None:
         return "its weight is computed from others"

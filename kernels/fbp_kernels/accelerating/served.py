@@ -17,8 +17,10 @@ OPERATORS: dict[type[nn.Module], str] = {
     modules.AttentionPool: "attention_pool",
     modules.BatchNorm: "batch_norm",
     modules.BatchNormReLU: "batch_norm",
+    modules.Conv2d: "conv2d",
     modules.Dropout: "dropout",
     modules.LocalResponseNorm: "local_response_norm",
+    nn.Conv2d: "conv2d",
     nn.Dropout: "dropout",
     nn.LocalResponseNorm: "local_response_norm",
 }
@@ -61,6 +63,8 @@ def why_not(module: nn.Module) -> str:
         return _why_not_turned(module, base)
     if isinstance(module, modules.BatchNormReLU):
         return module.apart()
+    if isinstance(module, modules.Conv2d):
+        return module.plain()
     return ""
 
 
@@ -94,6 +98,7 @@ def _why_not_local_response_norm(module: nn.LocalResponseNorm) -> str:
 
 
 TURNED: dict[type[nn.Module], Turned] = {
+    nn.Conv2d: Turned(modules.Conv2d, {}, modules.Conv2d.plain),
     nn.Dropout: Turned(modules.Dropout, {}, _why_not_dropout),
     nn.LocalResponseNorm: Turned(
         modules.LocalResponseNorm, {"relu": False}, _why_not_local_response_norm

@@ -3,6 +3,7 @@
 from .am_fbp import am_fbp
 from .attention_pool import attention_pool
 from .batch_norm import batch_norm
+from .conv2d import conv2d
 from .dropout import dropout
 from .fbp import fbp
 from .local_response_norm import local_response_norm
@@ -13,6 +14,7 @@ __all__ = [
     "am_fbp",
     "attention_pool",
     "batch_norm",
+    "conv2d",
     "dropout",
     "fbp",
     "local_response_norm",
