@@ -467,8 +467,8 @@ class Dropout(_Leaf, nn.Dropout):
 class Conv2d(_Leaf, nn.Conv2d):
     """`torch.nn.Conv2d`, of whose weights a kernel of ours computes the gradient, see `fbp_kernels.conv2d`.
 
-    PyTorch's own runs where that gradient is not due or where it was measured to be faster; where x is not channels
-    last (the copies would cost more); with groups, dilation or padding by other than zeros; on pictures without a
+    PyTorch's own runs where it was measured to be faster; in float32 and float64 where that gradient is not due or x is
+    not channels last (the copies would cost more); with groups, dilation or padding by other than zeros; on pictures without a
     batch; under transforms of `torch.func`, and where a call is traced.
 
     Args:
@@ -524,14 +524,17 @@ class Conv2d(_Leaf, nn.Conv2d):
         weight = self.weight
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or self.plain():
             return False
-        if not (_plain(x) and _plain(weight) and torch.is_grad_enabled() and weight.requires_grad):
-            return False
-        if x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last):
+        if not (_plain(x) and _plain(weight)) or x.dim() != 4:
             return False
         kind, dtype = x.device.type, x.dtype
         # The meta device has no autocast, and raises where it is asked whether that is enabled.
         if kind != "meta" and torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
+        if dtype in (torch.float32, torch.float64):
+            if not (torch.is_grad_enabled() and weight.requires_grad):
+                return False
+            if not x.is_contiguous(memory_format=torch.channels_last):
+                return False
         return backends.resolve("conv2d", self.backend, kind, dtype, (x, weight)) == "native"
 
     def extra_repr(self) -> str:

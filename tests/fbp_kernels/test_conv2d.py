@@ -185,6 +185,7 @@ def test_pytorchs_own_runs_where_ours_cannot_or_need_not(monkeypatch: pytest.Mon
     assert not runs(frozen, x, monkeypatch)
     with torch.no_grad():
         assert not ours()
+        assert ours(x.bfloat16().contiguous(), dtype=torch.bfloat16), "half precision, always"
 
 
 def test_an_accelerated_convolution_trains_as_the_plain_one_and_comes_back() -> None:

@@ -12,6 +12,9 @@ from . import _check, _operator
 
 Sizes = tuple[int, ...]
 
+_HALF = (torch.bfloat16, torch.float16)
+_WITHOUT_HALF = ("avx2", "portable")  # of the instruction sets that kernels are built for
+
 
 def conv2d(
     x: Tensor,
@@ -24,8 +27,9 @@ def conv2d(
 ) -> Tensor:
     """What `torch.nn.functional.conv2d` computes without groups and dilation; LeCun et al. 1989 trained it so.
 
-    The native kernel is one for the gradient of the weights, dW = sum over positions of dy^T patch(x); all else is
-    PyTorch's own with every backend. It reads x and dy channels last, and copies what lies otherwise.
+    The native kernel is one for the gradient of the weights, dW = sum over positions of dy^T patch(x). It reads x and
+    dy channels last, and copies what lies otherwise. All else is PyTorch's own; half precision is computed in float32
+    and rounded once on processors without instructions for it.
 
     Args:
         x: (N, C, H, W); float32, float64, bfloat16 or float16.
@@ -76,7 +80,15 @@ def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, padding: Sizes
 ) -> Tensor:
     _check_all((x, weight, bias), (stride, padding))  # PyTorch's own takes more than we do
-    return F.conv2d(x, weight, bias, stride, padding)
+    wide = _widened(*(t for t in (x, weight, bias) if t is not None))
+    return F.conv2d(*wide, stride=stride, padding=padding).to(x.dtype)  # type: ignore[misc]
+
+
+def _widened(*tensors: Tensor) -> Sequence[Tensor]:
+    """In float32 where half precision has no instructions of its own: PyTorch's loops for it take many times as long."""
+    if tensors[0].dtype in _HALF and native.instruction_set() in _WITHOUT_HALF:
+        return [t.float() for t in tensors]
+    return tensors
 
 
 def _backward(
@@ -90,10 +102,11 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     dx = d_weight = d_bias = None
     if needs & 1:
+        wide = _widened(dy, x, weight)
         dx = torch.ops.aten.convolution_backward(
-            dy, x, weight, None, stride, padding, (1, 1), False, (0, 0), 1, (True, False, False)
+            *wide, None, stride, padding, (1, 1), False, (0, 0), 1, (True, False, False)
         )[0]
-        if dx.stride() != x.stride():
+        if dx.stride() != x.stride() or dx.dtype != x.dtype:
             dx = torch.empty_like(x).copy_(dx)
     if needs & 2:
         d_weight = _weight_gradient(dy, x, weight, *stride, *padding)
