@@ -58,8 +58,9 @@ MAPS = {"conv1": (8, 96, 50, 150), "conv2": (8, 256, 24, 74)}
 SMALLEST_MAPS = {"one": (1, 1, 1, 1), "tiny": (2, 5, 3, 4)}
 
 # Convolutions (N, C, H, W) to O channels by kernels of side k, every S positions: the second and the fourth of the
-# audio encoder, the second and the last of the video encoder.
+# audio encoder, the second and the last of the video encoder, and what a small model has.
 CONVOLUTIONS = {
+    "small": (16, 24, 24, 38, 32, 3, 1),
     "audio2": (8, 96, 24, 75, 256, 5, 1),
     "audio4": (8, 384, 11, 37, 384, 3, 1),
     "face2": (304, 64, 32, 32, 128, 3, 2),

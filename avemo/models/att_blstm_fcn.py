@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from avemo.models.attention import Mean, attention_pool
 from avemo.models.config import AttentionConfig, AudioEncoderConfig
 from avemo.models.ragged import BLSTM, mask, scaled
-from fbp_kernels import BatchNorm
+from fbp_kernels import BatchNorm, Conv2d
 
 _CHANNELS = (128, 256, 128)
 _KERNELS = (8, 5, 3)  # frames
@@ -39,7 +39,7 @@ class AttBLSTMFCN(nn.Module):
         self.blstm = BLSTM(bins, scaled(_HIDDEN, config.width))
         channels = [bins, *(scaled(c, config.width) for c in _CHANNELS)]
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(before, after, (1, kernel), padding="same", bias=False)
+            Conv2d(before, after, (1, kernel), padding="same", bias=False, backend="reference")
             for before, after, kernel in zip(channels, channels[1:], _KERNELS, strict=False)
         )
         self.norms = nn.ModuleList(BatchNorm(c, backend="reference") for c in channels[1:])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from avemo.models.config import AudioEncoderConfig
 from avemo.models.ragged import mask, max_pool, pooled, strided
-from fbp_kernels import BatchNorm, LocalResponseNorm
+from fbp_kernels import BatchNorm, Conv2d, LocalResponseNorm
 
 _POOL = 3  # frames (and bins) that a pooling window covers
 
@@ -44,11 +44,13 @@ class AudioEncoder(nn.Module):
         super().__init__()
         c1, c2, c3, c4, c5 = config.channels
         self.stride = config.stride
-        self.conv1 = nn.Conv2d(1, c1, 11, stride=config.stride, padding=5, bias=False)
-        self.conv2 = nn.Conv2d(c1, c2, 5, padding=2, bias=False)
-        self.conv3 = nn.Conv2d(c2, c3, 3, padding=1, bias=False)
-        self.conv4 = nn.Conv2d(c3, c4, 3, padding=1, bias=False)
-        self.conv5 = nn.Conv2d(c4, c5, 3, padding=1, bias=False)
+        self.conv1 = Conv2d(
+            1, c1, 11, stride=config.stride, padding=5, bias=False, backend="reference"
+        )
+        self.conv2 = Conv2d(c1, c2, 5, padding=2, bias=False, backend="reference")
+        self.conv3 = Conv2d(c2, c3, 3, padding=1, bias=False, backend="reference")
+        self.conv4 = Conv2d(c3, c4, 3, padding=1, bias=False, backend="reference")
+        self.conv5 = Conv2d(c4, c5, 3, padding=1, bias=False, backend="reference")
         self.norms = nn.ModuleList(BatchNorm(c, backend="reference") for c in config.channels)
         self.lrn1, self.lrn2 = (
             LocalResponseNorm(backend="reference") if config.lrn else nn.Identity()
@@ -65,7 +67,9 @@ class AudioEncoder(nn.Module):
             heights = pooled(heights, _POOL)
         self.positions = 1 if collapse else heights
         self.out_features = config.out_features if collapse else c5
-        self.collapse = nn.Conv2d(c5, config.out_features, (heights, 1)) if collapse else None
+        self.collapse = (
+            Conv2d(c5, config.out_features, (heights, 1), backend="reference") if collapse else None
+        )
 
     def out_lengths(self, lengths: Tensor) -> Tensor:
         """Encoded frames, times P, that clips of `lengths` frames give: int64 (B,) to int64 (B,)."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from avemo.models.config import AudioEncoderConfig
 from avemo.models.ragged import BLSTM, mask, max_pool, pooled, scaled
-from fbp_kernels import BatchNorm
+from fbp_kernels import BatchNorm, Conv2d
 
 _CHANNELS = (16, 24, 32)
 _KERNELS = ((12, 16), (8, 12), (5, 7))  # bins by frames
@@ -39,7 +39,7 @@ class CNNLSTM(nn.Module):
             raise ValueError(f"bins must be at least 8 to be halved three times; got {bins}")
         channels = [1, *(scaled(c, config.width) for c in _CHANNELS)]
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(before, after, kernel, padding="same", bias=False)
+            Conv2d(before, after, kernel, padding="same", bias=False, backend="reference")
             for before, after, kernel in zip(channels, channels[1:], _KERNELS, strict=False)
         )
         self.norms = nn.ModuleList(BatchNorm(c, backend="reference") for c in channels[1:])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from avemo.models.config import VideoEncoderConfig
 from avemo.models.ragged import inside
-from fbp_kernels import BatchNormReLU
+from fbp_kernels import BatchNormReLU, Conv2d
 
 _SPREAD = 9  # frames that the usual face is the median of
 
@@ -47,7 +47,9 @@ class VideoEncoder(nn.Module):
         stages: OrderedDict[str, nn.Module] = OrderedDict()
         channels = 2  # the frame, and its difference from the usual face
         for i, out in enumerate(config.channels):
-            stages[f"{3 * i}"] = nn.Conv2d(channels, out, 3, stride=2, padding=1, bias=False)
+            stages[f"{3 * i}"] = Conv2d(
+                channels, out, 3, stride=2, padding=1, bias=False, backend="reference"
+            )
             stages[f"{3 * i + 1}"] = BatchNormReLU(out, backend="reference")
             channels = out
         # The layout that convolutions with many small pictures are fastest in, on CPUs and GPUs.

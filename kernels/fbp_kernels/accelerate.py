@@ -45,10 +45,9 @@ def accelerate(
     """Switches every module that has a fused kernel to it, in place; all of them, or after an exception none.
 
     Modules stay the objects that they are: parameters, buffers, hooks, training mode and state-dict keys do not change.
-    Known are the modules of `fbp_kernels`, and `torch.nn.Conv2d`, `torch.nn.Dropout` and `torch.nn.LocalResponseNorm`,
-    whose class becomes that of `fbp_kernels` of the same name. What cannot be served stays as it was, and the report
-    says why. Where no backend is asked for, every call chooses one, so that a model may be moved to another device or
-    dtype afterwards.
+    Known are the modules of `fbp_kernels`, and `torch.nn.LocalResponseNorm` and `torch.nn.Dropout`, whose class becomes
+    that of `fbp_kernels` of the same name. What cannot be served stays as it was, and the report says why. Where no
+    backend is asked for, every call chooses one, so that a model may be moved to another device or dtype afterwards.
 
     With `channels_last`, the weights of `torch.nn.Conv2d` are laid out channels last, in place, as
     `module.to(memory_format=torch.channels_last)` does: values, shapes and state dicts stay, strides do not.

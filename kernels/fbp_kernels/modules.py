@@ -468,8 +468,8 @@ class Conv2d(_Leaf, nn.Conv2d):
     """`torch.nn.Conv2d`, of whose weights a kernel of ours computes the gradient, see `fbp_kernels.conv2d`.
 
     PyTorch's own runs where it was measured to be faster; in float32 and float64 where that gradient is not due or x is
-    not channels last (the copies would cost more); with groups, dilation or padding by other than zeros; on pictures without a
-    batch; under transforms of `torch.func`, and where a call is traced.
+    not channels last (the copies would cost more); with groups, dilation or padding by other than zeros; on pictures
+    without a batch; under transforms of `torch.func`, and where a call is traced.
 
     Args:
         in_channels: C.
@@ -501,7 +501,7 @@ class Conv2d(_Leaf, nn.Conv2d):
                     self.weight,
                     self.bias,
                     stride=self.stride,
-                    padding=self.padding,  # type: ignore[arg-type]
+                    padding=self._zeros(),
                     backend="native",
                 )
             return super().forward(input)
@@ -515,9 +515,15 @@ class Conv2d(_Leaf, nn.Conv2d):
         ):
             if value != expected:
                 return f"its {name} is {value!r}, expected {expected!r}"
-        if isinstance(self.padding, str):
-            return f"its padding is {self.padding!r}, expected numbers"
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        if (left, top) != (right, bottom):
+            return "its padding is not the same on both sides"
         return ""
+
+    def _zeros(self) -> tuple[int, int]:
+        """Padding of each dimension, in numbers."""
+        left, _, top, _ = self._reversed_padding_repeated_twice
+        return top, left
 
     def _fused(self, x: Any) -> bool:
         """Whether a call is for our kernel."""

@@ -72,6 +72,7 @@ class ConvolutionWeights {
   static constexpr int kVectors = max_vectors(kMaxRows);
   static constexpr i64 kPanel = kVectors * kWidth<S>;
   static constexpr i64 kTile = kRun * kMaxRows + kWidth<S>;
+  static constexpr i64 kFetches = 4;
   // Of a block of dW, which stays in L2 with what it is made of.
   static constexpr i64 kMostRows = 256, kMostPanels = 288 / kPanel;
   // Enough for many threads; sums do not depend on how many there are.
@@ -116,7 +117,12 @@ class ConvolutionWeights {
       place(start, tile.depth, scratch.seen);
       gather_gradients(start, tile.depth, row, tiles, scratch.left);
       for (i64 p = 0; p < panels; ++p) {
-        gather_panel(scratch.seen, tile.depth, column_of(panel + p), scratch.panel);
+        const i64 next = smaller(p + 1, panels - 1);
+        gather_panel(scratch.seen, tile.depth, column_of(panel + p), column_of(panel + next),
+                     scratch.panel);
+        if (const i64 turn = p + kFetches - panels; turn >= 0)
+          fetch_gradients(start + tile.depth, smaller(kRun, end - start - tile.depth), turn, row,
+                          rows);
         for (i64 t = 0; t < tiles.count; ++t) {
           tile.turn = t;
           tile.left = {scratch.left + t * kTile, 1, kMaxRows};
@@ -151,6 +157,14 @@ class ConvolutionWeights {
       }
   }
 
+  // One of kFetches parts of what the next run gathers of dy. In a run's last panels: L2 holds a
+  // block of dW, and would not keep it for longer.
+  void fetch_gradients(i64 start, i64 steps, i64 turn, i64 row, i64 rows) const {
+    const i64 first = steps * turn / kFetches, end = steps * (turn + 1) / kFetches;
+    fetch_runs(static_cast<const T*>(problem_.dy) + (start + first) * problem_.outputs + row,
+               problem_.outputs, end - first, rows);
+  }
+
   // Where the patches of so many positions begin.
   void place(i64 start, i64 steps, Seen* to) const {
     const auto& [dtype, images, channels, outputs, input, output, kernel, stride, padding, x, dy,
@@ -168,19 +182,21 @@ class ConvolutionWeights {
     }
   }
 
-  // A panel of patches from a column on, 0 where they reach over the border or end.
-  void gather_panel(const Seen* seen, i64 steps, i64 column, S* to) const {
+  // A panel of patches from a column on, 0 where they reach over the border or end. The panel that
+  // is next is fetched meanwhile.
+  void gather_panel(const Seen* seen, i64 steps, i64 column, i64 next, S* to) const {
     const i64 line = problem_.kernel[1] * problem_.channels;  // of a patch, contiguous in x
     const i64 row = column / line, first = column % line;
     const bool whole = first + kPanel <= line;
+    const i64 next_row = next / line, next_first = next % line;
     for (i64 i = 0; i < steps; ++i, to += kPanel) {
       const Seen& at = seen[i];
+      __builtin_prefetch(line_of(at, next_row) + next_first, 0, 2);
       if (whole && at.has(row, problem_.input[0]) && first >= at.first &&
           first + kPanel <= at.last) {
         const T* const from = line_of(at, row) + first;
 #pragma GCC unroll 8
         for (i64 j = 0; j < kPanel; j += kWidth<S>) store(to + j, load(from + j));
-        __builtin_prefetch(from + kPanel, 0, 2);
       } else {
         gather_piece(at, row, first, smaller(kPanel, patch_ - column), to);
       }

@@ -20,7 +20,6 @@ OPERATORS: dict[type[nn.Module], str] = {
     modules.Conv2d: "conv2d",
     modules.Dropout: "dropout",
     modules.LocalResponseNorm: "local_response_norm",
-    nn.Conv2d: "conv2d",
     nn.Dropout: "dropout",
     nn.LocalResponseNorm: "local_response_norm",
 }
@@ -98,7 +97,6 @@ def _why_not_local_response_norm(module: nn.LocalResponseNorm) -> str:
 
 
 TURNED: dict[type[nn.Module], Turned] = {
-    nn.Conv2d: Turned(modules.Conv2d, {}, modules.Conv2d.plain),
     nn.Dropout: Turned(modules.Dropout, {}, _why_not_dropout),
     nn.LocalResponseNorm: Turned(
         modules.LocalResponseNorm, {"relu": False}, _why_not_local_response_norm

@@ -80,12 +80,12 @@ def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, padding: Sizes
 ) -> Tensor:
     _check_all((x, weight, bias), (stride, padding))  # PyTorch's own takes more than we do
-    wide = _widened(*(t for t in (x, weight, bias) if t is not None))
-    return F.conv2d(*wide, stride=stride, padding=padding).to(x.dtype)  # type: ignore[misc]
+    signal, kernel, *rest = _widened(*(t for t in (x, weight, bias) if t is not None))
+    return F.conv2d(signal, kernel, rest[0] if rest else None, stride, padding).to(x.dtype)
 
 
 def _widened(*tensors: Tensor) -> Sequence[Tensor]:
-    """In float32 where half precision has no instructions of its own: PyTorch's loops for it take many times as long."""
+    """In float32 where half precision has no instructions: PyTorch's loops for it take many times as long."""
     if tensors[0].dtype in _HALF and native.instruction_set() in _WITHOUT_HALF:
         return [t.float() for t in tensors]
     return tensors
