@@ -36,7 +36,7 @@ class ConvolutionWeights {
     const i64 shares = ceil_div(positions_, share_), blocks = row_blocks_ * column_blocks_;
     if (shares > 1) sums_ = Buffer<S>(shares * problem_.outputs * patch_);
     const i64 left = ceil_div(rows_, kMaxRows) * kTile, out = rows_ * ld();
-    const WorkerBuffers<S> memory(threads_, left + out + kRun * kPanel);
+    const WorkerBuffers<S> memory(threads_, left + out + kRun * kPanel + kWidth<S>);
     const WorkerBuffers<Seen> seen(threads_, kRun);
     // Those of one share follow each other: what all of them read is then near.
     parallel(shares * blocks, threads_, [&](int worker, i64 job) {
@@ -211,7 +211,9 @@ class ConvolutionWeights {
       if (!at.has(row, problem_.input[0])) continue;
       const i64 begin = larger(larger(base, i64{0}), base + at.first);
       const i64 end = smaller(smaller(base + line, columns), base + at.last);
-      for (i64 j = begin; j < end; ++j) to[j] = widen(line_of(at, row)[j - base]);
+      // What is written past the end is 0, or belongs to what comes next.
+      for (i64 j = begin; j < end; j += kWidth<S>)
+        store(to + j, load_first(line_of(at, row) + (j - base), end - j));
     }
   }
 
