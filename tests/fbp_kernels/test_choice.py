@@ -230,6 +230,9 @@ def test_the_reference_is_no_silent_choice(operator: str, dtype: str) -> None:
     for mode, found in choice.choice("cuda", operator, dtype).steps.items():
         for step in found:
             assert set(step.order) == set(backends.BACKENDS)
+            if operator in choice.OF_VENDORS and "is not measured" in step.why:
+                assert step.order[0] == "reference"
+                continue
             behind = step.order[step.order.index("reference") + 1 :]
             (decided,) = [one for one in choice.table() if str(one) in step.why] or [row(1)]
             assert set(behind) == {

@@ -72,7 +72,7 @@ CALLS: dict[str, tuple[Callable[[str | None], Call], list[tuple[int, ...]]]] = {
     # Of a sine, likewise.
     "conv2d": (
         lambda k: (
-            lambda x, w, b: fk.conv2d(x.sin(), w, b, stride=(2, 1), padding=(1, 0), backend=k)
+            lambda x, w, b: fk.conv2d(x.sin(), w, b.sin(), stride=(2, 1), padding=(1, 0), backend=k)
         ),
         [(2, 2, 3, 3), (2, 2, 3, 2), (2,)],
     ),

@@ -41,7 +41,8 @@ def test_every_operator_on_every_backend(operator: str, backend: str | None) -> 
             fk.explain(operator, *CALLS[operator], backend=backend)
         return
     got = fk.explain(getattr(fk, operator), *CALLS[operator], backend=backend)
-    assert got.backend == backends.resolve(operator, backend, "cpu", torch.float32)
+    inputs = [t for t in CALLS[operator] if isinstance(t, torch.Tensor)]
+    assert got.backend == backends.resolve(operator, backend, "cpu", torch.float32, inputs)
     assert ("asks for it" in got.because) == (backend is not None)
     assert set(got.others) == set(backends.BACKENDS) - {got.backend}
     text = str(got)
