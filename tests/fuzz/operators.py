@@ -209,7 +209,8 @@ def conv2d(draw: Draw, run: Run) -> None:
     dy = _in_a_layout(draw, draw.tensor(images, outputs, *out))
     weight = _in_a_layout(draw, draw.tensor(outputs, channels, *kernel))
     call = Call("conv2d_weight_gradient", [dy, x, weight, *stride, *padding])
-    run(draw.spoil(call, dict.fromkeys(range(3), "tensor")) if draw.wrong else call)
+    # Of the others, another size may give as many positions.
+    run(draw.spoil(call, {0: "tensor"}) if draw.wrong else call)
 
 
 OPERATORS: dict[str, Callable[[Draw, Run], None]] = {
@@ -221,5 +222,5 @@ OPERATORS: dict[str, Callable[[Draw, Run], None]] = {
     "attention_pool": attention_pool,
     "power_normalize": power_normalize,
     "dropout": dropout,
-    "conv2d": conv2d,
+    "conv2d_weight_gradient": conv2d,
 }

@@ -47,7 +47,7 @@ class Fuzz:
     def __init__(self, library: str, trace: Path | None = None) -> None:
         self._ops = getattr(torch.ops, library)
         self._trace = trace
-        self._operators = [o for o in OPERATORS if self._has(f"{o}_forward")]
+        self._operators = [o for o in OPERATORS if self._has(f"{o}_forward") or self._has(o)]
         for_cpu = hasattr(self._ops, "cpu_isas")
         self._isas = self._ops.cpu_isas().split(",") if for_cpu else [""]
         # Kernels for a GPU have no float64.
