@@ -34,7 +34,7 @@ def use_backend(model: nn.Module, backend: BackendName | None = None) -> str:
     ]
     slower = _slower(model, {r.operator for r in swapped if r.backend != "reference"})
     if slower and not backend:
-        parts.append(f"plain PyTorch where that was measured to be faster: {', '.join(slower)}")
+        parts.append(f"plain PyTorch where nothing faster was measured: {', '.join(slower)}")
     left = any(r.reason for r in swapped) or (slower and not backend)
     return "; ".join(parts) + (" (why: `python -m fbp_kernels doctor`)" if left else "")
 

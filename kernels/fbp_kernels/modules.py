@@ -467,9 +467,9 @@ class Dropout(_Leaf, nn.Dropout):
 class Conv2d(_Leaf, nn.Conv2d):
     """`torch.nn.Conv2d`, of whose weights a kernel of ours computes the gradient, see `fbp_kernels.conv2d`.
 
-    PyTorch's own runs where it was measured to be faster; in float32 and float64 where that gradient is not due or x is
-    not channels last (the copies would cost more); with groups, dilation or padding by other than zeros; on pictures
-    without a batch; under transforms of `torch.func`, and where a call is traced.
+    PyTorch's own runs where ours was not measured to be faster; in float32 and float64 where that gradient is not due
+    or x is not channels last (the copies would cost more); with groups, dilation or padding by other than zeros; on
+    pictures without a batch; under transforms of `torch.func`, and where a call is traced.
 
     Args:
         in_channels: C.
