@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 import fbp_kernels as fk
-from fbp_kernels import backends, choice
+from fbp_kernels import backends, choice, native
 
 from .checks import assert_parity
 
@@ -132,6 +132,28 @@ def test_autocast_narrows_as_it_does_pytorchs_own() -> None:
     ours, theirs = (torch.autograd.grad(y.float().sum(), weight)[0] for y in (got, want))
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours, theirs, atol=0.1, rtol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_once_where_it_has_no_instructions(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(6)
+    x, weight = last(torch.randn(2, 40, 9, 9)).to(dtype), last(torch.randn(6, 40, 3, 3)).to(dtype)
+    bias, dy = torch.randn(6).to(dtype), last(torch.randn(2, 6, 7, 7)).to(dtype)
+    leaf = x.requires_grad_()
+    found = {}
+    for instructions in ("avx2", "avx512_bf16"):
+        monkeypatch.setattr(native, "instruction_set", lambda name=instructions: name)
+        y = fk.conv2d(leaf, weight, bias, backend="native")
+        found[instructions] = [y.detach(), torch.autograd.grad(y, leaf, dy)[0]]
+    wide = x.detach().float().requires_grad_()
+    z = F.conv2d(wide, weight.float(), bias.float())
+    once = [z.detach().to(dtype), torch.autograd.grad(z, wide, dy.float())[0].to(dtype)]
+    for got, want in zip(found["avx2"], once, strict=True):
+        assert torch.equal(got, want)
+    plain = F.conv2d(leaf, weight, bias)
+    assert torch.equal(found["avx512_bf16"][0], plain)
 
 
 # The choice.
