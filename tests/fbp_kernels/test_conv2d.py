@@ -156,6 +156,24 @@ def test_half_precision_is_rounded_once_where_it_has_no_instructions(
     assert torch.equal(found["avx512_bf16"][0], plain)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_look_like_the_inputs(dtype: torch.dtype) -> None:
+    """As tracers are told, whatever PyTorch's own makes of layouts, and though half precision is widened between."""
+    x, weight = torch.randn(2, 16, 8, 9).to(dtype), last(torch.randn(4, 16, 3, 3)).to(dtype)
+    for one, other in ((x, weight), (last(x), weight.contiguous())):
+        dy = torch.ones_like(fk.conv2d(one, other))
+        found = torch.ops.fbp_kernels.conv2d_backward(
+            dy, one, other, None, (1, 1), (0, 0), 3, "native"
+        )
+        for gradient, like in zip(found, (one, other), strict=False):
+            assert (gradient.dtype, gradient.stride()) == (like.dtype, like.stride())
+
+
+def test_the_native_forward_takes_no_more_than_is_said() -> None:
+    with pytest.raises(ValueError, match=r"x has shape \(16, 8, 8\), expected \(N, C, H, W\)"):
+        fk.conv2d(torch.randn(16, 8, 8), torch.randn(4, 16, 3, 3), backend="native")
+
+
 # The choice.
 
 
@@ -257,6 +275,19 @@ def test_a_module_of_ours_is_told_and_gets_back_what_it_had() -> None:
     assert model[0].backend is None
     fk.restore(model)
     assert model[0].backend == "reference"
+
+
+def test_strides_are_those_of_before_the_first_time() -> None:
+    model = nn.Sequential(fk.Conv2d(2, 4, (2, 3)))
+    weight = model[0].weight
+    weight.data = torch.randn(4, 2, 3, 2).transpose(2, 3)
+    before = weight.stride()
+    for _ in range(2):
+        fk.accelerate(model, backend="native", channels_last=True)
+        assert weight.is_contiguous(memory_format=LAST)
+        weight.data = weight.data.contiguous()
+    fk.restore(model)
+    assert weight.stride() == before != weight.contiguous().stride()
 
 
 def test_under_vmap_it_is_pytorchs() -> None:
