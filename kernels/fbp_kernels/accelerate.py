@@ -127,7 +127,7 @@ def _plan(name: str, module: nn.Module, backend: str | None, device: torch.devic
     device_type = next((p.device for p in module.parameters()), device).type
     plain = kind in served.TURNED
     own = None if plain else module.backend or backends.resolve(operator, None, device_type)
-    now = str(own or "reference")
+    now = "reference" if served.by_pytorch(module) else str(own or "reference")
     entry = (name, type(module).__name__, operator)
     if plain and backend == "reference":
         return Replacement(*entry, "reference")

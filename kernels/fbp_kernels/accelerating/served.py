@@ -60,6 +60,11 @@ def why_not(module: nn.Module) -> str:
         return f"{own.__name__} is a subclass of {base.__name__} with a forward of its own"
     if base in TURNED:
         return _why_not_turned(module, base)
+    return by_pytorch(module)
+
+
+def by_pytorch(module: nn.Module) -> str:
+    """Why a module of ours calls PyTorch's own, whatever its backend, or an empty string."""
     if isinstance(module, modules.BatchNormReLU):
         return module.apart()
     if isinstance(module, modules.Conv2d):
